@@ -1,0 +1,274 @@
+/* Tests of chapter 2: paths inside a root, records, removal, processes, the event loop. */
+
+static void write_file(int at, const char *name, const char *text)
+{
+    error e;
+    if (file_replace(at, name, slice_of(text), ATOMIC, &e) < 0) fprintf(stderr, "write_file: %s\n", e.text);
+}
+
+static int count_entries(int at) /* of a directory, without . and .. */
+{
+    DIR *d = fdopendir(openat(at, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    int n = 0;
+    for (struct dirent *entry; (entry = readdir(d));) n += strcmp(entry->d_name, ".") && strcmp(entry->d_name, "..");
+    closedir(d);
+    return n;
+}
+
+TEST(open_inside_never_leaves_the_root_whatever_links_say) /* T50 */
+{
+    char path[PATH_MAX];
+    error e;
+    OWNED_FD dir = temp_dir(path);
+    mkdirat(dir, "root", 0755);
+    write_file(dir, "secret", "outside");
+    OWNED_FD root = openat(dir, "root", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    symlinkat("../secret", root, "up");
+    symlinkat("/secret", root, "absolute");
+    symlinkat("loop", root, "loop");
+    symlinkat("/proc/self/root", root, "magic");
+    static const char *const out[] = { "up", "absolute", "../secret", "/../secret", "a/../../secret" };
+    for (size_t i = 0; i < COUNT(out); i++) {
+        CHECK_INT(open_inside(root, out[i], O_RDONLY, &e), -1);
+        CHECK_INT(e.code, GRPC_NOT_FOUND);
+    }
+    CHECK_INT(open_inside(root, "loop", O_RDONLY, &e), -1);
+    CHECK_INT(e.code, GRPC_INVALID_ARGUMENT);
+    write_file(root, "secret", "inside");
+    OWNED_FD fd = open_inside(root, "absolute", O_RDONLY, &e); /* "/" is the root now */
+    char text[8] = "";
+    CHECK_INT(read_all(fd, text, sizeof text), 6);
+    CHECK(!memcmp(text, "inside", 6));
+    CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
+}
+
+TEST(make_dir_inside_makes_parents_and_stays_inside_over_planted_links)
+{
+    char path[PATH_MAX];
+    error e;
+    OWNED_FD dir = temp_dir(path);
+    mkdirat(dir, "root", 0755);
+    mkdirat(dir, "victim", 0755);
+    OWNED_FD root = openat(dir, "root", O_RDONLY | O_DIRECTORY | O_CLOEXEC), victim = openat(dir, "victim", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    symlinkat("../victim", root, "link");
+    OWNED_FD made = make_dir_inside(root, "/a//b/./c", 0700, &e), again = make_dir_inside(root, "a/b/c", 0700, &e);
+    CHECK(made >= 0 && again >= 0);
+    CHECK_INT(make_dir_inside(root, "link/x", 0700, &e), -1); /* a link to nothing, seen from inside */
+    CHECK_INT(count_entries(victim), 0);
+    CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
+}
+
+TEST(file_replace_leaves_the_new_bytes_and_no_temporary_file)
+{
+    char path[PATH_MAX];
+    error e;
+    OWNED_ARENA a = arena_make(MIB);
+    OWNED_FD dir = temp_dir(path);
+    slice got;
+    CHECK_INT(file_replace(dir, "r", SLICE("one"), ATOMIC, &e), 0);
+    CHECK_INT(file_replace(dir, "r", SLICE("two"), DURABLE, &e), 0);
+    CHECK_INT(file_read(dir, "r", 3, &a, &got, &e), 0);
+    CHECK_TEXT(got, "two");
+    CHECK_INT(count_entries(dir), 1);
+    CHECK_INT(file_read(dir, "r", 2, &a, &got, &e), -1);
+    CHECK_INT(e.code, GRPC_RESOURCE_EXHAUSTED);
+    CHECK_INT(file_read(dir, "none", 9, &a, &got, &e), -1);
+    CHECK_INT(e.code, GRPC_NOT_FOUND);
+    mkfifoat(dir, "fifo", 0600); /* would hang a plain open(2) for ever */
+    CHECK_INT(file_read(dir, "fifo", 9, &a, &got, &e), -1);
+    CHECK_INT(e.code, GRPC_INVALID_ARGUMENT);
+    mkdirat(dir, "d", 0700);
+    CHECK_INT(file_replace(dir, "d", SLICE("x"), ATOMIC, &e), -1); /* rename over a directory fails */
+    CHECK_INT(count_entries(dir), 3);
+    CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
+}
+
+TEST(tree_remove_takes_a_tree_of_any_depth_and_follows_no_link) /* T70 */
+{
+    char path[PATH_MAX];
+    error e;
+    OWNED_FD dir = temp_dir(path);
+    mkdirat(dir, "victim", 0700);
+    OWNED_FD victim = openat(dir, "victim", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    write_file(victim, "keep", "me");
+    mkdirat(dir, "tree", 0700);
+    OWNED_FD at = openat(dir, "tree", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    for (int i = 0; i < 3000; i++) { /* deeper than PATH_MAX and than the descriptors we may have */
+        symlinkat("../victim", at, "link");
+        write_file(at, "file", "x");
+        mkdirat(at, "side", 0700);
+        mkdirat(at, "down", 0700);
+        int next = openat(at, "down", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        close_fd(&at);
+        at = next;
+    }
+    CHECK_INT(tree_remove(dir, "tree", &e), 0);
+    CHECK_INT(tree_remove(dir, "tree", &e), 0); /* gone already: no error */
+    CHECK_INT(count_entries(dir), 1);
+    CHECK_INT(count_entries(victim), 1);
+    symlinkat("victim", dir, "tolink");
+    CHECK_INT(tree_remove(dir, "tolink", &e), 0);
+    CHECK_INT(count_entries(victim), 1);
+    CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
+}
+
+/* Runs `script` in sh with `fd` as its standard output; its exit code. */
+static int run_sh(const char *script, int out)
+{
+    error e;
+    char *argv[] = { "sh", "-c", (char *)(uintptr_t)script, NULL }, *envp[] = { "PATH=/bin:/usr/bin", NULL };
+    int fds[] = { -1, out, out };
+    OWNED_FD child = spawn(&(spawn_args){ .exec_fd = -1, .path = "/bin/sh", .argv = argv, .envp = envp, .fds = fds, .nfds = 3 }, NULL, &e);
+    CHECK(child >= 0);
+    return child < 0 ? -1 : reap(child, 0);
+}
+
+TEST(spawn_gives_a_child_its_descriptors_and_nothing_else)
+{
+    int pipes[2];
+    char text[256] = "";
+    if (pipe2(pipes, O_CLOEXEC) < 0) abort();
+    OWNED_FD leaked = dup(pipes[0]); /* no CLOEXEC: spawn must close it all the same */
+    CHECK(leaked >= 0);
+    CHECK_INT(run_sh("ls /proc/self/fd | tr '\\n' ' '; pwd; env | sort", pipes[1]), 0);
+    close(pipes[1]);
+    CHECK(read_all(pipes[0], text, sizeof text - 1) > 0);
+    close(pipes[0]);
+    CHECK(strstr(text, "0 1 2 3 /\n")); /* 3 is ls's own directory */
+    CHECK(strstr(text, "PATH=/bin:/usr/bin\nPWD=/\n"));
+    CHECK(!strstr(text, "HOME="));
+}
+
+TEST(reap_tells_exit_codes_as_shells_do)
+{
+    CHECK_INT(run_sh("exit 7", -1), 7);
+    CHECK_INT(run_sh("kill -9 $$", -1), 137);
+    CHECK_INT(run_sh("kill -TERM $$", -1), 143);
+}
+
+TEST(spawn_of_a_missing_program_fails_with_its_errno)
+{
+    error e;
+    char *argv[] = { "nothing", NULL }, *envp[] = { NULL };
+    CHECK_INT(spawn(&(spawn_args){ .exec_fd = -1, .path = "/no/such/program", .argv = argv, .envp = envp }, NULL, &e), -1);
+    CHECK_INT(e.sys, ENOENT);
+    CHECK(strstr(e.text, "execute nothing"));
+}
+
+TEST(self_program_cannot_be_written_to) /* CVE-2019-5736 */
+{
+    error e;
+    int program = self_program(&e);
+    CHECK(program >= 0);
+    CHECK(write(program, "x", 1) < 0);
+    CHECK(ftruncate(program, 1) < 0);
+    CHECK_INT(self_program(&e), program);
+}
+
+/* -- the loop ---- */
+
+typedef struct { loop *l; timer t; int order; watch w; watch *other; job j; } loop_probe;
+static int loop_count;
+
+static void probe_due(timer *t)
+{
+    loop_probe *p = OWNER(t, loop_probe, t);
+    p->order = ++loop_count;
+    if (p->order == 3) loop_stop(p->l);
+}
+
+TEST(loop_timers_come_in_the_order_of_their_times)
+{
+    error e;
+    loop l;
+    loop_probe a = { .l = &l, .t.due = probe_due }, b = a, c = a, never = a;
+    CHECK_INT(loop_open(&l, &e), 0);
+    int64_t now = clock_mono();
+    loop_count = 0;
+    CHECK(loop_arm(&l, &a.t, now + 3 * NS_PER_MS, &e) == 0 && loop_arm(&l, &b.t, now + 9, &e) == 0 && loop_arm(&l, &never.t, now + 10, &e) == 0);
+    CHECK(loop_arm(&l, &c.t, now + NS_PER_SEC, &e) == 0 && loop_arm(&l, &c.t, now + 2 * NS_PER_MS, &e) == 0); /* moved */
+    loop_disarm(&l, &never.t);
+    loop_run(&l);
+    CHECK_INT(b.order, 1);
+    CHECK_INT(c.order, 2);
+    CHECK_INT(a.order, 3);
+    CHECK_INT(never.order, 0);
+    loop_close(&l);
+}
+
+TEST(loop_heap_stays_in_order_under_random_arming)
+{
+    error e;
+    loop l;
+    static timer timers[500];
+    CHECK_INT(loop_open(&l, &e), 0);
+    srand(1);
+    for (int i = 0; i < 20000; i++) {
+        timer *t = &timers[rand() % 500];
+        if (rand() % 3) CHECK_INT(loop_arm(&l, t, rand(), &e), 0);
+        else loop_disarm(&l, t);
+        for (size_t k = 2; k <= l.ntimers && i % 100 == 0; k++) {
+            CHECK(l.heap[k / 2]->at <= l.heap[k]->at);
+            CHECK_INT(l.heap[k]->slot, k);
+        }
+    }
+    loop_close(&l);
+}
+
+static void probe_ready(watch *w, uint32_t events)
+{
+    loop_probe *p = OWNER(w, loop_probe, w);
+    (void)events;
+    loop_count++;
+    loop_forget(p->l, p->other); /* its event is in the same batch and must not be told */
+    loop_stop(p->l);
+}
+
+TEST(loop_forgets_a_watch_even_when_its_event_has_come)
+{
+    error e;
+    loop l;
+    CHECK_INT(loop_open(&l, &e), 0);
+    loop_probe a = { .l = &l, .w = { .fd = eventfd(1, EFD_CLOEXEC), .ready = probe_ready } };
+    loop_probe b = { .l = &l, .w = { .fd = eventfd(1, EFD_CLOEXEC), .ready = probe_ready } };
+    a.other = &b.w;
+    b.other = &a.w;
+    CHECK(loop_watch(&l, &a.w, EPOLLIN, &e) == 0 && loop_watch(&l, &b.w, EPOLLIN, &e) == 0);
+    loop_count = 0;
+    loop_run(&l);
+    CHECK_INT(loop_count, 1);
+    close(a.w.fd);
+    close(b.w.fd);
+    loop_close(&l);
+}
+
+static void probe_letter(job *j)
+{
+    loop_probe *p = OWNER(j, loop_probe, j);
+    p->order = ++loop_count;
+    if (loop_count == 2) loop_stop(p->l);
+}
+
+static void *probe_post(void *arg)
+{
+    loop_probe *both = arg;
+    loop_post(both[0].l, &both[0].j);
+    loop_post(both[1].l, &both[1].j);
+    return NULL;
+}
+
+TEST(loop_runs_what_another_thread_posts_in_its_order)
+{
+    error e;
+    loop l;
+    pthread_t thread;
+    CHECK_INT(loop_open(&l, &e), 0);
+    loop_probe both[2] = { { .l = &l, .j.run = probe_letter }, { .l = &l, .j.run = probe_letter } };
+    loop_count = 0;
+    pthread_create(&thread, NULL, probe_post, both);
+    loop_run(&l);
+    pthread_join(thread, NULL);
+    CHECK_INT(both[0].order, 1);
+    CHECK_INT(both[1].order, 2);
+    loop_close(&l);
+}

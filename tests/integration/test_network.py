@@ -1,0 +1,289 @@
+"""Pod networks through real CNI plugins (bridge, host-local, portmap) and through one of ours that
+writes down how it was called and fails on request."""
+import ipaddress
+import json
+import os
+import socket
+import subprocess
+
+from harness import (BRIDGE, DEADLINE, Failure, check, equal, holds, merge, pb, refused, test, until)
+
+RECORDER = """#!/bin/sh
+# Keeps what a CNI plugin is told; answers with the result of the plugin before it.
+d=%(d)s
+n=$d/$(date +%%s%%N).$$
+cat >$n.stdin
+env | grep ^CNI_ >$n.env
+[ ! -e $d/hang ] || sleep 98765
+[ ! -e $d/fail ] || [ "$CNI_COMMAND" != ADD ] ||
+    { echo '{"cniVersion":"1.0.0","code":11,"msg":"told to fail"}'; exit 1; }
+[ ! -e $d/rubbish ] || { echo 'this is no JSON'; exit 0; }
+[ "$CNI_COMMAND" != ADD ] || /usr/bin/python3 -c '
+import json, sys
+print(json.dumps(json.load(open(sys.argv[1]))["prevResult"]))' $n.stdin
+"""
+
+
+def setup(k):
+    k.write_cni()
+    k.calls = k.directory + "/calls"
+    os.makedirs(k.calls)
+    plugins = k.directory + "/plugins"
+    os.makedirs(plugins)
+    with open(plugins + "/recorder", "w") as f:
+        f.write(RECORDER % {"d": k.calls})
+    os.chmod(plugins + "/recorder", 0o755)
+    # The flag takes directories split by ':', as PATH does.
+    k.flags += ["--cni-bin-dir", plugins + ":/usr/lib/cni"]
+    k.restart()
+
+
+def with_recorder(k):
+    """Makes the network end in our recording plugin, until the next write_cni."""
+    path = k.cni + "/10-test.conflist"
+    with open(path) as f:
+        conf = json.load(f)
+    if conf["plugins"][-1]["type"] != "recorder":
+        conf["plugins"].append({"type": "recorder", "capabilities": {"portMappings": True}})
+    with open(k.cni + "/.new", "w") as f:
+        json.dump(conf, f)
+    os.rename(k.cni + "/.new", path)
+    for name in os.listdir(k.calls):
+        os.unlink(os.path.join(k.calls, name))
+
+
+def recorded(k):
+    """(environment, stdin) of each call, in order."""
+    out = []
+    for name in sorted(n[:-4] for n in os.listdir(k.calls) if n.endswith(".env")):
+        with open(f"{k.calls}/{name}.env") as f:
+            environment = dict(line.rstrip("\n").split("=", 1) for line in f)
+        with open(f"{k.calls}/{name}.stdin") as f:
+            out.append((environment, json.load(f)))
+    return out
+
+
+def serve(pod, port=8080):
+    """A container that answers HTTP on this port once it runs."""
+    container = pod.start("sh", "-c", f"echo hello >/tmp/index.html; httpd -p {port} -h /tmp; "
+                                      "echo serving; sleep 98765")
+    until("it serves", lambda: "serving" in container.output())
+    return container
+
+
+def fetch(address, port=8080):
+    with socket.create_connection((address, port), timeout=DEADLINE) as s:
+        s.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        out = b""
+        while True:
+            part = s.recv(4096)
+            if not part:
+                return out.decode()
+            out += part
+
+
+@test
+def the_pods_address_is_in_its_status_and_inside(k):
+    pod = k.own_network_pod()
+    address = pod.status().network.ip
+    check(ipaddress.ip_address(address) in ipaddress.ip_network("10.123.0.0/16"), address)
+    holds(address, pod.prints("ip", "-4", "addr", "show", "eth0"), "the container's view")
+    holds(address, pod.prints("cat", "/etc/hosts"), "/etc/hosts")
+    holds("default via 10.123.0.1", pod.prints("ip", "route"), "routes")
+    equal(pod.status().linux.namespaces.options.network, pb.POD, "mode")
+
+
+@test
+def loopback_is_up_in_the_pod(k):
+    holds("LOOPBACK,UP", pod_links(k.own_network_pod()), "links")
+
+
+def pod_links(pod):
+    return pod.prints("ip", "link", "show", "lo")
+
+
+@test
+def the_host_and_other_pods_reach_it(k):
+    server = k.own_network_pod()
+    serve(server)
+    address = server.status().network.ip
+    holds("hello", fetch(address), "the host's view")
+    equal(k.own_network_pod().prints("wget", "-qO-", f"http://{address}:8080/"), "hello\n",
+          "another pod's view")
+
+
+@test
+def a_host_port_leads_to_the_container_port(k):
+    pod = k.own_network_pod(port_mappings=[{"container_port": 8080, "host_port": 12080},
+                                           {"container_port": 8081, "host_port": 0}])
+    serve(pod)
+    holds("hello", fetch("10.123.0.1", 12080), "through the host port")
+    pod.stop()
+    rules = subprocess.check_output(["iptables-save", "-t", "nat"]).decode()
+    check("12080" not in rules, "the rule went with the pod")
+
+
+@test
+def the_network_namespace_is_pinned_while_the_pod_is_there(k):
+    pod = k.own_network_pod()
+    equal(os.listdir("/run/netns"), ["krun-" + pod.id], "/run/netns")
+    pod.stop()
+    equal(os.listdir("/run/netns"), [], "/run/netns after the stop")
+
+
+@test
+def the_address_is_given_back_when_the_pod_stops(k):
+    pod = k.own_network_pod()
+    equal(k.reserved_addresses(), [pod.status().network.ip], "reserved")
+    pod.stop()
+    equal(k.reserved_addresses(), [], "reserved after the stop")
+    pod.stop()
+
+
+@test
+def a_pod_on_the_hosts_network_meets_no_plugin(k):
+    with_recorder(k)
+    k.pod().start().remove()
+    equal(recorded(k), [], "calls")
+    k.write_cni()
+
+
+@test
+def plugins_are_told_what_the_CNI_specification_says(k):
+    with_recorder(k)
+    pod = k.own_network_pod(port_mappings=[{"container_port": 80, "host_port": 12090,
+                                            "protocol": pb.UDP}])
+    pod.stop()
+    calls = recorded(k)
+    equal([e["CNI_COMMAND"] for e, _ in calls], ["ADD", "DEL"], "commands")
+    for environment, conf in calls:
+        equal(environment["CNI_CONTAINERID"], pod.id, "CNI_CONTAINERID")
+        equal(environment["CNI_IFNAME"], "eth0", "CNI_IFNAME")
+        equal(environment["CNI_NETNS"], "/run/netns/krun-" + pod.id, "CNI_NETNS")
+        arguments = dict(a.split("=", 1) for a in environment["CNI_ARGS"].split(";"))
+        equal(arguments["K8S_POD_NAME"], pod.config["metadata"]["name"], "K8S_POD_NAME")
+        equal(arguments["K8S_POD_NAMESPACE"], "tests", "K8S_POD_NAMESPACE")
+        equal(arguments["K8S_POD_INFRA_CONTAINER_ID"], pod.id, "K8S_POD_INFRA_CONTAINER_ID")
+        equal((conf["cniVersion"], conf["name"], conf["type"]), ("1.0.0", "krun-test", "recorder"), "conf")
+        mapping = conf["runtimeConfig"]["portMappings"][0]
+        equal((mapping["hostPort"], mapping["containerPort"], mapping["protocol"].lower()),
+              (12090, 80, "udp"), "port mapping")
+        check("prevResult" in conf, "prevResult")
+    k.write_cni()
+
+
+@test
+def a_failed_ADD_is_undone_and_its_reason_told(k):  # T45
+    with_recorder(k)
+    with open(k.calls + "/fail", "w"):
+        pass
+    config = merge(k.pod_config(hostname="h"),
+                   {"linux": {"security_context": {"namespace_options": {"network": pb.POD}}}})
+    try:
+        k.cri.RunPodSandbox(config=config)
+        raise Failure("the pod is there")
+    except Failure:
+        raise
+    except Exception as error:  # pylint: disable=broad-except
+        holds("told to fail", error.details(), "the message")
+        holds("recorder", error.details(), "the message")
+    finally:
+        os.unlink(k.calls + "/fail")
+    until("the address is back", lambda: not k.reserved_addresses())
+    equal([p.id for p in k.cri.ListPodSandbox(filter={"state": {"state": pb.SANDBOX_READY}}).items],
+          [], "ready pods")
+    k.cri.RunPodSandbox(config=config)  # the retry, with the same metadata
+    k.write_cni()
+
+
+@test
+def rubbish_from_a_plugin_and_a_missing_plugin_are_named(k):  # T45
+    config = merge(k.pod_config(hostname="h"),
+                   {"linux": {"security_context": {"namespace_options": {"network": pb.POD}}}})
+    with_recorder(k)
+    with open(k.calls + "/rubbish", "w"):
+        pass
+    rows = [("recorder", k.cni + "/10-test.conflist", None)]
+    rows.append(("no-such-plugin", k.cni + "/10-test.conflist", {
+        "cniVersion": "1.0.0", "name": "krun-test", "plugins": [{"type": "no-such-plugin"}]}))
+    for wanted, path, conf in rows:
+        if conf:
+            with open(path, "w") as f:
+                json.dump(conf, f)
+        try:
+            k.cri.RunPodSandbox(config=config)
+            raise Failure("the pod is there")
+        except Failure:
+            raise
+        except Exception as error:  # pylint: disable=broad-except
+            holds(wanted, error.details(), "the message")
+        k.remove_all()
+    os.unlink(k.calls + "/rubbish")
+    k.write_cni()
+    until("addresses are back", lambda: not k.reserved_addresses())
+
+
+@test
+def a_hanging_plugin_delays_its_own_pod_only(k):  # T45
+    with_recorder(k)
+    with open(k.calls + "/hang", "w"):
+        pass
+    config = merge(k.pod_config(hostname="h"),
+                   {"linux": {"security_context": {"namespace_options": {"network": pb.POD}}}})
+    call = k.cri.begin("RunPodSandbox", config=config)
+    until("the plugin hangs", lambda: recorded(k))
+    k.cri.Status()
+    k.pod().start().run("true")
+    check(not call.done(), "the hanging one is still under way")
+    call.cancel()
+    os.unlink(k.calls + "/hang")
+    k.write_cni()
+    k.cri.RunPodSandbox(config=config)  # joins or comes after: either way a pod
+
+
+@test
+def a_pod_can_be_stopped_when_its_namespace_was_deleted_under_it(k):
+    pod = k.own_network_pod()
+    subprocess.check_call(["ip", "netns", "del", "krun-" + pod.id])
+    pod.stop()
+    equal(k.reserved_addresses(), [], "reserved")
+
+
+@test
+def a_pod_can_be_removed_when_the_configuration_is_gone(k):
+    pod = k.own_network_pod()
+    os.unlink(k.cni + "/10-test.conflist")
+    pod.stop()
+    pod.remove()
+    equal(k.reserved_addresses(), [], "reserved")
+    k.write_cni()
+
+
+@test
+def a_second_address_is_among_the_additional_ones(k):
+    if not os.path.exists("/proc/sys/net/ipv6"):
+        from harness import skip
+        skip("this kernel has no IPv6")
+    path = k.cni + "/10-test.conflist"
+    with open(path) as f:
+        conf = json.load(f)
+    conf["plugins"][0]["ipam"]["ranges"].append([{"subnet": "fd00:1234::/64"}])
+    with open(path, "w") as f:
+        json.dump(conf, f)
+    network = k.own_network_pod().status().network
+    equal(ipaddress.ip_address(network.ip).version, 4, "the first address")
+    equal([ipaddress.ip_address(a.ip).version for a in network.additional_ips], [6], "the others")
+    k.remove_all()
+    subprocess.check_call(["ip", "-6", "addr", "flush", "dev", BRIDGE, "scope", "global"])
+    k.write_cni()
+
+
+@test
+def the_kernel_takes_the_links_with_the_namespace(k):
+    pods = [k.own_network_pod() for _ in range(5)]
+    for pod in pods:
+        pod.remove()
+    links = json.loads(subprocess.check_output(["ip", "-j", "link", "show", "master", BRIDGE]) or "[]")
+    until("the bridge has no port left", lambda: not [
+        x for x in json.loads(subprocess.check_output(
+            ["ip", "-j", "link", "show", "master", BRIDGE]) or "[]") if x.get("ifname")] or not links)

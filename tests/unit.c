@@ -1,0 +1,104 @@
+/* The unit tests: one program that includes krun.c, so that every static function is in reach, and
+ * a file of tests for each chapter. `unit` runs all, `unit pb_` those whose name holds "pb_". */
+#define KRUN_NO_MAIN
+#include "../krun.c"
+
+typedef struct test { const char *name; void (*run)(void); struct test *next; } test;
+static test *tests_all, **tests_end = &tests_all;
+static int checks_failed, tests_skipped;
+static const char *vectors_dir; /* where the public test vectors lie: KRUN_TESTDATA, or NULL */
+
+/* TEST registers itself before main; its name is a sentence that can be false. */
+#define TEST(name_)                                                                      \
+    static void test_##name_(void);                                                      \
+    __attribute__((constructor)) static void register_##name_(void)                      \
+    {                                                                                    \
+        static test me = { .name = #name_, .run = test_##name_ };                        \
+        *tests_end = &me;                                                                \
+        tests_end = &me.next;                                                            \
+    }                                                                                    \
+    static void test_##name_(void)
+
+#define CHECK(condition)                                                                 \
+    do {                                                                                 \
+        if (!(condition)) {                                                              \
+            fprintf(stderr, "%s:%d: %s: not true: %s\n", __FILE__, __LINE__, __func__, #condition); \
+            checks_failed++;                                                             \
+        }                                                                                \
+    } while (0)
+
+#define CHECK_INT(got, want)                                                             \
+    do {                                                                                 \
+        long long got_ = (long long)(got), want_ = (long long)(want);                    \
+        if (got_ != want_) {                                                             \
+            fprintf(stderr, "%s:%d: %s: %s is %lld, not %lld\n", __FILE__, __LINE__, __func__, #got, got_, want_); \
+            checks_failed++;                                                             \
+        }                                                                                \
+    } while (0)
+
+/* Compares a slice with a C string. */
+#define CHECK_TEXT(got, want)                                                            \
+    do {                                                                                 \
+        slice got_ = (got), want_ = slice_of(want);                                      \
+        if (!slice_eq(got_, want_)) {                                                    \
+            fprintf(stderr, "%s:%d: %s: %s is \"%.*s\", not \"%.*s\"\n", __FILE__, __LINE__, __func__, #got, PR(got_), PR(want_)); \
+            checks_failed++;                                                             \
+        }                                                                                \
+    } while (0)
+
+/* Says why the running test cannot run here; it is counted, and printed at the end. */
+#define SKIP(...)                                                                        \
+    do {                                                                                 \
+        fprintf(stderr, "SKIP %s: ", __func__);                                          \
+        fprintf(stderr, __VA_ARGS__);                                                    \
+        fputc('\n', stderr);                                                             \
+        tests_skipped++;                                                                 \
+        return;                                                                          \
+    } while (0)
+
+/* The n bytes at the very end of a page that is followed by one that cannot be touched: reading or
+ * writing one byte too far is a crash, even without a sanitizer. Never freed. */
+static slice at_page_end(const void *bytes, size_t n)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), room = (n + page - 1) / page * page;
+    char *p = mmap(NULL, room + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED || mprotect(p + room, page, PROT_NONE) < 0) abort();
+    if (n) memcpy(p + room - n, bytes, n);
+    return (slice){ (uint8_t *)p + room - n, n };
+}
+
+/* A new empty directory under TMPDIR; its descriptor, and its path in `path`. */
+static int temp_dir(char path[PATH_MAX])
+{
+    const char *base = getenv("TMPDIR");
+    snprintf(path, PATH_MAX, "%s/krun-unit-XXXXXX", base ? base : "/tmp");
+    if (!mkdtemp(path)) abort();
+    return open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}
+
+#include "01_foundations.c"
+#include "02_kernel.c"
+#include "03_text.c"
+#include "04_hashes.c"
+#include "05_decompress.c"
+#include "08_protobuf.c"
+int main(int argc, char **argv)
+{
+    int ran = 0, failed = 0;
+    signal(SIGPIPE, SIG_IGN);
+    vectors_dir = getenv("KRUN_TESTDATA");
+    for (test *t = tests_all; t; t = t->next) {
+        bool wanted = argc < 2;
+        for (int i = 1; i < argc; i++) wanted = wanted || strstr(t->name, argv[i]);
+        if (!wanted) continue;
+        int before = checks_failed;
+        t->run();
+        ran++;
+        if (checks_failed > before) {
+            failed++;
+            fprintf(stderr, "FAILED %s\n", t->name);
+        }
+    }
+    printf("%d passed, %d failed, %d skipped\n", ran - failed - tests_skipped, failed, tests_skipped);
+    return failed != 0;
+}
