@@ -21,9 +21,9 @@
  *          krun_main and krun_main_role; the daemon writes its log to stderr.
  * Strings  go in as NUL-terminated UTF-8 that is only read during the call.
  * Threads  krun_open, krun_close: one thread, nothing else running on that krun. All others: any
- *          threads at once. krun_pull, krun_run_pod and krun_call wait for an answer from the
- *          daemon, so krun_serve must be running on another thread (or, for a krun from
- *          krun_connect, in another process).
+ *          threads at once. krun_pull, krun_run_pod, krun_remove_pod and krun_call wait for an
+ *          answer from the daemon, so krun_serve must be running on another thread (or, for a
+ *          krun from krun_connect, in another process).
  * Signals  none is caught. Ignore SIGPIPE. SIGCHLD must not be ignored: krun reaps its children,
  *          each by its pidfd, and no others. */
 #ifndef KRUN_H
@@ -33,7 +33,7 @@
 extern "C" {
 #endif
 
-#include <stddef.h>
+#include <stdint.h>
 
 /* code is a gRPC code (google.golang.org/grpc/codes: 3 invalid argument, 5 not found, ...), sys an
  * errno or 0, text a sentence that names step, object and bad value. */
@@ -45,8 +45,8 @@ typedef struct {
     const char *root;                /* what survives a reboot; /var/lib/krun */
     const char *run;                 /* what does not: sockets, namespaces; /run/krun */
     const char *socket;              /* the CRI socket; <run>/krun.sock */
-    const char *config;              /* a TOML file; none. Members that are set here win over it */
-    const char *cgroup_driver;       /* "systemd" or "cgroupfs"; by what PID 1 is */
+    const char *config;              /* /etc/krun/krun.toml; what is set here wins over the file */
+    const char *cgroup_driver;       /* "cgroupfs" */
     const char *cni_conf_dir;        /* /etc/cni/net.d */
     const char *cni_bin_dir;         /* directories, split by ':'; /opt/cni/bin:/usr/lib/cni */
     const char *hosts_dir;           /* <host>/hosts.toml for registries; /etc/krun/certs.d */
@@ -88,8 +88,8 @@ int krun_main(int argc, char **argv);
  *         fprintf(stderr, "%s\n", e.text); */
 krun *krun_open(const krun_options *options, krun_error *e);
 
-/* A krun whose daemon runs in another process, for krun_pull, krun_run_pod and krun_call alone.
- * Nothing is connected yet. NULL only without memory. Freed by krun_close.
+/* A krun whose daemon runs in another process, for all functions but krun_serve.
+ * Nothing is connected yet. NULL: a path that is no socket's (3), no memory (8). Freed by krun_close.
  *
  *     krun *k = krun_connect("/run/krun/krun.sock", &e);
  *     char *pods;
@@ -123,26 +123,39 @@ void krun_close(krun *k);
  *     char id[72];
  *     if (krun_pull(k, "docker.io/library/busybox:latest", id, &e) < 0)
  *         fprintf(stderr, "%s\n", e.text); */
-int krun_pull(krun *k, const char *image, char id[72], krun_error *e);
+int krun_pull(krun *k, const char *name, char id[72], krun_error *e);
 
-/* A pod with one container. name and image are needed; the rest may be zero. */
+/* A pod with one container. Only image is needed; what is zero is as the image or krun has it. Lists
+ * end with NULL. */
 typedef struct {
-    const char *name;          /* of the pod and its container; one pod of that name at a time */
-    const char *image;         /* already pulled, or localhost/krun:self */
-    const char *const *args;   /* NULL-terminated; NULL: what the image says */
-    const char *const *env;    /* "NAME=value", NULL-terminated; NULL: what the image says */
-    const char *network;       /* "host", "cni" or "none" (loopback only); none */
-    const char *log_directory; /* absolute; the log is the file <name>.log in it; NULL: no log */
+    const char *name;           /* of the pod and its container; run-XXXXXXXX */
+    const char *image;          /* already pulled, or localhost/krun:self */
+    const char *const *args;    /* follow the image's entrypoint, in place of its CMD */
+    const char *entrypoint;     /* in place of the image's */
+    const char *const *env;     /* "NAME=value"; or "NAME" for the value that your process has */
+    const char *const *volumes; /* "host-path:/path" or "host-path:/path:ro" */
+    const char *workdir, *user; /* user: "name", "uid", "name:gid" or "uid:gid" */
+    const char *network;        /* "host", "cni" or "none" (loopback); cni if ready, else none */
+    const char *log_directory;  /* of <name>.log; <root>/logs/<the pod's uid> */
+    int64_t memory, cpus;       /* limits: bytes; thousandths of a CPU */
+    int privileged, read_only;  /* all rights; a root file system that cannot be written */
 } krun_pod;
 
 /* Makes the pod and starts its container; when it returns 0, the program runs. pod_id, 65 bytes of
  * yours, gets the pod's ID; what the program does later is asked with krun_call. On failure nothing
- * is left.
+ * is left; 3 for a member that makes no sense, 5 for an image that is not there.
  *
  *     char id[65];
  *     const char *args[] = { "sleep", "60", NULL };
- *     krun_run_pod(k, &(krun_pod){ "nap", "localhost/krun:self", args }, id, &e); */
+ *     krun_run_pod(k, &(krun_pod){ .image = "localhost/krun:self", .args = args }, id, &e); */
 int krun_run_pod(krun *k, const krun_pod *pod, char pod_id[65], krun_error *e);
+
+/* Stops and removes a pod of krun_run_pod, with its containers and its log directory (but not one
+ * that you named). 5 for an ID that is not there.
+ *
+ *     if (krun_remove_pod(k, id, &e) < 0)
+ *         fprintf(stderr, "%s\n", e.text); */
+int krun_remove_pod(krun *k, const char *pod_id, krun_error *e);
 
 /* Any unary call of the CRI by its name, in protobuf's JSON form (field names as in cri.proto or in
  * lowerCamelCase). *reply is a new NUL-terminated string: free(3) it. 12 unimplemented for a name

@@ -82,6 +82,12 @@ static int temp_dir(char path[PATH_MAX])
 #include "04_hashes.c"
 #include "05_decompress.c"
 #include "08_protobuf.c"
+#include "09_cri.c"
+#include "10_http2.c"
+#include "18_monitor.c"
+#include "19_cni.c"
+#include "20_spec.c"
+#include "21_pods.c"
 int main(int argc, char **argv)
 {
     int ran = 0, failed = 0;

@@ -54,8 +54,8 @@ class Tree:
     def link(self, path, target):
         return self.add(path, tarfile.SYMTYPE, mode=0o777, link=target)
 
-    def hard_link(self, path, target):
-        return self.add(path, tarfile.LNKTYPE, link=target)
+    def hard_link(self, path, target, mode=0o755):
+        return self.add(path, tarfile.LNKTYPE, mode=mode, link=target)
 
     def tar(self):
         out = io.BytesIO()

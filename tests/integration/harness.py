@@ -52,14 +52,19 @@ def check(condition, message):
         raise Failure(message)
 
 
+def short(value):
+    text = repr(value)
+    return text if len(text) < 600 else f"{text[:400]}...{text[-150:]}"
+
+
 def equal(got, want, what="value"):
     if got != want:
-        raise Failure(f"{what} is {got!r}, not {want!r}")
+        raise Failure(f"{what} is {short(got)}, not {short(want)}")
 
 
 def holds(part, whole, what="text"):
     if part not in whole:
-        raise Failure(f"{what} lacks {part!r}: {whole!r}")
+        raise Failure(f"{what} lacks {part!r}: {short(whole)}")
 
 
 def until(what, question, deadline=None):
@@ -218,8 +223,10 @@ class Pod:
     def create(self, *command, **changes):
         """A container of this pod: by default busybox and a long sleep."""
         name = self.krun.name("c")
+        spaces = self.config["linux"]["security_context"]["namespace_options"]  # as the kubelet does
         config = {"metadata": {"name": name}, "image": {"image": self.krun.image},
-                  "command": list(command) or SLEEP, "log_path": name + ".log"}
+                  "command": list(command) or SLEEP, "log_path": name + ".log",
+                  "linux": {"security_context": {"namespace_options": spaces}}}
         return Container(self, merge(config, changes))
 
     def start(self, *command, **changes):
@@ -385,6 +392,19 @@ class Krun:
             self.cri.StopPodSandbox(pod_sandbox_id=pod.id)
             self.cri.RemovePodSandbox(pod_sandbox_id=pod.id)
         equal(len(self.cri.ListContainers().containers), 0, "containers after all pods are removed")
+
+
+def running(mark):
+    """The processes that have `mark` in their command line."""
+    return [pid for pid, line in processes().items() if mark in line]
+
+
+def pid_of(container):
+    """The container's process, found by its last argument, which must be one that only it has."""
+    mark = container.config["command"][-1]
+    found = until(f"{mark} runs", lambda: running(mark))
+    equal(len(found), 1, f"number of processes with {mark}")
+    return found[0]
 
 
 # -- leaks ----------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ import re
 import subprocess
 
 import images
-from harness import (SLEEP, Failure, check, equal, holds, merge, pb, processes, refused, restarts,
-                     skip, test, until)
+from harness import (SLEEP, Failure, check, equal, holds, merge, pb, pid_of, refused, running,
+                     test, until)
 
 REGISTRY = "127.0.0.1:5000/"
 DEFAULT_CAPABILITIES = 0xa80425fb  # chown dac_override fowner fsetid kill setgid setuid setpcap
@@ -70,9 +70,8 @@ def a_container_goes_from_CREATED_to_RUNNING_to_EXITED_and_tells_when(k):
 @test
 def exit_codes_and_reasons_are_the_kubelets(k):
     pod = k.pod()
-    rows = (("exit 0", 0, "Completed"), ("exit 7", 7, "Error"), ("exit 255", 255, "Error"),
-            ("sh -c 'kill -9 $PPID' & wait", None, None))
-    for script, code, reason in rows[:3]:
+    rows = (("exit 0", 0, "Completed"), ("exit 7", 7, "Error"), ("exit 255", 255, "Error"))
+    for script, code, reason in rows:
         status = pod.start("sh", "-c", script).exited()
         equal((status.exit_code, status.reason), (code, reason), script)
 
@@ -83,8 +82,7 @@ def death_by_a_signal_is_128_and_its_number(k):
     for number in (9, 15, 6):
         container = pod.start("sleep", str(2000000 + number),
                               **security(namespace_options={"pid": pb.NODE}))
-        pid = next(p for p, line in processes().items() if str(2000000 + number) in line)
-        os.kill(pid, number)
+        os.kill(pid_of(container), number)
         status = container.exited()
         equal((status.exit_code, status.reason), (128 + number, "Error"), f"signal {number}")
 
@@ -180,7 +178,7 @@ def RemoveContainer_ends_what_runs(k):
     container = k.pod().start("sleep", "3000001")
     container.remove()
     refused("NOT_FOUND", container.status)
-    equal([line for line in processes().values() if "3000001" in line], [], "processes")
+    equal(running("3000001"), [], "processes")
 
 
 @test
@@ -254,9 +252,9 @@ def timeout_0_kills_at_once(k):
 def a_stop_ends_all_that_the_container_started(k):
     container = k.pod().start("sh", "-c", "setsid sleep 3100001 & setsid sh -c 'trap \"\" TERM INT HUP;"
                               " sleep 3100001' & echo up; trap 'exit 0' TERM; while :; do sleep 1; done")
-    until("they run", lambda: sum("3100001" in p for p in processes().values()) >= 3)
+    until("they run", lambda: len(running("3100001")) >= 3)
     container.stop(timeout=600)
-    equal([p for p in processes().values() if "3100001" in p], [], "processes")
+    equal(running("3100001"), [], "processes")
 
 
 @test
@@ -264,7 +262,7 @@ def the_end_of_the_first_process_ends_all_the_others(k):
     shared = security(namespace_options={"pid": pb.POD})
     container = k.pod(**shared).start("sh", "-c", "setsid sleep 3200001 & sleep 0.2; exit 4", **shared)
     equal(container.exited().exit_code, 4, "exit code")
-    until("the rest is gone", lambda: not [p for p in processes().values() if "3200001" in p])
+    until("the rest is gone", lambda: not running("3200001"))
 
 
 @test
@@ -538,7 +536,6 @@ def masked_paths_show_nothing_and_read_only_ones_cannot_be_written(k):
         readonly_paths=["/proc/sys", "/proc/bus", "/no/such/path"]))
     equal(container.sh("cat /proc/meminfo; ls /proc/tty"), "", "a masked file and directory")
     check(container.run("sh", "-c", "echo x >/proc/sys/kernel/domainname").exit_code, "read-only")
-    check(container.run("sh", "-c", "echo x >/proc/meminfo").exit_code, "the mask cannot be written")
     container.sh("cat /proc/version >/dev/null")
 
 
@@ -818,8 +815,7 @@ def links_at_dev_proc_sys_and_etc_of_an_image_harm_nothing_outside(k):  # T50
                                "test/evil-" + path.replace("/", "-"), "1")
             k.pull(name)
             try:
-                k.own_network_pod().start(image={"image": name}) if False else \
-                    k.pod().start(image={"image": name})
+                k.pod().start(image={"image": name})
             except Exception:  # pylint: disable=broad-except
                 pass  # refused
             equal(os.listdir(canary), ["ptmx"], f"the canary with a link at {path}")

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 
-from harness import (BRIDGE, DEADLINE, Failure, check, equal, holds, merge, pb, refused, test, until)
+from harness import (BRIDGE, DEADLINE, Failure, check, equal, holds, merge, pb, test, until)
 
 RECORDER = """#!/bin/sh
 # Keeps what a CNI plugin is told; answers with the result of the plugin before it.

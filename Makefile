@@ -1,0 +1,74 @@
+# krun: one file, one compile line, no configure step, no generated file.
+# CC, CPPFLAGS, CFLAGS, LDFLAGS are yours: make CC=clang; make CFLAGS='-O3 -g'; make LDFLAGS=
+
+CC = gcc
+CFLAGS = -O2
+LDFLAGS = -static -Wl,--gc-sections -Wl,-s
+PREFIX = /usr/local
+
+# Every function and constant a section of its own, so that the linker can drop what nothing uses.
+SECTIONS = -ffunction-sections -fdata-sections
+# Debian's musl-gcc does not look where Linux's own headers are.
+MULTIARCH = $(shell gcc -print-multiarch 2>/dev/null)
+MUSL_HEADERS = $(if $(findstring musl-gcc,$(CC)),-idirafter /usr/include -idirafter /usr/include/$(MULTIARCH))
+COMPILE = $(CC) -std=gnu11 $(CPPFLAGS) $(MUSL_HEADERS) $(SECTIONS) $(CFLAGS) $(LDFLAGS)
+
+krun: krun.c krun.h Makefile
+	$(COMPILE) -o $@ krun.c -lpthread
+
+# Static binaries with Debian's cross compilers (gcc-aarch64-linux-gnu, gcc-riscv64-linux-gnu).
+CROSS = krun-amd64 krun-arm64 krun-riscv64
+cross: $(CROSS)
+krun-amd64: CC = x86_64-linux-gnu-gcc
+krun-arm64: CC = aarch64-linux-gnu-gcc
+krun-riscv64: CC = riscv64-linux-gnu-gcc
+$(CROSS): krun.c krun.h Makefile
+	$(COMPILE) -o $@ krun.c -lpthread
+
+# The unit tests, plain and under sanitizers: no root, no packages. UNIT='pb_ json_' runs a part.
+SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+UNIT_SOURCES = tests/unit.c krun.c krun.h $(wildcard tests/[0-9][0-9]_*.c)
+# A test program uses less than all of the file.
+UNIT_COMPILE = $(CC) -std=gnu11 $(CPPFLAGS) $(MUSL_HEADERS) -Wno-unused-function
+
+tests/unit: $(UNIT_SOURCES)
+	$(UNIT_COMPILE) -O1 -g -o $@ tests/unit.c -lpthread
+tests/unit-sanitized: $(UNIT_SOURCES)
+	$(UNIT_COMPILE) $(SANITIZE) -o $@ tests/unit.c -lpthread
+unit: tests/unit tests/unit-sanitized
+	./tests/unit $(UNIT)
+	./tests/unit-sanitized $(UNIT)
+
+# Everything: installs what the tests need and is missing (KRUN_NO_INSTALL=1 refuses). As root.
+check:
+	tests/check.sh
+
+# What can be seen without running anything: the chapters' order, #if, lengths, warnings.
+structure:
+	tests/structure.py krun.c
+warnings:
+	tests/warnings.sh
+
+# A pod's whole life, told step by step, on temporary directories. As root; nothing is left behind.
+demo: krun
+	tests/demo.sh
+
+# Kubernetes' own validation suite, unmodified, against this krun. As root.
+conformance: krun
+	tests/conformance/run.sh
+bench: krun
+	tests/bench/run.sh
+
+# A program that has krun inside.
+examples/embed: examples/embed.c krun.c krun.h Makefile
+	$(COMPILE) -DKRUN_NO_MAIN -o $@ examples/embed.c krun.c -lpthread
+embed: examples/embed
+
+install: krun
+	install -D -m 755 krun $(DESTDIR)$(PREFIX)/bin/krun
+	install -D -m 644 examples/krun.service $(DESTDIR)$(PREFIX)/lib/systemd/system/krun.service
+
+clean:
+	rm -f krun $(CROSS) tests/unit tests/unit-sanitized examples/embed
+
+.PHONY: cross unit check structure warnings demo conformance bench embed install clean

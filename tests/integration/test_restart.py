@@ -1,0 +1,393 @@
+"""The daemon dies, ends, comes back; monitors die; the machine reboots; records are damaged."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+from harness import (Failure, Krun, cgroup2_mount, cgroups, check, equal, holds, pb, processes, restarts,
+                     running, skip, test, tree, until)
+
+COUNT = ["sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.005; done"]
+
+
+def setup(k):
+    k.write_cni()
+
+
+def numbers(container):
+    return [int(r.text) for r in container.log() if r.tag == "F"]
+
+
+def grows(container):
+    """Waits until it has printed some more."""
+    n = len(numbers(container))
+    until("it goes on counting", lambda: len(numbers(container)) > n + 10)
+
+
+def reconnect(krun, *things):
+    """After a restart: pods and containers speak through the new connection."""
+    for thing in things:
+        thing.cri = krun.cri
+
+
+def facts(pod, *containers):
+    """What must be the same before and after."""
+    return [pod.status().SerializeToString(deterministic=True)] + \
+        [c.status().SerializeToString(deterministic=True) for c in containers]
+
+
+def monitors():
+    return {p: line for p, line in processes().items() if line.startswith("krun monitor")}
+
+
+def monitor_of(pod):
+    return next(p for p, line in monitors().items() if pod.id in line)
+
+
+def restart_keeps_everything(k, number):
+    pod = k.own_network_pod(labels={"a": "b"}, annotations={"c": "d" * 1000})
+    running = pod.start(*COUNT)
+    created = pod.create()
+    ended = pod.start("sh", "-c", "exit 9")
+    ended.exited()
+    before = facts(pod, running, created, ended)
+    k.end(number)
+    grows(running)
+    k.start()
+    reconnect(k, pod, running, created, ended)
+    equal(facts(pod, running, created, ended), before, "statuses")
+    grows(running)
+    found = numbers(running)
+    equal(found, list(range(1, len(found) + 1)), "the numbers in the log")
+    equal(running.run("echo", "hi").stdout, b"hi\n", "exec")
+    k.cri.ReopenContainerLog(container_id=running.id)
+    created.start()
+    equal(created.status().state, pb.CONTAINER_RUNNING, "the created one, started now")
+    running.stop()
+    pod.start("true").exited()
+
+
+@restarts
+@test
+def after_kill_9_everything_is_there_and_running_containers_have_not_noticed(k):
+    restart_keeps_everything(k, signal.SIGKILL)
+
+
+@restarts
+@test
+def after_SIGTERM_everything_is_there_and_running_containers_have_not_noticed(k):
+    restart_keeps_everything(k, signal.SIGTERM)
+
+
+@restarts
+@test
+def SIGTERM_ends_the_daemon_with_0_and_its_socket_is_gone_or_dead(k):
+    pod = k.pod()
+    container = pod.start()
+    equal(k.stop(), 0, "exit status")
+    equal(len(monitors()), 1, "monitors that live on")
+    k.start()
+    reconnect(k, container)
+    equal(container.status().state, pb.CONTAINER_RUNNING, "state")
+
+
+@restarts
+@test
+def who_exits_while_the_daemon_is_down_has_its_true_code_and_time(k):
+    pod = k.pod()
+    go = k.directory + "/go"
+    mounts = [{"host_path": k.directory, "container_path": "/t"}]
+    containers = [pod.start("sh", "-c", f"while ! test -e /t/go; do sleep 0.05; done; echo bye; {end}",
+                            mounts=mounts) for end in ("exit 0", "exit 23", "kill -9 $$; sleep 1")]
+    k.kill()
+    before = time.time_ns()
+    with open(go, "w"):
+        pass
+    until("they have ended", lambda: not running("test -e /t/go"))
+    until("their records are written", lambda: all("bye" in c.output() for c in containers))
+    time.sleep(0.3)
+    after = time.time_ns()
+    k.start()
+    reconnect(k, *containers)
+    for container, code in zip(containers, (0, 23, None)):
+        status = container.status()
+        equal(status.state, pb.CONTAINER_EXITED, "state")
+        if code is not None:
+            equal((status.exit_code, status.reason), (code, "Error" if code else "Completed"), "end")
+        check(before <= status.finished_at <= after, "it finished while the daemon was down")
+    os.unlink(go)
+
+
+@restarts
+@test
+def a_stale_socket_is_taken_over(k):
+    k.kill()
+    check(os.path.exists(k.socket), "the dead daemon's socket is there")
+    k.start()
+    k.cri.Version()
+
+
+@restarts
+@test
+def ten_restarts_leave_nothing_of_themselves(k):
+    container = k.pod().start(*COUNT)
+    for n in range(10):
+        k.restart(signal.SIGKILL if n % 2 else signal.SIGTERM)
+    reconnect(k, container)
+    grows(container)
+    equal(len(monitors()), 1, "monitors")
+
+
+@restarts
+@test
+def an_exec_under_way_ends_with_the_daemon(k):
+    container = k.pod().start()
+    call = k.cri.begin("ExecSync", container_id=container.id, cmd=["sleep", "5100001"])
+    until("it runs", lambda: running("5100001"))
+    k.kill()
+    call.exception()
+    until("it is gone: nobody waits for it", lambda: not running("5100001"))
+    k.start()
+    reconnect(k, container)
+    container.sh("true")
+
+
+@restarts
+@test
+def a_stop_under_way_is_taken_up_by_the_next_one(k):
+    container = k.pod().start("sh", "-c", "trap 'echo TERM' TERM; echo up; while :; do sleep 0.1; done")
+    until("it traps", lambda: "up" in container.output())
+    call = k.cri.begin("StopContainer", container_id=container.id, timeout=3600)
+    until("the signal arrives", lambda: "TERM" in container.output())
+    k.kill()
+    call.exception()
+    k.start()
+    reconnect(k, container)
+    container.stop(timeout=1)
+    equal(container.status().state, pb.CONTAINER_EXITED, "state")
+
+
+# -- a monitor dies -------------------------------------------------------------------------------
+
+@test
+def when_a_monitor_is_killed_its_containers_end_with_255_and_others_live(k):  # T57
+    pod, other = k.own_network_pod(), k.pod()
+    container, neighbour = pod.start("sleep", "5200001"), other.start()
+    os.kill(monitor_of(pod), signal.SIGKILL)
+    status = container.exited()
+    equal((status.exit_code, status.reason), (255, "Unknown"), "the end")
+    check(status.finished_at > 0, "it has a time")
+    until("its processes are gone", lambda: not running("5200001"))
+    until("the pod is NOTREADY", lambda: pod.status().state == pb.SANDBOX_NOTREADY)
+    neighbour.sh("true")
+    pod.stop()
+    equal(k.reserved_addresses(), [], "addresses after the stop")
+
+
+@restarts
+@test
+def a_monitor_that_died_with_the_daemon_is_noticed_at_the_start(k):  # T57
+    pod = k.pod()
+    container = pod.start("sleep", "5300001")
+    pid = monitor_of(pod)
+    k.kill()
+    os.kill(pid, signal.SIGKILL)
+    k.start()
+    reconnect(k, pod, container)
+    status = container.exited()
+    equal((status.exit_code, status.reason), (255, "Unknown"), "the end")
+    until("its processes are gone", lambda: not running("5300001"))
+    until("the pod is NOTREADY", lambda: pod.status().state == pb.SANDBOX_NOTREADY)
+
+
+@test
+def a_monitor_that_is_frozen_delays_its_own_pod_only(k):  # T57
+    pod, other = k.pod(), k.pod()
+    container, neighbour = pod.start(), other.start()
+    pid = monitor_of(pod)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        call = k.cri.begin("ExecSync", container_id=container.id, cmd=["true"])
+        k.cri.Status()
+        k.cri.ListContainers()
+        container.status()
+        neighbour.sh("true")
+        k.pod().start()
+        check(not call.done(), "the frozen one's exec waits")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    equal(call.result().exit_code, 0, "exit code once it goes on")
+
+
+@test
+def a_monitor_is_hard_to_kill_for_want_of_memory(k):  # R19
+    pod = k.pod()
+    pod.start()
+    with open(f"/proc/{monitor_of(pod)}/oom_score_adj") as f:
+        got = int(f.read())
+    with open("/proc/self/status") as f:
+        may = int(next(line for line in f if line.startswith("CapEff")).split()[1], 16) >> 24 & 1
+    if not may:
+        skip("without CAP_SYS_RESOURCE oom_score_adj cannot be lowered")
+    check(got in (-999, -1000), f"oom_score_adj {got}")
+
+
+# -- a reboot -------------------------------------------------------------------------------------
+
+def reboot(k):
+    """What a reboot does: processes, namespaces, cgroups and --run are gone, the boot id is another."""
+    k.kill()
+    keep = {1, os.getpid()}
+    for pid, line in processes().items():
+        if pid not in keep and ("krun monitor" in line or "98765" in line or "5400001" in line):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+    until("they are gone", lambda: not monitors())
+    for name in os.listdir("/run/netns"):
+        subprocess.call(["ip", "netns", "del", name])
+    top = cgroup2_mount()
+
+    def removed():
+        for path in sorted(cgroups(), key=len, reverse=True):
+            if "tests" not in path and path != ".":
+                try:
+                    os.rmdir(os.path.join(top, path))
+                except OSError:
+                    pass
+        return [c for c in cgroups() if c not in (".", "tests")] == []
+    if top:
+        until("the cgroups are gone", removed)
+    shutil.rmtree(k.run)
+    os.makedirs(k.run)
+    other = k.directory + "/boot_id"
+    with open(other, "w") as f:
+        f.write("11111111-2222-4333-8444-555555555555\n")
+    subprocess.check_call(["mount", "--bind", other, "/proc/sys/kernel/random/boot_id"])
+
+
+@restarts
+@test
+def after_a_reboot_pods_are_NOTREADY_containers_exited_and_addresses_come_back(k):  # T63
+    pod = k.own_network_pod()
+    running, created = pod.start("sleep", "5400001"), pod.create()
+    ended = pod.start("sh", "-c", "exit 9")
+    ended.exited()
+    equal(len(k.reserved_addresses()), 1, "addresses before")
+    reboot(k)
+    try:
+        k.start()
+        reconnect(k, pod, running, created, ended)
+        equal(pod.status().state, pb.SANDBOX_NOTREADY, "the pod")
+        status = running.status()
+        equal((status.state, status.exit_code, status.reason), (pb.CONTAINER_EXITED, 255, "Unknown"),
+              "what was running")
+        equal(ended.status().exit_code, 9, "what had ended before")
+        check(created.status().state in (pb.CONTAINER_EXITED, pb.CONTAINER_CREATED), "what was created")
+        equal(len(k.cri.ListPodSandbox().items), 1, "pods")
+        pod.stop()
+        equal(k.reserved_addresses(), [], "addresses after the stop: DEL was made")
+        equal(k.pod().prints("echo", "new"), "new\n", "a new pod")
+        k.remove_all()
+        k.kill()
+    finally:
+        subprocess.check_call(["umount", "/proc/sys/kernel/random/boot_id"])
+        if k.process.poll() is None:
+            k.kill()
+    k.start()
+
+
+# -- damaged state --------------------------------------------------------------------------------
+
+def records(k):
+    return [p for p in tree(k.root + "/pods") if os.path.isfile(f"{k.root}/pods/{p}") and
+            "/upper/" not in p and "/work/" not in p]
+
+
+@restarts
+@test
+def damaged_records_of_one_pod_harm_no_other(k):  # T61
+    good = k.pod()
+    keeper = good.start(*COUNT)
+    victims = [k.pod() for _ in range(6)]
+    for pod in victims:
+        pod.create()
+    k.kill()
+    ways = (lambda p: open(p, "w").close(), lambda p: os.truncate(p, os.path.getsize(p) // 2),
+            lambda p: zero(p), os.unlink, lambda p: (os.unlink(p), os.mkdir(p)),
+            lambda p: (os.unlink(p), os.symlink("/etc/shadow", p)))
+    for pod, way in zip(victims, ways):
+        for path in [p for p in records(k) if p.startswith(pod.id) and p.count("/") == 1]:
+            way(f"{k.root}/pods/{path}")
+    k.start()
+    reconnect(k, good, keeper)
+    equal(good.status().state, pb.SANDBOX_READY, "the undamaged one")
+    grows(keeper)
+    k.remove_all()
+    until("no monitor is left over", lambda: not monitors())
+    check(os.path.exists("/etc/shadow"), "what a link named is there")
+    for path in os.listdir(k.root):
+        if path.startswith("bad-"):
+            shutil.rmtree(f"{k.root}/{path}", ignore_errors=True)
+    for path in os.listdir(k.root + "/pods"):
+        shutil.rmtree(f"{k.root}/pods/{path}", ignore_errors=True)
+
+
+def zero(path):
+    size = os.path.getsize(path)
+    with open(path, "wb") as f:
+        f.write(b"\0" * size)
+
+
+@restarts
+@test
+def a_record_of_a_newer_version_is_refused_and_left_alone(k):  # R22, T65
+    pod = k.pod()
+    k.kill()
+    path = next(f"{k.root}/pods/{p}" for p in records(k) if p.startswith(pod.id) and p.count("/") == 1)
+    with open(path) as f:
+        text = f.read()
+    record = json.loads(text)
+    check("version" in record, f"{path} has a version: {text[:80]}")
+    newer = json.dumps(dict(record, version=1000))
+    with open(path, "w") as f:
+        f.write(newer)
+    k.spawn()
+    until("the daemon has ended or listens", lambda: k.process.poll() is not None or listening(k))
+    with open(path) as f:
+        equal(f.read(), newer, "the record")
+    if k.process.poll() is None:
+        k.kill()
+    else:
+        holds("version", k.log_end(), "what it says")
+    with open(path, "w") as f:
+        f.write(text)
+    k.start()
+
+
+def listening(k):
+    try:
+        return k.answers()
+    except Failure:
+        return True
+
+
+@restarts
+@test
+def two_daemons_with_their_own_directories_do_not_meet(k):
+    directory = k.directory + "/second"
+    os.makedirs(directory)
+    second = Krun(directory)
+    second.allow_http("127.0.0.1:5000")
+    second.start()
+    second.pull(second.image)
+    container = second.pod().start(*COUNT)
+    k.pod().start()
+    equal((len(k.cri.ListContainers().containers), len(second.cri.ListContainers().containers)), (1, 1), "lists")
+    k.restart()
+    grows(container)
+    second.remove_all()
+    equal(second.stop(), 0, "exit status")
