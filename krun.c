@@ -153,10 +153,11 @@ static int slice_cmp(slice a, slice b)
     return c ? c : (a.n > b.n) - (a.n < b.n);
 }
 
-/* Takes n bytes off the front of *s. False, and *s untouched, if there are fewer. A length from
- * outside is compared with what is left; added to a pointer first, it could wrap. */
+/* Takes n bytes off the front of *s. False, *s untouched and *out empty, if there are fewer. A length
+ * from outside is compared with what is left; added to a pointer first, it could wrap. */
 static bool slice_take(slice *s, size_t n, slice *out)
 {
+    *out = (slice){ NULL, 0 };
     if (n > s->n) return false;
     *out = (slice){ s->p, n };
     *s = (slice){ n ? s->p + n : s->p, s->n - n };
@@ -787,8 +788,7 @@ static int spawn_child_main(void *arg)
 {
     struct spawn_child *c = arg;
     const spawn_args *s = c->args;
-    struct sigaction normal = { .sa_handler = SIG_DFL };
-    for (int sig = 1; sig < 65; sig++) sigaction(sig, &normal, NULL);
+    signal(SIGPIPE, SIG_DFL); /* execve(2) resets handlers; what is ignored would stay ignored */
     /* Targets 0..n-1 may be sources of each other: first all go above them, then down again. */
     for (int i = 0; i < s->nfds; i++) {
         c->moved[i] = s->fds[i] < 0 ? open("/dev/null", O_RDWR | O_CLOEXEC) : s->fds[i];
@@ -1039,7 +1039,7 @@ static void loop_stop(loop *l) { l->stop = true; } /* from the loop's own thread
  *
  * Defined by  RFC 8259 (JSON), RFC 3629 (UTF-8), toml.io/en/v1.0.0
  * Uses        1                       Gives  json_parse, json_get, json_string, toml_parse
- * Bounds      64 levels; memory is the arena's budget and as much again while parsing; linear time */
+ * Bounds      64 levels; memory: the arena's budget, and as much while parsing; linear time */
 
 typedef enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } json_kind;
 
@@ -1181,7 +1181,8 @@ static bool json_number(json_reader *r, json *v)
     bool zero = json_peek(r) == '0';
     size_t whole = json_digits(r);
     if (!whole || (zero && whole > 1)) return json_fail(r, "not a value");
-    if (json_peek(r) == '.' && (r->at++, !json_digits(r))) return json_fail(r, "a digit must follow '.'");
+    if (json_peek(r) == '.' && (r->at++, !json_digits(r)))
+        return json_fail(r, "a digit must follow '.'");
     if ((json_peek(r) | 0x20) == 'e') {
         r->at++;
         if (json_peek(r) == '+' || json_peek(r) == '-') r->at++;
@@ -1217,7 +1218,8 @@ static bool json_items(json_reader *r, json *v, char close)
     if (++r->depth > TEXT_DEPTH) return json_fail(r, "nested too deep");
     for (bool first = true; !json_take(r, close); first = false) {
         json item = { 0 };
-        if (!first && !json_take(r, ',')) return json_fail(r, "expected ',' or the end of the list");
+        if (!first && !json_take(r, ','))
+            return json_fail(r, "expected ',' or the end of the list");
         if (v->kind == JSON_OBJECT) {
             if (!json_take(r, '"')) return json_fail(r, "expected a key in quotes");
             if (!json_read_string(r, &item.key)) return false;
@@ -1373,7 +1375,9 @@ static toml_node *toml_add(toml_reader *r, toml_node *parent, json value, enum t
     toml_node *node = arena_alloc(r->a, sizeof *node);
     bool crowded = parent->value.kind == JSON_OBJECT && parent->value.n >= TOML_KEYS;
     if (!node || crowded || parent->depth >= TEXT_DEPTH) {
-        toml_fail(r, crowded ? "too many keys in one table" : node ? "nested too deep" : "out of memory");
+        toml_fail(r, crowded ? "too many keys in one table"
+                     : node  ? "nested too deep"
+                             : "out of memory");
         return NULL;
     }
     *node = (toml_node){ .value = value, .maker = maker, .depth = parent->depth + 1 };
@@ -1400,12 +1404,14 @@ static bool toml_escape(toml_reader *r, buf *out, bool multiline) /* `at` is aft
     if (found) return r->at++, buf_byte(out, (uint8_t)into[found - from]), true;
     if (c == 'u' || c == 'U') {
         r->at++;
-        if (!text_hex(r->text, &r->at, c == 'u' ? 4 : 8, &code) || code > 0x10FFFF || (code & ~0x7FFU) == 0xD800)
+        if (!text_hex(r->text, &r->at, c == 'u' ? 4 : 8, &code) || code > 0x10FFFF ||
+            (code & ~0x7FFU) == 0xD800)
             return toml_fail(r, "not a Unicode character");
         return buf_add(out, bytes, utf8_put(code, bytes)), true;
     }
     toml_blanks(r); /* a backslash at the end of a line joins it with the next text */
-    if (!multiline || !(toml_starts(r, "\n") || toml_starts(r, "\r\n"))) return toml_fail(r, "unknown escape");
+    if (!multiline || !(toml_starts(r, "\n") || toml_starts(r, "\r\n")))
+        return toml_fail(r, "unknown escape");
     while (toml_take(r, "\n") || toml_take(r, "\r\n")) toml_blanks(r);
     return true;
 }
@@ -1425,7 +1431,8 @@ static bool toml_read_string(toml_reader *r, const char *quotes, slice *out)
 {
     bool multiline = quotes[1], escapes = quotes[0] == '"';
     OWNED_BUF text = { 0 };
-    if (multiline && !toml_take(r, "\n")) toml_take(r, "\r\n"); /* the first one is not part of it */
+    /* A line end right after the quotes is not part of the text. */
+    if (multiline && !toml_take(r, "\n")) toml_take(r, "\r\n");
     while (!toml_close(r, &text, quotes)) {
         if (r->at >= r->text.n) return toml_fail(r, "the string does not end");
         uint8_t c = r->text.p[r->at];
@@ -1436,7 +1443,8 @@ static bool toml_read_string(toml_reader *r, const char *quotes, slice *out)
         }
         bool line_end = multiline && (toml_starts(r, "\n") || toml_starts(r, "\r\n"));
         if ((c < 0x20 && c != '\t' && !line_end) || c == 127)
-            return toml_fail(r, c == '\n' ? "the string does not end" : "a control character in a string");
+            return toml_fail(r, c == '\n' ? "the string does not end"
+                                          : "a control character in a string");
         if (toml_take(r, "\r\n")) buf_byte(&text, '\n');
         else buf_byte(&text, c), r->at++;
     }
@@ -1444,7 +1452,8 @@ static bool toml_read_string(toml_reader *r, const char *quotes, slice *out)
     return r->a->oom || text.oom ? toml_fail(r, "out of memory") : true;
 }
 
-static bool toml_string(toml_reader *r, slice *out, bool multiline) /* false, *e empty: no quote here */
+/* A string with its quotes. Keys may be quoted too, but not over several lines. */
+static bool toml_string(toml_reader *r, slice *out, bool multiline)
 {
     static const char *const quotes[] = { "\"\"\"", "'''", "\"", "'" };
     for (size_t i = multiline ? 0 : 2; i < COUNT(quotes); i++)
@@ -1485,7 +1494,10 @@ static bool toml_word(toml_reader *r, json *v)
         return v->kind = JSON_BOOL, v->boolean = word.n == 4, true;
     bool minus = slice_starts(word, "-");
     slice rest = minus || slice_starts(word, "+") ? (slice){ word.p + 1, word.n - 1 } : word;
-    unsigned base = slice_starts(rest, "0x") ? 16 : slice_starts(rest, "0o") ? 8 : slice_starts(rest, "0b") ? 2 : 10;
+    unsigned base = slice_starts(rest, "0x")   ? 16
+                    : slice_starts(rest, "0o") ? 8
+                    : slice_starts(rest, "0b") ? 2
+                                               : 10;
     if (base != 10) rest = (slice){ rest.p + 2, rest.n - 2 };
     char digits[72] = "";
     size_t n = 0;
@@ -1623,7 +1635,8 @@ static json *toml_parse(slice text, const char *file, arena *a, error *e)
     toml_node *root = arena_alloc(a, sizeof *root), *table = root;
     if (!root) return fail(e, GRPC_RESOURCE_EXHAUSTED, "%s: out of memory", file), NULL;
     for (size_t n; r.at < text.n; r.at += n)
-        if (!(n = utf8_char((slice){ text.p + r.at, text.n - r.at }))) return toml_fail(&r, "not UTF-8"), NULL;
+        if (!(n = utf8_char((slice){ text.p + r.at, text.n - r.at })))
+            return toml_fail(&r, "not UTF-8"), NULL;
     r.at = 0;
     root->value.kind = JSON_OBJECT;
     toml_take(&r, "\xEF\xBB\xBF"); /* some editors write a byte order mark */
@@ -1643,57 +1656,37 @@ static json *toml_parse(slice text, const char *file, arena *a, error *e)
  *
  * An image is named by the SHA-256 of its bytes, so every byte that is pulled goes through here
  * twice: as it came and as it unpacks. That makes SHA-256 the one piece of arithmetic whose speed
- * a pull feels, and most processors have instructions for it; which one we run on is found out once.
+ * a pull feels, and most processors have instructions for it; which one we run on is found once.
  *
- * Defined by  FIPS 180-4 (SHA-2), RFC 4648 (base64), RFC 1952 section 8 (CRC-32), getrandom(2);
+ * Defined by  FIPS 180-4 (SHA-256), RFC 4648 (base64), RFC 1952 section 8 (CRC-32), getrandom(2);
  *             OCI image-spec, descriptor.md (digests)
- * Uses        1                       Gives  sha256_*, sha512_*, crc32_add, hex_*, base64_*, digest_*
+ * Uses        1                       Gives  sha256_*, crc32_add, hex_*, base64_*, digest_*
  * Bounds      no state but tables that are filled once */
 
-/* -- SHA-2 ------------------------------------------------------------------------------------- */
+/* -- SHA-256 ----------------------------------------------------------------------------------- */
 
 typedef struct { uint32_t h[8]; uint64_t bytes; uint8_t block[64]; } sha256;
-typedef struct { uint64_t h[8]; uint64_t bytes; uint8_t block[128]; } sha512; /* below 2^61 bytes */
 
-/* Fractions of the cube roots (K) and square roots (H) of the first primes: FIPS 180-4, 4.2.3 and
- * 5.3.5. SHA-256's constants are the upper halves of SHA-512's, so they are written down once. */
-#define SHA_K(X) \
-    X(0x428a2f98d728ae22) X(0x7137449123ef65cd) X(0xb5c0fbcfec4d3b2f) X(0xe9b5dba58189dbbc)      \
-    X(0x3956c25bf348b538) X(0x59f111f1b605d019) X(0x923f82a4af194f9b) X(0xab1c5ed5da6d8118)      \
-    X(0xd807aa98a3030242) X(0x12835b0145706fbe) X(0x243185be4ee4b28c) X(0x550c7dc3d5ffb4e2)      \
-    X(0x72be5d74f27b896f) X(0x80deb1fe3b1696b1) X(0x9bdc06a725c71235) X(0xc19bf174cf692694)      \
-    X(0xe49b69c19ef14ad2) X(0xefbe4786384f25e3) X(0x0fc19dc68b8cd5b5) X(0x240ca1cc77ac9c65)      \
-    X(0x2de92c6f592b0275) X(0x4a7484aa6ea6e483) X(0x5cb0a9dcbd41fbd4) X(0x76f988da831153b5)      \
-    X(0x983e5152ee66dfab) X(0xa831c66d2db43210) X(0xb00327c898fb213f) X(0xbf597fc7beef0ee4)      \
-    X(0xc6e00bf33da88fc2) X(0xd5a79147930aa725) X(0x06ca6351e003826f) X(0x142929670a0e6e70)      \
-    X(0x27b70a8546d22ffc) X(0x2e1b21385c26c926) X(0x4d2c6dfc5ac42aed) X(0x53380d139d95b3df)      \
-    X(0x650a73548baf63de) X(0x766a0abb3c77b2a8) X(0x81c2c92e47edaee6) X(0x92722c851482353b)      \
-    X(0xa2bfe8a14cf10364) X(0xa81a664bbc423001) X(0xc24b8b70d0f89791) X(0xc76c51a30654be30)      \
-    X(0xd192e819d6ef5218) X(0xd69906245565a910) X(0xf40e35855771202a) X(0x106aa07032bbd1b8)      \
-    X(0x19a4c116b8d2d0c8) X(0x1e376c085141ab53) X(0x2748774cdf8eeb99) X(0x34b0bcb5e19b48a8)      \
-    X(0x391c0cb3c5c95a63) X(0x4ed8aa4ae3418acb) X(0x5b9cca4f7763e373) X(0x682e6ff3d6b2b8a3)      \
-    X(0x748f82ee5defb2fc) X(0x78a5636f43172f60) X(0x84c87814a1f0ab72) X(0x8cc702081a6439ec)      \
-    X(0x90befffa23631e28) X(0xa4506cebde82bde9) X(0xbef9a3f7b2c67915) X(0xc67178f2e372532b)      \
-    X(0xca273eceea26619c) X(0xd186b8c721c0c207) X(0xeada7dd6cde0eb1e) X(0xf57d4f7fee6ed178)      \
-    X(0x06f067aa72176fba) X(0x0a637dc5a2c898a6) X(0x113f9804bef90dae) X(0x1b710b35131c471b)      \
-    X(0x28db77f523047d84) X(0x32caab7b40c72493) X(0x3c9ebe0a15c9bebc) X(0x431d67c49c100d4c)      \
-    X(0x4cc5d4becb3e42b6) X(0x597f299cfc657e2a) X(0x5fcb6fab3ad6faec) X(0x6c44198c4a475817)
-#define SHA_H(X) \
-    X(0x6a09e667f3bcc908) X(0xbb67ae8584caa73b) X(0x3c6ef372fe94f82b) X(0xa54ff53a5f1d36f1)      \
-    X(0x510e527fade682d1) X(0x9b05688c2b3e6c1f) X(0x1f83d9abfb41bd6b) X(0x5be0cd19137e2179)
-#define SHA_WORD(k) UINT64_C(k),
-#define SHA_UPPER_HALF(k) (uint32_t)(UINT64_C(k) >> 32),
-static const uint64_t sha512_k[] = { SHA_K(SHA_WORD) };
-static const uint64_t sha512_h[] = { SHA_H(SHA_WORD) };
-static const uint32_t sha256_k[] = { SHA_K(SHA_UPPER_HALF) }; /* 64 of them are used */
-static const uint32_t sha256_h[] = { SHA_H(SHA_UPPER_HALF) };
+/* The first 32 bits of the fractions of the square roots of the first 8 primes and of the cube
+ * roots of the first 64: FIPS 180-4, 5.3.3 and 4.2.2. */
+static const uint32_t sha256_h[8] = {
+    0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,
+};
+static const uint32_t sha256_k[64] = {
+    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
+    0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
+    0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
+    0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
+    0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
+    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+    0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+    0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
+};
 
 static uint32_t load_be32(const uint8_t *p)
 {
     return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
 }
-static uint64_t load_be64(const uint8_t *p) { return (uint64_t)load_be32(p) << 32 | load_be32(p + 4); }
-
 static void store_be32(uint8_t *p, uint32_t v)
 {
     for (int i = 0; i < 4; i++) p[i] = (uint8_t)(v >> (24 - 8 * i));
@@ -1705,23 +1698,28 @@ static void store_be64(uint8_t *p, uint64_t v)
 }
 
 static uint32_t rotr32(uint32_t v, int n) { return v >> n | v << (32 - n); }
-static uint64_t rotr64(uint64_t v, int n) { return v >> n | v << (64 - n); }
-
-/* One round for words of either size: FIPS 180-4, 6.2.2 step 3. The eight variables do not move;
- * the caller's index says which is `a` now. `s` is the array of them, `i` the round. */
-#define SHA_ROUND(s, i, kw, S1, S0)                                                          \
-    do {                                                                                     \
-        __typeof__((s)[0]) a = (s)[(0 - (i)) & 7], b = (s)[(1 - (i)) & 7], c = (s)[(2 - (i)) & 7], \
-                           e = (s)[(4 - (i)) & 7], f = (s)[(5 - (i)) & 7], g = (s)[(6 - (i)) & 7]; \
-        __typeof__(a) t = (s)[(7 - (i)) & 7] + S1(e) + ((e & f) ^ (~e & g)) + (kw);          \
-        (s)[(3 - (i)) & 7] += t;                                                             \
-        (s)[(7 - (i)) & 7] = t + S0(a) + ((a & b) ^ (a & c) ^ (b & c));                      \
-    } while (0)
 
 static uint32_t sha256_S0(uint32_t v) { return rotr32(v, 2) ^ rotr32(v, 13) ^ rotr32(v, 22); }
 static uint32_t sha256_S1(uint32_t v) { return rotr32(v, 6) ^ rotr32(v, 11) ^ rotr32(v, 25); }
 static uint32_t sha256_s0(uint32_t v) { return rotr32(v, 7) ^ rotr32(v, 18) ^ v >> 3; }
 static uint32_t sha256_s1(uint32_t v) { return rotr32(v, 17) ^ rotr32(v, 19) ^ v >> 10; }
+
+/* FIPS 180-4, 6.2.2 step 3. The eight variables do not move; the round says which is `a` now. */
+static inline void sha256_round(uint32_t s[8], int round, uint32_t kw)
+{
+    uint32_t a = s[-round & 7], b = s[(1 - round) & 7], c = s[(2 - round) & 7];
+    uint32_t e = s[(4 - round) & 7], f = s[(5 - round) & 7], g = s[(6 - round) & 7];
+    uint32_t t = s[(7 - round) & 7] + sha256_S1(e) + ((e & f) ^ (~e & g)) + kw;
+    s[(3 - round) & 7] += t;
+    s[(7 - round) & 7] = t + sha256_S0(a) + ((a & b) ^ (a & c) ^ (b & c));
+}
+
+/* The message schedule, step 1: word `round` from four of the sixteen before it. */
+static inline uint32_t sha256_schedule(const uint32_t w[16], int round)
+{
+    uint32_t next = w[(round + 1) & 15], before = w[(round + 14) & 15];
+    return w[round] + sha256_s0(next) + w[(round + 9) & 15] + sha256_s1(before);
+}
 
 static void sha256_blocks_portable(uint32_t h[8], const uint8_t *p, size_t blocks)
 {
@@ -1731,9 +1729,8 @@ static void sha256_blocks_portable(uint32_t h[8], const uint8_t *p, size_t block
         for (int i = 0; i < 64; i += 16) {
 #pragma GCC unroll 16
             for (int j = 0; j < 16; j++) { /* unrolled, so that all indices are constants */
-                if (i == 0) w[j] = load_be32(p + 4 * j);
-                else w[j] += sha256_s1(w[(j + 14) & 15]) + w[(j + 9) & 15] + sha256_s0(w[(j + 1) & 15]);
-                SHA_ROUND(s, j, sha256_k[i + j] + w[j], sha256_S1, sha256_S0);
+                w[j] = i == 0 ? load_be32(p + 4 * j) : sha256_schedule(w, j);
+                sha256_round(s, j, sha256_k[i + j] + w[j]);
             }
         }
         for (int i = 0; i < 8; i++) h[i] += s[i];
@@ -1769,7 +1766,8 @@ static void sha256_blocks_cpu(uint32_t h[8], const uint8_t *p, size_t blocks)
                 *w = _mm_shuffle_epi8(_mm_loadu_si128((const void *)(p + 16 * i)), swap);
             } else {
                 __m128i last = m[(i + 3) & 3], older = m[(i + 2) & 3];
-                *w = _mm_add_epi32(_mm_sha256msg1_epu32(*w, m[(i + 1) & 3]), _mm_alignr_epi8(last, older, 4));
+                *w = _mm_sha256msg1_epu32(*w, m[(i + 1) & 3]);
+                *w = _mm_add_epi32(*w, _mm_alignr_epi8(last, older, 4));
                 *w = _mm_sha256msg2_epu32(*w, last);
             }
             __m128i kw = _mm_add_epi32(*w, _mm_loadu_si128((const void *)(sha256_k + 4 * i)));
@@ -1847,38 +1845,10 @@ static void sha256_blocks(uint32_t h[8], const uint8_t *p, size_t blocks)
     run(h, p, blocks);
 }
 
-static uint64_t sha512_S0(uint64_t v) { return rotr64(v, 28) ^ rotr64(v, 34) ^ rotr64(v, 39); }
-static uint64_t sha512_S1(uint64_t v) { return rotr64(v, 14) ^ rotr64(v, 18) ^ rotr64(v, 41); }
-static uint64_t sha512_s0(uint64_t v) { return rotr64(v, 1) ^ rotr64(v, 8) ^ v >> 7; }
-static uint64_t sha512_s1(uint64_t v) { return rotr64(v, 19) ^ rotr64(v, 61) ^ v >> 6; }
-
-static void sha512_blocks(uint64_t h[8], const uint8_t *p, size_t blocks)
-{
-    for (; blocks; blocks--, p += 128) {
-        uint64_t s[8], w[16];
-        memcpy(s, h, sizeof s);
-        for (int i = 0; i < 80; i += 16) {
-#pragma GCC unroll 16
-            for (int j = 0; j < 16; j++) {
-                if (i == 0) w[j] = load_be64(p + 8 * j);
-                else w[j] += sha512_s1(w[(j + 14) & 15]) + w[(j + 9) & 15] + sha512_s0(w[(j + 1) & 15]);
-                SHA_ROUND(s, j, sha512_k[i + j] + w[j], sha512_S1, sha512_S0);
-            }
-        }
-        for (int i = 0; i < 8; i++) h[i] += s[i];
-    }
-}
-
 static void sha256_init(sha256 *s)
 {
     *s = (sha256){ 0 };
     memcpy(s->h, sha256_h, sizeof s->h);
-}
-
-static void sha512_init(sha512 *s)
-{
-    *s = (sha512){ 0 };
-    memcpy(s->h, sha512_h, sizeof s->h);
 }
 
 /* Fills the block that is under way; true when it is full and must go before more can be added. */
@@ -1902,18 +1872,6 @@ static void sha256_add(sha256 *s, const void *p, size_t n)
     sha_fill(s->block, 64, 0, &in);
 }
 
-static void sha512_add(sha512 *s, const void *p, size_t n)
-{
-    slice in = { p, n };
-    size_t used = s->bytes % 128;
-    s->bytes += n;
-    if (!n || (used && !sha_fill(s->block, 128, used, &in))) return;
-    if (used) sha512_blocks(s->h, s->block, 1);
-    sha512_blocks(s->h, in.p, in.n / 128);
-    in = (slice){ in.p + in.n / 128 * 128, in.n % 128 };
-    sha_fill(s->block, 128, 0, &in);
-}
-
 /* The end of a message: a one bit, zeros, its length in bits (FIPS 180-4, 5.1). The hash is used up
  * afterwards; to go on, end a copy of it. */
 static void sha256_end(sha256 *s, uint8_t out[32])
@@ -1925,19 +1883,10 @@ static void sha256_end(sha256 *s, uint8_t out[32])
     for (int i = 0; i < 8; i++) store_be32(out + 4 * i, s->h[i]);
 }
 
-static void sha512_end(sha512 *s, uint8_t out[64])
-{
-    uint8_t end[144] = { 0x80 };
-    size_t zeros = 8 + (239 - s->bytes % 128) % 128; /* the length's upper 8 bytes are zero too */
-    store_be64(end + 1 + zeros, s->bytes * 8);
-    sha512_add(s, end, 1 + zeros + 8);
-    for (int i = 0; i < 8; i++) store_be64(out + 8 * i, s->h[i]);
-}
-
 /* -- CRC-32 ------------------------------------------------------------------------------------ */
 
 /* crc32_table[k][b]: what byte b does to the remainder k bytes later, so that eight bytes take one
- * step of eight independent look-ups. Polynomial 0xEDB88320, bits reflected (RFC 1952, section 8). */
+ * step of eight independent look-ups. Polynomial 0xEDB88320, lowest bit first (RFC 1952, 8). */
 static uint32_t crc32_table[8][256];
 static pthread_once_t crc32_once = PTHREAD_ONCE_INIT;
 
@@ -1963,9 +1912,9 @@ static uint32_t crc32_add(uint32_t crc, const void *bytes, size_t n)
     crc = ~crc;
     for (; n >= 8; p += 8, n -= 8) {
         crc ^= (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-        crc = crc32_table[7][crc & 255] ^ crc32_table[6][crc >> 8 & 255] ^ crc32_table[5][crc >> 16 & 255] ^
-              crc32_table[4][crc >> 24] ^ crc32_table[3][p[4]] ^ crc32_table[2][p[5]] ^
-              crc32_table[1][p[6]] ^ crc32_table[0][p[7]];
+        crc = crc32_table[7][crc & 255] ^ crc32_table[6][crc >> 8 & 255] ^
+              crc32_table[5][crc >> 16 & 255] ^ crc32_table[4][crc >> 24] ^ crc32_table[3][p[4]] ^
+              crc32_table[2][p[5]] ^ crc32_table[1][p[6]] ^ crc32_table[0][p[7]];
     }
     for (; n; p++, n--) crc = crc >> 8 ^ crc32_table[0][(crc ^ *p) & 255];
     return ~crc;
@@ -1995,13 +1944,15 @@ static bool hex_decode(slice text, uint8_t *out, size_t n)
     return true;
 }
 
-static const char base64_alphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+static const char base64_alphabet[] =
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 static void base64_encode(slice s, buf *out)
 {
     for (size_t n; s.n; s = (slice){ s.p + n, s.n - n }) {
         n = MIN(s.n, 3);
-        uint32_t v = (uint32_t)s.p[0] << 16 | (n > 1 ? (uint32_t)s.p[1] << 8 : 0) | (n > 2 ? s.p[2] : 0);
+        uint32_t v =
+            (uint32_t)s.p[0] << 16 | (n > 1 ? (uint32_t)s.p[1] << 8 : 0) | (n > 2 ? s.p[2] : 0);
         for (size_t i = 0; i < 4; i++)
             buf_byte(out, (uint8_t)(i > n ? '=' : base64_alphabet[v >> (18 - 6 * i) & 63]));
     }
@@ -2046,7 +1997,8 @@ static void digest_text(const uint8_t hash[32], char out[DIGEST_TEXT])
 static bool digest_valid(slice s)
 {
     uint8_t hash[32];
-    if (!slice_starts(s, "sha256:") || !hex_decode((slice){ s.p + 7, s.n - 7 }, hash, 32)) return false;
+    if (!slice_starts(s, "sha256:") || !hex_decode((slice){ s.p + 7, s.n - 7 }, hash, 32))
+        return false;
     for (size_t i = 7; i < s.n; i++)
         if (s.p[i] >= 'A' && s.p[i] <= 'F') return false;
     return true;
@@ -2069,18 +2021,27 @@ static bool random_bytes(void *p, size_t n)
  *
  * A layer comes as tar, packed by gzip or zstd. Unpacking must keep pace with the network in little
  * memory, and what it reads was written by nobody we know. So everything here is a pull: whoever
- * wants bytes asks a `source`, which asks the source behind it. Nothing is ever held but a window of
- * what was written last, since both formats say "copy n bytes from d bytes ago".
+ * wants bytes asks a `source`, and that one asks the source behind it. Nothing is ever held but a
+ * window of what was written last, since both formats say "copy n bytes from d bytes ago".
  *
- * Both speak in Huffman codes, where a frequent symbol has few bits. A table indexed by the next 11
- * bits answers for most symbols at once; the few longer ones go through a second table.
+ * Both are two ideas, one on top of the other. Repeats become such copies; then what is left,
+ * single bytes ("literals") and the numbers of the copies, is written in codes of unequal length,
+ * in which what is frequent takes few bits. gzip's deflate has one Huffman code for literals and
+ * lengths and one for distances. zstd keeps literals and copies ("sequences") apart: literals in a
+ * Huffman code, sequences in FSE, whose symbols take fractions of a bit.
+ *
+ * Decoding is looking up: a table indexed by the next bits of the stream says which symbol they are
+ * and how many bits it took. What makes it fast is to ask as seldom as possible whether there is
+ * enough: 64 bits are loaded at a time, and buffers have room behind them for one copy too many.
  *
  * Defined by  RFC 1951 (deflate), RFC 1952 (gzip), RFC 8878 (zstd)
  * Uses        1, 4 (crc32_add, sha256)
  * Gives       source, fd_source, mem_source, hash_source, decompress_open
- * Bounds      gzip 350 KiB; zstd its window (8 MiB, or what the caller allows) and 1 MiB; linear time */
+ * Bounds      gzip 400 KiB; zstd its window (8 MiB, or what the caller allows) and 700 KiB; linear
+ *             time; a bad stream is INVALID_ARGUMENT, too large a window RESOURCE_EXHAUSTED */
 
-/* Something to read from. read: 1..n bytes into p; 0 at the end; -1 and *e, and nothing after that. */
+/* Something to read from. read: 1..n bytes into p; 0 at the end; -1 and *e, and nothing after
+ * that. */
 typedef struct source { ssize_t (*read)(struct source *, uint8_t *p, size_t n, error *e); } source;
 
 typedef struct { source source; int fd; } fd_source;      /* the descriptor stays its owner's */
@@ -2145,10 +2106,26 @@ static int source_drain(source *s, error *e)
 
 /* -- looking ahead ----------------------------------------------------------------------------- */
 
-enum { ZSTD_BLOCK = 128 * KIB, READER_BYTES = ZSTD_BLOCK + 64 * KIB };
+enum { ZSTD_BLOCK = 128 * KIB, READER_BYTES = ZSTD_BLOCK + 64 * KIB, READER_SLACK = 32 };
 
 /* Bytes of `in` that have come but not been used: p to end. */
 typedef struct { source *in; uint8_t *p, *end, *bytes; bool ended; } byte_reader;
+
+/* READER_SLACK bytes before and behind what is read can be loaded; whole words are faster. */
+static int reader_open(byte_reader *r, source *in, error *e)
+{
+    uint8_t *bytes = calloc(1, READER_BYTES + 2 * READER_SLACK);
+    *r = (byte_reader){ .in = in };
+    if (!bytes) return fail(e, GRPC_RESOURCE_EXHAUSTED, "read: out of memory");
+    r->p = r->end = r->bytes = bytes + READER_SLACK;
+    return 0;
+}
+
+static void reader_close(byte_reader *r)
+{
+    if (r->bytes) free(r->bytes - READER_SLACK);
+    r->bytes = NULL;
+}
 
 /* Makes `need` (at most READER_BYTES) bytes lie at r->p, or as many as there are before the end of
  * the input. Reads no more often than it must. -1 and *e if reading fails. */
@@ -2178,8 +2155,8 @@ static uint64_t load_le64(const uint8_t *p)
 
 enum { COPY_SLACK = 32 }; /* how far past its end a copy may write */
 
-/* Writes n bytes that repeat what stands `distance` bytes before `to`; returns the end. Copies whole
- * words, so up to COPY_SLACK bytes past the end are overwritten with anything. */
+/* Writes n bytes that repeat what stands `distance` bytes before `to`; returns the end. Copies
+ * whole words, so up to COPY_SLACK bytes past the end are overwritten with anything. */
 static inline uint8_t *match_copy(uint8_t *to, size_t distance, size_t n)
 {
     uint8_t *end = to + n;
@@ -2231,10 +2208,11 @@ static const struct { uint16_t base; uint8_t extra; } deflate_lengths[] = {
     { 131, 5 }, { 163, 5 }, { 195, 5 }, { 227, 5 }, { 258, 0 },
 };
 static const struct { uint16_t base; uint8_t extra; } deflate_distances[] = {
-    { 1, 0 }, { 2, 0 }, { 3, 0 }, { 4, 0 }, { 5, 1 }, { 7, 1 }, { 9, 2 }, { 13, 2 },
-    { 17, 3 }, { 25, 3 }, { 33, 4 }, { 49, 4 }, { 65, 5 }, { 97, 5 }, { 129, 6 }, { 193, 6 },
-    { 257, 7 }, { 385, 7 }, { 513, 8 }, { 769, 8 }, { 1025, 9 }, { 1537, 9 }, { 2049, 10 },
-    { 3073, 10 }, { 4097, 11 }, { 6145, 11 }, { 8193, 12 }, { 12289, 12 }, { 16385, 13 }, { 24577, 13 },
+    { 1, 0 },     { 2, 0 },     { 3, 0 },     { 4, 0 },      { 5, 1 },      { 7, 1 },
+    { 9, 2 },     { 13, 2 },    { 17, 3 },    { 25, 3 },     { 33, 4 },     { 49, 4 },
+    { 65, 5 },    { 97, 5 },    { 129, 6 },   { 193, 6 },    { 257, 7 },    { 385, 7 },
+    { 513, 8 },   { 769, 8 },   { 1025, 9 },  { 1537, 9 },   { 2049, 10 },  { 3073, 10 },
+    { 4097, 11 }, { 6145, 11 }, { 8193, 12 }, { 12289, 12 }, { 16385, 13 }, { 24577, 13 },
 };
 
 typedef uint32_t huff_symbol(unsigned symbol); /* a symbol's entry, but for the code's bits */
@@ -2277,7 +2255,8 @@ static bool huff_complete(const unsigned count[HUFF_MAX + 1], unsigned used, con
         if (left < 0) return false;
     }
     if (left == 0) return true;
-    return c->entry != clen_symbol && (used == count[1] && used == 1 ? true : !used && c->entry == dist_symbol);
+    return c->entry != clen_symbol &&
+           (used == count[1] && used == 1 ? true : !used && c->entry == dist_symbol);
 }
 
 /* Fills the table of a code. False if the lengths make none. */
@@ -2293,7 +2272,8 @@ static bool huff_build(uint32_t *table, const huff_code *c)
     for (unsigned s = 0; s < c->symbols; s++)
         if (c->lengths[s]) sorted[at[c->lengths[s]]++] = (uint16_t)s;
     while (longest > c->width && !count[longest]) longest--;
-    unsigned size = 1U << c->width, sub = longest - c->width, next = size, second = 0, code = 0, prefix = ~0U;
+    unsigned size = 1U << c->width, sub = longest - c->width, next = size, second = 0, code = 0,
+             prefix = ~0U;
     if (used < 2)
         for (unsigned i = 0; i < size; i++) table[i] = HUFF_BAD | 1;
     for (unsigned i = 0; i < used; i++) {
@@ -2305,7 +2285,8 @@ static bool huff_build(uint32_t *table, const huff_code *c)
             next += 1U << sub;
         }
         uint32_t entry = c->entry(sorted[i]) + (length - skip) * 0x101;
-        unsigned from = skip ? second + (code >> skip) : code, end = skip ? second + (1U << sub) : size;
+        unsigned from = skip ? second + (code >> skip) : code,
+                 end = skip ? second + (1U << sub) : size;
         for (unsigned k = from; k < end; k += 1U << (length - skip)) table[k] = entry;
         code = huff_next_code(code, length);
     }
@@ -2315,12 +2296,21 @@ static bool huff_build(uint32_t *table, const huff_code *c)
 /* -- deflate: the stream ----------------------------------------------------------------------- */
 
 /* Bits that have been read but not used, the next one lowest. Below zero, `count` is how many were
- * used that the input did not have. What stands above `count` is zero, or what comes next anyway. */
+ * used that the input did not have. What stands above `count` is zero, or what comes next
+ * anyway. */
 typedef struct { uint64_t bits; int count; } bitbuf;
 
 enum { DEFLATE_WINDOW = 32 * KIB, DEFLATE_MATCH = 258, INFLATE_OUT = DEFLATE_WINDOW + 96 * KIB };
 
-enum inflate_state { GZIP_MEMBER, DEFLATE_BLOCK, DEFLATE_STORED, DEFLATE_CODES, GZIP_TRAILER, GZIP_END };
+/*  GZIP_MEMBER --header--> DEFLATE_BLOCK <--its end-- DEFLATE_STORED, DEFLATE_CODES
+ *    ^    \                    |  \__________________________^
+ *    |     \ no more           | after the last
+ *    |      v                  v
+ *    |   GZIP_END         GZIP_TRAILER --it holds--.
+ *    '---------------------------------------------' */
+enum inflate_state {
+    GZIP_MEMBER, DEFLATE_BLOCK, DEFLATE_STORED, DEFLATE_CODES, GZIP_TRAILER, GZIP_END
+};
 
 typedef struct inflate {
     byte_reader in;
@@ -2331,10 +2321,14 @@ typedef struct inflate {
     uint32_t crc, size;             /* of this member, up to `summed` */
     uint8_t *low, *given, *summed, *out; /* what a match may reach; where reader, CRC, writer are */
     uint32_t litlen[LITLEN_TABLE], dist[DIST_TABLE];
-    uint8_t window[INFLATE_OUT + DEFLATE_MATCH + COPY_SLACK]; /* written past INFLATE_OUT by one match */
+    /* A match that begins before INFLATE_OUT ends behind it, at most. */
+    uint8_t window[INFLATE_OUT + DEFLATE_MATCH + COPY_SLACK];
 } inflate;
 
-static int inflate_fail(error *e, const char *what) { return fail(e, GRPC_INVALID_ARGUMENT, "gzip: %s", what); }
+static int inflate_fail(error *e, const char *what)
+{
+    return fail(e, GRPC_INVALID_ARGUMENT, "gzip: %s", what);
+}
 
 static inline void bits_drop(bitbuf *b, unsigned n)
 {
@@ -2365,6 +2359,7 @@ static int bits_fill(inflate *z, int want, error *e)
 /* Takes n (at most 32) bits as a number. -1 and *e if the input ends before. */
 static int bits_take(inflate *z, unsigned n, uint32_t *out, error *e)
 {
+    *out = 0;
     if (bits_fill(z, (int)n, e) < 0) return -1;
     if (z->b.count < (int)n) return inflate_fail(e, "the stream is cut off");
     *out = (uint32_t)(z->b.bits & ((UINT64_C(1) << n) - 1));
@@ -2386,7 +2381,8 @@ static inline uint32_t huff_take(bitbuf *b, const uint32_t *table, unsigned widt
     return entry;
 }
 
-/* The header of a dynamic block: RFC 1951, 3.2.7. The lengths of the two codes, themselves coded. */
+/* The header of a dynamic block: RFC 1951, 3.2.7. The lengths of the two codes, themselves
+ * coded. */
 static int inflate_read_lengths(inflate *z, uint8_t *lengths, unsigned n, error *e)
 {
     static const struct { uint8_t bits, base; } repeats[] = { { 2, 3 }, { 3, 3 }, { 7, 11 } };
@@ -2401,7 +2397,8 @@ static int inflate_read_lengths(inflate *z, uint8_t *lengths, unsigned n, error 
         }
         if (bits_take(z, repeats[symbol - 16].bits, &more, e) < 0) return -1;
         more += repeats[symbol - 16].base;
-        if (more > n - i || (symbol == 16 && !i)) return inflate_fail(e, "a repeated code length has no place");
+        if (more > n - i || (symbol == 16 && !i))
+            return inflate_fail(e, "a repeated code length has no place");
         memset(lengths + i, symbol == 16 ? lengths[i - 1] : 0, more);
         i += more;
     }
@@ -2410,12 +2407,14 @@ static int inflate_read_lengths(inflate *z, uint8_t *lengths, unsigned n, error 
 
 static int inflate_dynamic(inflate *z, error *e)
 {
-    static const uint8_t order[CLEN_SYMBOLS] = { 16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15 };
+    static const uint8_t order[CLEN_SYMBOLS] = { 16, 17, 18, 0, 8,  7, 9,  6, 10, 5,
+                                                 11, 4,  12, 3, 13, 2, 14, 1, 15 };
     uint8_t lengths[LITLEN_SYMBOLS + DIST_SYMBOLS] = { 0 };
     uint32_t counts, length;
     if (bits_take(z, 14, &counts, e) < 0) return -1;
     z->fixed = false;
-    unsigned nlitlen = 257 + (counts & 31), ndist = 1 + (counts >> 5 & 31), nclen = 4 + (counts >> 10);
+    unsigned nlitlen = 257 + (counts & 31), ndist = 1 + (counts >> 5 & 31),
+             nclen = 4 + (counts >> 10);
     if (nlitlen > 286 || ndist > 30) return inflate_fail(e, "too many codes");
     for (unsigned i = 0; i < nclen; i++) {
         if (bits_take(z, 3, &length, e) < 0) return -1;
@@ -2437,9 +2436,11 @@ static int inflate_fixed(inflate *z) /* RFC 1951, 3.2.6 */
 {
     uint8_t lengths[LITLEN_SYMBOLS];
     z->state = DEFLATE_CODES;
-    if (z->fixed) return 0; /* made once: else many tiny blocks would cost far more than their bytes */
+    /* Made once: else many tiny blocks would cost far more than their bytes. */
+    if (z->fixed) return 0;
     z->fixed = true;
-    for (unsigned s = 0; s < LITLEN_SYMBOLS; s++) lengths[s] = s < 144 ? 8 : s < 256 ? 9 : s < 280 ? 7 : 8;
+    for (unsigned s = 0; s < LITLEN_SYMBOLS; s++)
+        lengths[s] = s < 144 ? 8 : s < 256 ? 9 : s < 280 ? 7 : 8;
     huff_build(z->litlen, &(huff_code){ lengths, LITLEN_SYMBOLS, LITLEN_BITS, litlen_symbol });
     memset(lengths, 5, DIST_SYMBOLS);
     huff_build(z->dist, &(huff_code){ lengths, DIST_SYMBOLS, DIST_BITS, dist_symbol });
@@ -2458,7 +2459,8 @@ static int inflate_block(inflate *z, error *e)
     bits_drop(&z->b, (unsigned)z->b.count & 7);
     if (bits_take(z, 32, &length, e) < 0) return -1;
     z->stored = length & 0xFFFF;
-    if ((length >> 16 ^ 0xFFFF) != z->stored) return inflate_fail(e, "a stored block whose lengths differ");
+    if ((length >> 16 ^ 0xFFFF) != z->stored)
+        return inflate_fail(e, "a stored block whose lengths differ");
     z->state = DEFLATE_STORED;
     return 0;
 }
@@ -2496,7 +2498,8 @@ static int inflate_bad_code(error *e, int bits_left)
 static int inflate_fast(inflate *z, error *e)
 {
     bitbuf b = z->b;
-    uint8_t *p = z->in.p, *out = z->out, *const low = z->low, *const out_end = z->window + INFLATE_OUT;
+    uint8_t *p = z->in.p,
+            *out = z->out, *const low = z->low, *const out_end = z->window + INFLATE_OUT;
     const uint8_t *const p_end = z->in.end - 16;
     uint32_t length = 0, distance = 0, entry;
     int result = 0;
@@ -2550,7 +2553,8 @@ static int inflate_slow(inflate *z, error *e)
     if (entry & (HUFF_LITERAL | HUFF_END)) return 0;
     entry = huff_take(&z->b, z->dist, DIST_BITS, &distance);
     if (z->b.count < 0 || entry & HUFF_BAD) return inflate_bad_code(e, z->b.count);
-    if (distance > (size_t)(z->out - z->low)) return inflate_fail(e, "a distance that goes back before the start");
+    if (distance > (size_t)(z->out - z->low))
+        return inflate_fail(e, "a distance that goes back before the start");
     z->out = match_copy(z->out, distance, length);
     return 0;
 }
@@ -2689,12 +2693,724 @@ static ssize_t inflate_read(inflate *z, uint8_t *p, size_t n, error *e)
     return (ssize_t)n;
 }
 
+/* -- zstd: the content's checksum -------------------------------------------------------------- */
+
+/* XXH64 with seed 0: four lanes that each take every fourth word (RFC 8878, 3.1.1 names it). */
+typedef struct { uint64_t lane[4], bytes; uint8_t stripe[32]; } xxh64;
+
+static uint64_t rotl64(uint64_t v, int n) { return v << n | v >> (64 - n); }
+
+static const uint64_t xxh_prime[] = {
+    UINT64_C(0x9E3779B185EBCA87), UINT64_C(0xC2B2AE3D27D4EB4F), UINT64_C(0x165667B19E3779F9),
+    UINT64_C(0x85EBCA77C2B2AE63), UINT64_C(0x27D4EB2F165667C5),
+};
+
+static uint64_t xxh_mix(uint64_t lane, uint64_t word)
+{
+    return rotl64(lane + word * xxh_prime[1], 31) * xxh_prime[0];
+}
+
+static void xxh64_init(xxh64 *x)
+{
+    *x = (xxh64){ .lane = { xxh_prime[0] + xxh_prime[1], xxh_prime[1], 0, 0 - xxh_prime[0] } };
+}
+
+static void xxh64_stripes(xxh64 *x, const uint8_t *p, size_t stripes)
+{
+    uint64_t a = x->lane[0], b = x->lane[1], c = x->lane[2], d = x->lane[3];
+    for (; stripes; stripes--, p += 32) {
+        a = xxh_mix(a, load_le64(p));
+        b = xxh_mix(b, load_le64(p + 8));
+        c = xxh_mix(c, load_le64(p + 16));
+        d = xxh_mix(d, load_le64(p + 24));
+    }
+    x->lane[0] = a, x->lane[1] = b, x->lane[2] = c, x->lane[3] = d;
+}
+
+static void xxh64_add(xxh64 *x, const uint8_t *p, size_t n)
+{
+    slice in = { p, n };
+    size_t used = x->bytes % 32;
+    x->bytes += n;
+    if (!n || (used && !sha_fill(x->stripe, 32, used, &in))) return;
+    if (used) xxh64_stripes(x, x->stripe, 1);
+    xxh64_stripes(x, in.p, in.n / 32);
+    in = (slice){ in.p + in.n / 32 * 32, in.n % 32 };
+    sha_fill(x->stripe, 32, 0, &in);
+}
+
+static uint64_t xxh64_end(const xxh64 *x)
+{
+    static const int turns[] = { 1, 7, 12, 18 };
+    uint64_t h = 0;
+    size_t at = 0, n = x->bytes % 32;
+    for (int i = 0; i < 4; i++) h += rotl64(x->lane[i], turns[i]);
+    for (int i = 0; i < 4; i++) h = (h ^ xxh_mix(0, x->lane[i])) * xxh_prime[0] + xxh_prime[3];
+    if (x->bytes < 32) h = xxh_prime[4];
+    h += x->bytes;
+    for (; at + 8 <= n; at += 8)
+        h = rotl64(h ^ xxh_mix(0, load_le64(x->stripe + at)), 27) * xxh_prime[0] + xxh_prime[3];
+    for (; at + 4 <= n; at += 4) {
+        uint64_t word = __builtin_bswap32(load_be32(x->stripe + at));
+        h = rotl64(h ^ word * xxh_prime[0], 23) * xxh_prime[1] + xxh_prime[2];
+    }
+    for (; at < n; at++) h = rotl64(h ^ x->stripe[at] * xxh_prime[4], 11) * xxh_prime[0];
+    h = (h ^ h >> 33) * xxh_prime[1];
+    h = (h ^ h >> 29) * xxh_prime[2];
+    return h ^ h >> 32;
+}
+
+/* -- zstd: bits, read from the end ------------------------------------------------------------- */
+
+/* Encoders write forwards and decoders read backwards; the topmost bit that is set marks the end
+ * (RFC 8878, 4.1). `left` bits are unread; below zero, more were taken than there are. `w` holds
+ * the next 57 or more, topmost first. Loads reach up to 16 bytes before the start: READER_SLACK. */
+typedef struct { uint64_t w; const uint8_t *start; ptrdiff_t left; } backbits;
+
+static bool back_open(backbits *b, slice s)
+{
+    if (!s.n || !s.p[s.n - 1]) return false;
+    *b = (backbits){ 0, s.p, (ptrdiff_t)(s.n * 8) - 1 - (__builtin_clz(s.p[s.n - 1]) - 24) };
+    return true;
+}
+
+static inline void back_load(backbits *b)
+{
+    ptrdiff_t end = (b->left + 7) >> 3;
+    b->w = load_le64(b->start + end - 8) << (end * 8 - b->left);
+}
+
+/* Takes n bits; at most 57 in all since the last load. Shifts in two steps, for n may be 0. */
+static inline uint64_t back_take(backbits *b, unsigned n)
+{
+    uint64_t bits = b->w >> 1 >> (63 - n);
+    b->w <<= n;
+    b->left -= (ptrdiff_t)n;
+    return bits;
+}
+
+/* -- zstd: FSE codes --------------------------------------------------------------------------- */
+
+/* Finite State Entropy, RFC 8878, 4.1: the state is a cell of a table; it stands for a symbol and
+ * says how many bits, added to `next`, make the next state. For a length or an offset the cell
+ * holds what its symbol means: a base, to which `extra` bits are added. */
+typedef struct { uint16_t next; uint8_t bits, extra; uint32_t base; } fse_cell;
+typedef struct { fse_cell cell[512]; unsigned log; bool set; } fse_table;
+/* How many cells of the 2^log each symbol gets; -1 means one, at the end, of a rare symbol. */
+typedef struct { int16_t count[256]; unsigned n, log; } fse_counts;
+
+typedef struct { uint32_t base; uint8_t extra; } fse_value;
+typedef fse_value fse_meaning(unsigned symbol);
+
+static fse_value fse_itself(unsigned symbol) { return (fse_value){ symbol, 0 }; }
+static fse_value zstd_offset(unsigned symbol)
+{
+    return (fse_value){ 1U << symbol, (uint8_t)symbol };
+}
+
+static fse_value zstd_literals_length(unsigned symbol) /* RFC 8878, 3.1.1.3.2.1.1 */
+{
+    static const fse_value from_16[] = {
+        { 16, 1 },    { 18, 1 },    { 20, 1 },     { 22, 1 },     { 24, 2 },
+        { 28, 2 },    { 32, 3 },    { 40, 3 },     { 48, 4 },     { 64, 6 },
+        { 128, 7 },   { 256, 8 },   { 512, 9 },    { 1024, 10 },  { 2048, 11 },
+        { 4096, 12 }, { 8192, 13 }, { 16384, 14 }, { 32768, 15 }, { 65536, 16 },
+    };
+    return symbol < 16 ? fse_itself(symbol) : from_16[symbol - 16];
+}
+
+static fse_value zstd_match_length(unsigned symbol)
+{
+    static const fse_value from_32[] = {
+        { 35, 1 },     { 37, 1 },     { 39, 1 },     { 41, 1 },    { 43, 2 },    { 47, 2 },
+        { 51, 3 },     { 59, 3 },     { 67, 4 },     { 83, 4 },    { 99, 5 },    { 131, 7 },
+        { 259, 8 },    { 515, 9 },    { 1027, 10 },  { 2051, 11 }, { 4099, 12 }, { 8195, 13 },
+        { 16387, 14 }, { 32771, 15 }, { 65539, 16 },
+    };
+    return symbol < 32 ? fse_itself(symbol + 3) : from_32[symbol - 32];
+}
+
+/* The three codes of a sequence, in the order in which their tables stand in a block; `normal` is
+ * what an encoder that sends no table means: RFC 8878, 3.1.1.3.2.2. */
+enum { ZSTD_LITERALS, ZSTD_OFFSETS, ZSTD_MATCHES, ZSTD_CODES };
+static const struct {
+    unsigned symbols, max_log;
+    fse_meaning *meaning;
+    fse_counts normal;
+} zstd_codes[ZSTD_CODES] = {
+    { 36, 9, zstd_literals_length,
+      { { 4, 3, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 3, 2, 1, 1,
+          1, 1, 1, -1, -1, -1, -1 }, 36, 6 } },
+    { 32, 8, zstd_offset,
+      { { 1, 1, 1, 1, 1, 1, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1,
+          -1 }, 29, 5 } },
+    { 53, 9, zstd_match_length,
+      { { 1, 4, 3, 2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+          1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1 },
+        53, 6 } },
+};
+
+static uint32_t bits_at(slice s, size_t at, unsigned n) /* forwards, n <= 24; zeros past the end */
+{
+    uint32_t v = 0;
+    for (size_t i = 0; i < 4 && at / 8 + i < s.n; i++) v |= (uint32_t)s.p[at / 8 + i] << (8 * i);
+    return v >> (at % 8) & ((1U << n) - 1);
+}
+
+/* Reads a table's description off the front of *in: RFC 8878, 4.1.1. A count takes as few bits as
+ * the cells that are left allow, and one bit less where that is unambiguous. */
+static bool fse_read_counts(slice *in, unsigned symbols, unsigned max_log, fse_counts *c)
+{
+    size_t at = 4;
+    *c = (fse_counts){ .log = bits_at(*in, 0, 4) + 5 };
+    if (c->log > max_log) return false;
+    int left = (1 << c->log) + 1, threshold = 1 << c->log;
+    unsigned width = c->log + 1;
+    while (left > 1) {
+        int value = (int)bits_at(*in, at, width), low = value & (threshold - 1),
+            spare = 2 * threshold - 1 - left;
+        at += width - (low < spare);
+        int count = (low < spare ? low : value >= threshold ? value - spare : value) - 1;
+        left -= count < 0 ? 1 : count;
+        if (left < 1 || c->n >= symbols) return false;
+        c->count[c->n++] = (int16_t)count;
+        /* More zeros follow */
+        for (unsigned zeros = count ? 0 : 3, run = zeros; run == 3; c->n += run, at += 2) {
+            run = bits_at(*in, at, 2);
+            if (run > symbols - c->n) return false;
+        }
+        while (left < threshold) threshold >>= 1, width--;
+    }
+    slice description;
+    return slice_take(in, (at + 7) / 8, &description);
+}
+
+static void fse_build(fse_table *t, const fse_counts *c, fse_meaning *meaning) /* RFC 8878, 4.1.1 */
+{
+    uint16_t next[256];
+    uint8_t symbol[512];
+    unsigned size = 1U << c->log, high = size, at = 0, step = (size >> 1) + (size >> 3) + 3;
+    for (unsigned s = 0; s < c->n; s++) {
+        next[s] = (uint16_t)(c->count[s] < 0 ? 1 : c->count[s]);
+        if (c->count[s] < 0) symbol[--high] = (uint8_t)s;
+    }
+    for (unsigned s = 0; s < c->n; s++)
+        for (int i = 0; i < c->count[s]; i++) {
+            symbol[at] = (uint8_t)s;
+            do at = (at + step) & (size - 1);
+            while (at >= high);
+        }
+    for (unsigned i = 0; i < size; i++) {
+        unsigned x = next[symbol[i]]++, bits = c->log - (31 - (unsigned)__builtin_clz(x));
+        fse_value value = meaning(symbol[i]);
+        t->cell[i] =
+            (fse_cell){ (uint16_t)((x << bits) - size), (uint8_t)bits, value.extra, value.base };
+    }
+    t->log = c->log;
+    t->set = true;
+}
+
+/* -- zstd: the stream -------------------------------------------------------------------------- */
+
+enum { HUF_LOG = 11, ZSTD_REPEATS = 3, ZSTD_WINDOW_MIN = 1024 };
+enum zstd_state { ZSTD_FRAME, ZSTD_BLOCKS, ZSTD_CHECKSUM, ZSTD_END };
+
+/* Output goes round in `ring`. Before each block there is room for a whole one; if not, writing
+ * goes on at the front, and the window's older part lies at the end of what was written, `wrapped`.
+ * The ring is two blocks longer than the window, so that what a match may reach is never
+ * overwritten. */
+typedef struct zstd {
+    byte_reader in;
+    enum zstd_state state;
+    uint64_t window, window_max;
+    bool has_size, has_checksum;
+    uint64_t size, made;             /* of this frame's content */
+    xxh64 sum;
+    uint8_t *ring, *given, *out, *wrapped;
+    size_t ring_size;
+    uint32_t repeats[ZSTD_REPEATS];  /* the last offsets */
+    fse_table fse[ZSTD_CODES];
+    uint16_t huf[1 << HUF_LOG];      /* symbol << 8 | bits */
+    unsigned huf_log;                /* 0: no code yet */
+    uint8_t literals[ZSTD_BLOCK + COPY_SLACK];
+} zstd;
+
+static int zstd_fail(error *e, const char *what)
+{
+    return fail(e, GRPC_INVALID_ARGUMENT, "zstd: %s", what);
+}
+
+/* A little-endian number of n bytes off the front of *in; false if it is shorter. */
+static bool zstd_number(slice *in, size_t n, uint64_t *out)
+{
+    slice bytes;
+    if (!slice_take(in, n, &bytes)) return false;
+    *out = 0;
+    for (size_t i = 0; i < n; i++) *out |= (uint64_t)bytes.p[i] << (8 * i);
+    return true;
+}
+
+/* Takes n bytes off the input as a number. */
+static int zstd_input(zstd *z, size_t n, uint64_t *out, error *e)
+{
+    *out = 0;
+    if (reader_fill(&z->in, n, e) < 0) return -1;
+    slice in = { z->in.p, (size_t)(z->in.end - z->in.p) };
+    if (!zstd_number(&in, n, out)) return zstd_fail(e, "the stream is cut off");
+    z->in.p += n;
+    return 0;
+}
+
+/* -- zstd: literals ---------------------------------------------------------------------------- */
+
+/* The weights of a Huffman code, compressed by FSE with two states in turn: RFC 8878, 4.2.1.2. */
+static bool huf_read_weights(slice in, uint8_t weights[256], unsigned *n)
+{
+    fse_counts counts;
+    fse_table t;
+    backbits b;
+    if (!fse_read_counts(&in, 256, 6, &counts) || !back_open(&b, in)) return false;
+    fse_build(&t, &counts, fse_itself);
+    back_load(&b);
+    size_t state[2] = { back_take(&b, t.log), back_take(&b, t.log) };
+    if (b.left < 0) return false;
+    for (unsigned turn = 0; *n < 254; turn ^= 1) {
+        const fse_cell *cell = &t.cell[state[turn]];
+        weights[(*n)++] = (uint8_t)cell->base;
+        if (b.left < cell->bits) {
+            weights[(*n)++] = (uint8_t)t.cell[state[turn ^ 1]].base;
+            return true;
+        }
+        back_load(&b);
+        state[turn] = cell->next + back_take(&b, cell->bits);
+    }
+    return false;
+}
+
+/* Reads a Huffman code's description off the front of *in and fills the table: RFC 8878, 4.2.1. The
+ * last symbol's weight is what the others leave to a power of two. */
+static bool huf_read(zstd *z, slice *in)
+{
+    uint8_t weights[256] = { 0 };
+    unsigned n = 0, sum = 0, start[HUF_LOG + 2] = { 0 };
+    uint64_t header;
+    slice description;
+    if (!zstd_number(in, 1, &header)) return false;
+    if (header < 128) {
+        if (!slice_take(in, header, &description) || !huf_read_weights(description, weights, &n))
+            return false;
+    } else {
+        n = (unsigned)header - 127;
+        if (!slice_take(in, (n + 1) / 2, &description)) return false;
+        for (unsigned i = 0; i < n; i++)
+            weights[i] = i % 2 ? description.p[i / 2] & 15 : description.p[i / 2] >> 4;
+    }
+    for (unsigned i = 0; i < n; i++) {
+        if (weights[i] > HUF_LOG) return false;
+        sum += weights[i] ? 1U << (weights[i] - 1) : 0;
+    }
+    if (!sum || sum >= 1U << HUF_LOG) return false;
+    unsigned log = 32 - (unsigned)__builtin_clz(sum), rest = (1U << log) - sum;
+    if (rest & (rest - 1)) return false;
+    weights[n++] = (uint8_t)(32 - __builtin_clz(rest));
+    for (unsigned i = 0; i < n; i++)
+        if (weights[i])
+            start[weights[i] + 1 > HUF_LOG ? HUF_LOG + 1 : weights[i] + 1] += 1U
+                                                                              << (weights[i] - 1);
+    for (unsigned w = 1; w <= HUF_LOG; w++) start[w + 1] += start[w];
+    for (unsigned i = 0; i < n; i++) {
+        if (!weights[i]) continue;
+        uint16_t entry = (uint16_t)(i << 8 | (log + 1 - weights[i]));
+        for (unsigned k = 0; k < 1U << (weights[i] - 1); k++) z->huf[start[weights[i]]++] = entry;
+    }
+    z->huf_log = log;
+    return true;
+}
+
+static inline uint8_t huf_take(const zstd *z, backbits *b)
+{
+    uint16_t entry = z->huf[b->w >> (64 - z->huf_log)];
+    b->w <<= entry & 0xFF;
+    b->left -= entry & 0xFF;
+    return (uint8_t)(entry >> 8);
+}
+
+/* Decodes n symbols, which must take all bits. A load gives 57 bits, enough for five symbols. */
+static bool huf_stream(const zstd *z, backbits *b, uint8_t *to, size_t n)
+{
+    for (; n >= 5 && b->left >= 0; n -= 5, to += 5) {
+        back_load(b);
+        for (int i = 0; i < 5; i++) to[i] = huf_take(z, b);
+    }
+    for (; n && b->left >= 0; n--) {
+        back_load(b);
+        *to++ = huf_take(z, b);
+    }
+    return b->left == 0 && !n;
+}
+
+/* Four streams, each a quarter of the literals, side by side so that the processor has four things
+ * to do at a time: RFC 8878, 4.2.2. */
+static bool huf_four_streams(const zstd *z, slice in, uint8_t *to, size_t n)
+{
+    backbits b[4];
+    uint64_t sizes[4];
+    slice part;
+    size_t quarter = (n + 3) / 4, done = 0;
+    if (n < 6) return false; /* as the reference: fewer do not fill the streams */
+    for (int i = 0; i < 3; i++)
+        if (!zstd_number(&in, 2, &sizes[i])) return false;
+    if (sizes[0] + sizes[1] + sizes[2] > in.n) return false;
+    sizes[3] = in.n - sizes[0] - sizes[1] - sizes[2];
+    for (int i = 0; i < 4; i++)
+        if (!slice_take(&in, (size_t)sizes[i], &part) || !back_open(&b[i], part)) return false;
+    size_t last = n - 3 * quarter;
+    backbits b0 = b[0], b1 = b[1], b2 = b[2], b3 = b[3];
+    for (; done + 5 <= last && (b0.left | b1.left | b2.left | b3.left) >= 0; done += 5) {
+        uint8_t *p = to + done;
+        back_load(&b0), back_load(&b1), back_load(&b2), back_load(&b3);
+        for (int i = 0; i < 5; i++, p++) {
+            p[0] = huf_take(z, &b0);
+            p[quarter] = huf_take(z, &b1);
+            p[2 * quarter] = huf_take(z, &b2);
+            p[3 * quarter] = huf_take(z, &b3);
+        }
+    }
+    return huf_stream(z, &b0, to + done, quarter - done) &&
+           huf_stream(z, &b1, to + quarter + done, quarter - done) &&
+           huf_stream(z, &b2, to + 2 * quarter + done, quarter - done) &&
+           huf_stream(z, &b3, to + 3 * quarter + done, last - done);
+}
+
+/* Takes the literals section off the front of a block: RFC 8878, 3.1.1.3.1. *out lies in the block
+ * or in z->literals; COPY_SLACK bytes behind it can be read. */
+static bool zstd_read_literals(zstd *z, slice *block, slice *out)
+{
+    enum { RAW, RLE, COMPRESSED, TREELESS };
+    static const struct {
+        uint8_t bytes, bits;
+    } plain[] = { { 1, 5 }, { 2, 12 }, { 1, 5 }, { 3, 20 } },
+      packed[] = { { 3, 10 }, { 3, 10 }, { 4, 14 }, { 5, 18 } };
+    uint64_t header;
+    if (!block->n) return false;
+    unsigned type = block->p[0] & 3, format = block->p[0] >> 2 & 3;
+    if (!zstd_number(block, type < COMPRESSED ? plain[format].bytes : packed[format].bytes,
+                     &header))
+        return false;
+    unsigned bits = type < COMPRESSED ? plain[format].bits : packed[format].bits;
+    size_t n = (size_t)(header >> (bits == 5 ? 3 : 4) & ((1U << bits) - 1));
+    if (n > ZSTD_BLOCK) return false;
+    if (type == RAW) return slice_take(block, n, out);
+    *out = (slice){ z->literals, n };
+    slice in;
+    if (type == RLE) {
+        if (!slice_take(block, 1, &in)) return false;
+        memset(z->literals, in.p[0], n);
+        return true;
+    }
+    if (!slice_take(block, (size_t)(header >> (4 + bits)), &in)) return false;
+    if (type == COMPRESSED && !huf_read(z, &in)) return false;
+    if (!z->huf_log) return false;
+    backbits b;
+    if (format) return huf_four_streams(z, in, z->literals, n);
+    return back_open(&b, in) && huf_stream(z, &b, z->literals, n);
+}
+
+/* -- zstd: sequences --------------------------------------------------------------------------- */
+
+/* Makes one of the three tables as a block's header asks: RFC 8878, 3.1.1.3.2.1. */
+static bool zstd_read_table(zstd *z, unsigned code, unsigned mode, slice *block)
+{
+    enum { PREDEFINED, RLE, COMPRESSED, REPEAT };
+    fse_table *t = &z->fse[code];
+    fse_counts counts;
+    uint64_t symbol;
+    switch (mode) {
+    case PREDEFINED: fse_build(t, &zstd_codes[code].normal, zstd_codes[code].meaning); return true;
+    case REPEAT: return t->set;
+    case COMPRESSED:
+        if (!fse_read_counts(block, zstd_codes[code].symbols, zstd_codes[code].max_log, &counts))
+            return false;
+        fse_build(t, &counts, zstd_codes[code].meaning);
+        return true;
+    }
+    if (!zstd_number(block, 1, &symbol) || symbol >= zstd_codes[code].symbols) return false;
+    fse_value value = zstd_codes[code].meaning((unsigned)symbol);
+    t->cell[0] = (fse_cell){ 0, 0, value.extra, value.base };
+    t->log = 0;
+    return t->set = true;
+}
+
+/* The offset that a sequence means, 0 if none: values 1 to 3 repeat one of the last three, and mean
+ * the next one where there are no literals: RFC 8878, 3.1.1.5. */
+static inline uint32_t zstd_resolve(uint32_t repeats[ZSTD_REPEATS], uint32_t value,
+                                    bool no_literals)
+{
+    uint32_t offset;
+    if (value > ZSTD_REPEATS) {
+        offset = value - ZSTD_REPEATS;
+        repeats[2] = repeats[1];
+    } else {
+        uint32_t which = value - 1 + no_literals;
+        if (which == 0) return repeats[0];
+        offset = which == ZSTD_REPEATS ? repeats[0] - 1 : repeats[which];
+        if (which > 1) repeats[2] = repeats[1];
+    }
+    repeats[1] = repeats[0];
+    return repeats[0] = offset;
+}
+
+/* Copies n bytes from `distance` bytes back, some or all of which lie at the end of the ring. */
+static uint8_t *zstd_copy_wrapped(const zstd *z, uint8_t *out, size_t distance, size_t n)
+{
+    size_t older = distance - (size_t)(out - z->ring), head = MIN(n, older);
+    memmove(out, z->wrapped - older, head);
+    return n > head ? match_copy(out + head, distance, n - head) : out + head;
+}
+
+/* Copies n bytes, mostly few; up to COPY_SLACK more are read and written. */
+static inline void literals_copy(uint8_t *to, const uint8_t *from, size_t n)
+{
+    const uint8_t *end = from + n;
+    do {
+        memcpy(to, from, 16);
+        to += 16, from += 16;
+    } while (from < end);
+}
+
+typedef struct { backbits b; const fse_cell *literals, *offset, *match; } zstd_cursor;
+
+static inline void zstd_advance(const fse_table *t, const fse_cell **cell, backbits *b)
+{
+    *cell = &t->cell[(*cell)->next + back_take(b, (*cell)->bits)];
+}
+
+/* Decodes n sequences and does what each says: copy some literals, then copy from before. `room` is
+ * what this block may still write. A load of 57 bits is enough for an offset (31) and the extra
+ * bits of a match (16), the next for those of the literals (16) and the three states (9 + 9 + 8).
+ * What the loop needs is copied out of *z: a store of a byte might, to the compiler, change any of
+ * it. */
+static bool zstd_run_sequences(zstd *z, zstd_cursor c, uint32_t n, slice *literals, size_t room)
+{
+    uint8_t *out = z->out, *const ring = z->ring, *const room_end = out + room;
+    const uint8_t *from = literals->p, *const from_end = from + literals->n;
+    const uint64_t before = z->made - (uint64_t)(out - ring), window = z->window;
+    uint32_t repeats[ZSTD_REPEATS] = { z->repeats[0], z->repeats[1], z->repeats[2] };
+    backbits b = c.b;
+    while (n--) {
+        if (b.left < 0) return false;
+        back_load(&b);
+        uint32_t value = c.offset->base + (uint32_t)back_take(&b, c.offset->extra);
+        size_t match = c.match->base + (size_t)back_take(&b, c.match->extra);
+        back_load(&b);
+        size_t plain = c.literals->base + (size_t)back_take(&b, c.literals->extra);
+        if (n) {
+            zstd_advance(&z->fse[ZSTD_LITERALS], &c.literals, &b);
+            zstd_advance(&z->fse[ZSTD_MATCHES], &c.match, &b);
+            zstd_advance(&z->fse[ZSTD_OFFSETS], &c.offset, &b);
+        }
+        uint32_t offset = zstd_resolve(repeats, value, plain == 0);
+        if (plain > (size_t)(from_end - from) || plain + match > (size_t)(room_end - out))
+            return false;
+        literals_copy(out, from, plain);
+        from += plain;
+        out += plain;
+        if (!offset || offset > before + (uint64_t)(out - ring) || offset > window) return false;
+        if (offset <= (size_t)(out - ring)) out = match_copy(out, offset, match);
+        else out = zstd_copy_wrapped(z, out, offset, match);
+    }
+    memcpy(z->repeats, repeats, sizeof repeats);
+    z->made = before + (uint64_t)(out - ring);
+    z->out = out;
+    *literals = (slice){ from, (size_t)(from_end - from) };
+    return b.left == 0;
+}
+
+/* The sequences section: RFC 8878, 3.1.1.3.2. */
+static bool zstd_read_sequences(zstd *z, slice block, slice *literals, size_t room)
+{
+    uint64_t n, more, modes;
+    zstd_cursor c;
+    if (!zstd_number(&block, 1, &n)) return false;
+    if (n == 255) {
+        if (!zstd_number(&block, 2, &more)) return false;
+        n = more + 0x7F00;
+    } else if (n > 127) {
+        if (!zstd_number(&block, 1, &more)) return false;
+        n = ((n - 128) << 8) + more;
+    }
+    if (n == 0) return block.n == 0;
+    if (!zstd_number(&block, 1, &modes) || modes & 3) return false;
+    for (unsigned code = 0; code < ZSTD_CODES; code++)
+        if (!zstd_read_table(z, code, modes >> (6 - 2 * code) & 3, &block)) return false;
+    if (!back_open(&c.b, block)) return false;
+    back_load(&c.b);
+    c.literals = &z->fse[ZSTD_LITERALS].cell[back_take(&c.b, z->fse[ZSTD_LITERALS].log)];
+    c.offset = &z->fse[ZSTD_OFFSETS].cell[back_take(&c.b, z->fse[ZSTD_OFFSETS].log)];
+    c.match = &z->fse[ZSTD_MATCHES].cell[back_take(&c.b, z->fse[ZSTD_MATCHES].log)];
+    return zstd_run_sequences(z, c, (uint32_t)n, literals, room);
+}
+
+static bool zstd_compressed_block(zstd *z, slice block, size_t room)
+{
+    slice literals;
+    const uint8_t *start = z->out;
+    if (!zstd_read_literals(z, &block, &literals) || literals.n > room) return false;
+    if (!zstd_read_sequences(z, block, &literals, room)) return false;
+    if (literals.n > room - (size_t)(z->out - start)) return false;
+    if (literals.n) memcpy(z->out, literals.p, literals.n);
+    z->out += literals.n;
+    z->made += literals.n;
+    return true;
+}
+
+/* -- zstd: frames and blocks ------------------------------------------------------------------- */
+
+/* Gets the ring ready for a frame. What an earlier frame's ring has is kept, if it is enough. */
+static int zstd_set_window(zstd *z, uint64_t window, error *e)
+{
+    if (window > z->window_max)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED,
+                    "zstd: unpacking needs a window of %" PRIu64 " bytes, more than the %" PRIu64
+                    " allowed",
+                    window, z->window_max);
+    size_t size = (size_t)window + 2 * (ZSTD_BLOCK + COPY_SLACK);
+    if (size > z->ring_size) {
+        free(z->ring);
+        z->ring = malloc(size);
+        z->ring_size = z->ring ? size : 0;
+        if (!z->ring) return fail(e, GRPC_RESOURCE_EXHAUSTED, "zstd: out of memory");
+    }
+    z->given = z->out = z->ring;
+    z->wrapped = z->ring;
+    z->window = window;
+    return 0;
+}
+
+/* A frame's header after its magic number: RFC 8878, 3.1.1.1. */
+static int zstd_frame_header(zstd *z, error *e)
+{
+    static const uint8_t dictionary_bytes[] = { 0, 1, 2, 4 }, size_bytes[] = { 0, 2, 4, 8 };
+    uint64_t flags, byte = 0, dictionary = 0;
+    if (zstd_input(z, 1, &flags, e) < 0) return -1;
+    bool single = flags >> 5 & 1;
+    if (flags & 8) return zstd_fail(e, "a reserved bit is set");
+    if (!single && zstd_input(z, 1, &byte, e) < 0) return -1;
+    if (zstd_input(z, dictionary_bytes[flags & 3], &dictionary, e) < 0) return -1;
+    if (dictionary)
+        return fail(e, GRPC_UNIMPLEMENTED, "zstd: the stream needs dictionary %" PRIu64,
+                    dictionary);
+    unsigned n = flags >> 6 || !single ? size_bytes[flags >> 6] : 1;
+    if (zstd_input(z, n, &z->size, e) < 0) return -1;
+    z->size += n == 2 ? 256 : 0;
+    z->has_size = n > 0;
+    z->has_checksum = flags >> 2 & 1;
+    uint64_t base = UINT64_C(1) << (10 + (byte >> 3));
+    if (zstd_set_window(z, single ? z->size : base + base / 8 * (byte & 7), e) < 0) return -1;
+    for (unsigned code = 0; code < ZSTD_CODES; code++) z->fse[code].set = false;
+    z->huf_log = 0;
+    z->repeats[0] = 1, z->repeats[1] = 4, z->repeats[2] = 8;
+    z->made = 0;
+    xxh64_init(&z->sum);
+    z->state = ZSTD_BLOCKS;
+    return 0;
+}
+
+static int zstd_skip(zstd *z, error *e) /* a skippable frame: RFC 8878, 3.1.2 */
+{
+    uint64_t size;
+    if (zstd_input(z, 4, &size, e) < 0) return -1;
+    while (size) {
+        if (reader_fill(&z->in, 1, e) < 0) return -1;
+        size_t n = (size_t)MIN(size, (uint64_t)(z->in.end - z->in.p));
+        if (!n) return zstd_fail(e, "the stream is cut off");
+        z->in.p += n;
+        size -= n;
+    }
+    return 0;
+}
+
+static int zstd_frame(zstd *z, error *e)
+{
+    uint64_t magic;
+    if (reader_fill(&z->in, 1, e) < 0) return -1;
+    if (z->in.p == z->in.end) return z->state = ZSTD_END, 0;
+    if (zstd_input(z, 4, &magic, e) < 0) return -1;
+    if (magic == 0xFD2FB528) return zstd_frame_header(z, e);
+    if (magic >> 4 == 0x184D2A5) return zstd_skip(z, e);
+    return zstd_fail(e, "something else follows the stream");
+}
+
+static int zstd_frame_end(zstd *z, error *e)
+{
+    uint64_t sum;
+    z->state = ZSTD_FRAME;
+    if (z->has_size && z->made != z->size) return zstd_fail(e, "the size is wrong");
+    if (!z->has_checksum) return 0;
+    if (zstd_input(z, 4, &sum, e) < 0) return -1;
+    return sum == (uint32_t)xxh64_end(&z->sum) ? 0 : zstd_fail(e, "the checksum is wrong");
+}
+
+/* One block, wholly: RFC 8878, 3.1.1.2. */
+static int zstd_block(zstd *z, error *e)
+{
+    enum { RAW, RLE, COMPRESSED };
+    uint64_t header;
+    if (zstd_input(z, 3, &header, e) < 0) return -1;
+    unsigned type = header >> 1 & 3;
+    size_t size = (size_t)(header >> 3), room = (size_t)MIN(z->window, (uint64_t)ZSTD_BLOCK),
+           need = type == RLE ? 1 : size;
+    /* A compressed block may be longer than what it holds: the limit is on what comes out. */
+    if (type > COMPRESSED || size > (type == COMPRESSED ? (size_t)ZSTD_BLOCK : room))
+        return zstd_fail(e, "a block is too long or of unknown type");
+    if (reader_fill(&z->in, need, e) < 0) return -1;
+    slice in = { z->in.p, (size_t)(z->in.end - z->in.p) }, block;
+    if (!slice_take(&in, need, &block)) return zstd_fail(e, "the stream is cut off");
+    z->in.p += need;
+    if ((size_t)(z->ring + z->ring_size - z->out) < ZSTD_BLOCK + COPY_SLACK) {
+        z->wrapped = z->out;
+        z->out = z->ring;
+    }
+    z->given = z->out;
+    if (type == COMPRESSED) {
+        if (!zstd_compressed_block(z, block, room)) return zstd_fail(e, "a block makes no sense");
+    } else {
+        if (type == RLE) memset(z->out, block.p[0], size);
+        else if (size) memcpy(z->out, block.p, size);
+        z->out += size;
+        z->made += size;
+    }
+    if (z->has_checksum) xxh64_add(&z->sum, z->given, (size_t)(z->out - z->given));
+    if (header & 1) z->state = ZSTD_CHECKSUM;
+    return 0;
+}
+
+static ssize_t zstd_read(zstd *z, uint8_t *p, size_t n, error *e)
+{
+    while (z->given == z->out && z->state != ZSTD_END) {
+        int done = z->state == ZSTD_FRAME    ? zstd_frame(z, e)
+                   : z->state == ZSTD_BLOCKS ? zstd_block(z, e)
+                                             : zstd_frame_end(z, e);
+        if (done < 0) return -1;
+    }
+    n = MIN(n, (size_t)(z->out - z->given));
+    if (n) memcpy(p, z->given, n);
+    z->given += n;
+    return (ssize_t)n;
+}
+
 /* -- choosing ---------------------------------------------------------------------------------- */
 
 enum decompress_kind { PLAIN, GZIP, ZSTD };
 
 /* Reads `in` and gives what was packed in it. */
-typedef struct { source source; enum decompress_kind kind; byte_reader in; inflate *inflate; } decompressor;
+typedef struct {
+    source source;
+    enum decompress_kind kind;
+    byte_reader in;
+    inflate *inflate;
+    zstd *zstd;
+} decompressor;
 
 static ssize_t plain_read(byte_reader *in, uint8_t *p, size_t n, error *e)
 {
@@ -2709,64 +3425,72 @@ static ssize_t decompress_read(source *s, uint8_t *p, size_t n, error *e)
 {
     decompressor *d = OWNER(s, decompressor, source);
     if (d->kind == GZIP) return inflate_read(d->inflate, p, n, e);
+    if (d->kind == ZSTD) return zstd_read(d->zstd, p, n, e);
     return plain_read(&d->in, p, n, e);
 }
 
 static void decompress_close(decompressor *d)
 {
+    if (d->zstd) free(d->zstd->ring);
+    free(d->zstd);
     free(d->inflate);
-    free(d->in.bytes);
+    reader_close(&d->in);
     *d = (decompressor){ 0 };
 }
 
-/* Looks at the first bytes of `in`, which must outlive *d: gzip, zstd, or nothing packed. Media types
- * lie often enough that every puller does so. NULL and *e on failure. */
-static source *decompress_open(decompressor *d, source *in, error *e)
+static bool decompress_make(decompressor *d) /* the decoder's own memory */
 {
-    uint8_t *bytes = malloc(READER_BYTES);
-    *d = (decompressor){ .source = { decompress_read }, .in = { in, bytes, bytes, bytes, false } };
-    if (!bytes) return fail(e, GRPC_RESOURCE_EXHAUSTED, "decompress: out of memory"), NULL;
-    if (reader_fill(&d->in, 4, e) < 0) return decompress_close(d), NULL;
-    slice head = { d->in.p, (size_t)(d->in.end - d->in.p) };
-    if (slice_starts(head, "\x28\xB5\x2F\xFD")) {
-        decompress_close(d);
-        return fail(e, GRPC_UNIMPLEMENTED, "zstd: not in this build"), NULL;
-    }
-    if (slice_starts(head, "\x1F\x8B")) {
-        d->kind = GZIP;
-        d->inflate = calloc(1, sizeof *d->inflate);
-        if (!d->inflate) {
-            decompress_close(d);
-            return fail(e, GRPC_RESOURCE_EXHAUSTED, "decompress: out of memory"), NULL;
-        }
+    if (d->kind == GZIP && (d->inflate = calloc(1, sizeof *d->inflate))) {
         d->inflate->in = d->in;
         d->inflate->out = d->inflate->given = d->inflate->window;
     }
-    return &d->source;
+    if (d->kind == ZSTD && (d->zstd = calloc(1, sizeof *d->zstd))) {
+        d->zstd->in = d->in;
+        d->zstd->window_max = 8 * MIB;
+    }
+    return d->kind == PLAIN || d->inflate || d->zstd;
+}
+
+/* Looks at the first bytes of `in`, which must outlive *d: gzip, zstd, or nothing packed. Media
+ * types lie often enough that every puller does so. NULL and *e on failure; decompress_close at the
+ * end. Who has more memory for zstd than its usual window of 8 MiB sets d->zstd->window_max. */
+static source *decompress_open(decompressor *d, source *in, error *e)
+{
+    *d = (decompressor){ .source = { decompress_read } };
+    if (reader_open(&d->in, in, e) < 0) return NULL;
+    if (reader_fill(&d->in, 4, e) < 0) return decompress_close(d), NULL;
+    slice head = { d->in.p, (size_t)(d->in.end - d->in.p) };
+    bool skippable = head.n >= 4 && head.p[0] >> 4 == 5 && !memcmp(head.p + 1, "\x2A\x4D\x18", 3);
+    d->kind = slice_starts(head, "\x1F\x8B") ? GZIP
+              : slice_starts(head, "\x28\xB5\x2F\xFD") || skippable ? ZSTD : PLAIN;
+    if (decompress_make(d)) return &d->source;
+    decompress_close(d);
+    return fail(e, GRPC_RESOURCE_EXHAUSTED, "decompress: out of memory"), NULL;
 }
 
 /* == 6. Tar and layers =======================================================================
  *
  * A layer is a tar archive of what changed in a file system: blocks of 512 bytes, a header for each
- * file, then its bytes. What did not fit the header of 1988 came later as records before it (pax) or
- * as entries that are no files (GNU). A file that is gone is said by an empty file ".wh.NAME".
+ * file, then its bytes. What did not fit into the header of 1988 came later as records before it
+ * (pax) or as entries that are no files (GNU). A file that is gone is an empty file ".wh.NAME".
  *
- * Nobody we know wrote the archive, and we are root while we unpack it. So a name is never a path to
- * us: its directory is opened inside the root by openat2(2), which lets no link lead out, and what
- * is made in it is one name that must not exist yet. Names with ".." are refused.
+ * Nobody we know wrote the archive, and we are root while we unpack it. So a name is never a path
+ * to us: its directory is opened inside the root by openat2(2), which lets no link lead out, and
+ * what is made in it is one name that must not exist yet. Names with ".." are refused.
  *
- * The layer directory becomes a lower directory of an overlay, which has its own words for what is
- * gone: a character device 0:0 hides a name, and a directory that is marked opaque hides all below.
+ * The layer's directory becomes a lower directory of an overlay, which has its own words for what
+ * is gone: a character device 0:0 hides a name, and a directory that is marked opaque hides all below.
  *
  * Defined by  POSIX.1-2024 pax(1), "ustar Interchange Format"; GNU tar manual, appendix "Tar
  *             Internals"; OCI image-spec, layer.md; kernel Documentation/filesystems/overlayfs.rst
- * Uses        1, 2 (open_inside, make_dir_inside, tree_remove), 4 (none), 5 (source, byte_reader)
+ * Uses        1, 2 (open_inside, make_dir_inside, tree_remove), 5 (source, byte_reader)
  * Gives       tar_open, tar_next, tar_data, tar_unpack, tar_put_header
- * Bounds      names 4095 bytes, 1024 levels; pax header 1 MiB; xattr 64 KiB; 65,536 sparse pieces */
+ * Bounds      names 4095 bytes, 1024 levels; pax header 1 MiB; extended attribute 64 KiB; 65,536
+ *             pieces of a sparse file; 5 MiB of memory however large the archive */
 
 enum {
-    TAR_BLOCK = 512, TAR_PAX_MAX = MIB, TAR_XATTR_MAX = 64 * KIB, TAR_PIECES_MAX = 64 * KIB,
-    TAR_DEPTH_MAX = 1024, TAR_ENTRY_MEMORY = 4 * MIB
+    TAR_BLOCK = 512, TAR_PAX_MAX = MIB, TAR_PIECES_MAX = 64 * KIB, TAR_DEPTH_MAX = 1024,
+    TAR_XATTR_NAME = 255, TAR_XATTR_MAX = 64 * KIB, TAR_ENTRY_MEMORY = 4 * MIB
 };
 
 /* A file's header as it lies in the archive; numbers are octal text. */
@@ -2787,7 +3511,8 @@ typedef struct {
     struct timespec mtime;
     const tar_xattr *xattrs;
     size_t nxattrs;
-    const tar_piece *pieces; /* of a sparse file: where the archive's bytes go; NULL: all in a row */
+    /* Of a sparse file: where the archive's bytes go. NULL: they are all, and in a row. */
+    const tar_piece *pieces;
     size_t npieces;
 } tar_entry;
 
@@ -2798,7 +3523,10 @@ typedef struct {
     arena a;          /* for one entry */
 } tar_reader;
 
-static int tar_fail(error *e, const char *what) { return fail(e, GRPC_INVALID_ARGUMENT, "tar: %s", what); }
+static int tar_fail(error *e, const char *what)
+{
+    return fail(e, GRPC_INVALID_ARGUMENT, "tar: %s", what);
+}
 
 /* -- reading: numbers and blocks --------------------------------------------------------------- */
 
@@ -2879,6 +3607,7 @@ static int tar_take_block(tar_reader *t, void *block, error *e)
  * 1; 0 when there are none left. */
 static int tar_data(tar_reader *t, uint64_t max, slice *out, error *e)
 {
+    *out = (slice){ NULL, 0 };
     if (!t->left || !max) return 0;
     if (reader_fill(&t->in, 1, e) < 0) return -1;
     size_t n = (size_t)MIN(MIN(t->left, max), (uint64_t)(t->in.end - t->in.p));
@@ -2912,7 +3641,8 @@ typedef struct { bool set; uint64_t value; } tar_optional;
 /* What pax records and GNU entries have said about the file whose header comes next. */
 typedef struct {
     bool any;
-    slice name, link, sparse_name;
+    slice long_name, long_link;    /* GNU */
+    slice name, link, sparse_name; /* pax */
     tar_optional size, uid, gid, sparse_major, sparse_minor, sparse_size;
     bool has_mtime;
     struct timespec mtime;
@@ -2932,7 +3662,8 @@ static bool tar_pax_number(slice text, tar_optional *out)
     return !text.n || parse_u64(text, 10, INT64_MAX, &out->value);
 }
 
-/* Seconds since 1970 with a sign and a fraction. What no file system can keep is cut to what it can. */
+/* Seconds since 1970 with a sign and a fraction. What no file system can keep is cut to what it
+ * can. */
 static bool tar_pax_time(slice text, struct timespec *out)
 {
     bool minus = slice_starts(text, "-");
@@ -2967,7 +3698,8 @@ static int tar_pax_xattr(tar_reader *t, tar_extra *x, slice name, slice value, e
 {
     tar_xattr attr = { arena_copy(&t->a, name), arena_copy(&t->a, value) };
     if (!tar_xattr_allowed(name)) return 0;
-    if (name.n > XATTR_NAME_MAX) return tar_fail(e, "the name of an extended attribute is too long");
+    if (name.n > TAR_XATTR_NAME)
+        return tar_fail(e, "the name of an extended attribute is too long");
     if (value.n > TAR_XATTR_MAX) return tar_fail(e, "an extended attribute is too long");
     for (size_t i = 0; i < x->xattrs.n; i += sizeof attr)
         if (slice_eq(((tar_xattr *)(void *)(x->xattrs.p + i))->name, name))
@@ -3021,6 +3753,9 @@ static int tar_pax_record(tar_reader *t, tar_extra *x, slice key, slice value, e
 static int tar_read_pax(tar_reader *t, tar_extra *x, error *e)
 {
     slice all, rest;
+    tar_extra_free(x);
+    /* Of several pax headers before one file, the last counts. */
+    *x = (tar_extra){ .long_name = x->long_name, .long_link = x->long_link };
     if (tar_read_all(t, TAR_PAX_MAX, &t->a, &all, e) < 0) return -1;
     while (all.n) {
         uint64_t length;
@@ -3028,16 +3763,20 @@ static int tar_read_pax(tar_reader *t, tar_extra *x, error *e)
         rest = (slice){ all.p, MIN(all.n, 20) };
         if (!slice_has(rest, ' ')) return tar_fail(e, "a pax record without a length");
         digits = slice_cut(&rest, ' ');
-        if (!parse_u64(digits, 10, all.n, &length) || length < digits.n + 2 || !slice_take(&all, (size_t)length, &record))
+        if (!parse_u64(digits, 10, all.n, &length) || length < digits.n + 2 ||
+            !slice_take(&all, (size_t)length, &record))
             return tar_fail(e, "the length of a pax record is wrong");
-        if (record.p[record.n - 1] != '\n') return tar_fail(e, "a pax record does not end in a newline");
+        if (record.p[record.n - 1] != '\n')
+            return tar_fail(e, "a pax record does not end in a newline");
         rest = (slice){ record.p + digits.n + 1, record.n - digits.n - 2 };
         if (!slice_has(rest, '=')) return tar_fail(e, "a pax record without '='");
         slice key = slice_cut(&rest, '=');
         if (!key.n || slice_has(key, 0)) return tar_fail(e, "a pax record without a key");
         if (tar_pax_record(t, x, key, rest, e) < 0) return -1;
     }
-    return t->a.oom || x->map.oom || x->xattrs.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "tar: out of memory") : 0;
+    return t->a.oom || x->map.oom || x->xattrs.oom
+               ? fail(e, GRPC_RESOURCE_EXHAUSTED, "tar: out of memory")
+               : 0;
 }
 
 /* -- reading: sparse files --------------------------------------------------------------------- */
@@ -3045,7 +3784,8 @@ static int tar_read_pax(tar_reader *t, tar_extra *x, error *e)
 static int tar_add_piece(buf *pieces, uint64_t at, uint64_t n, error *e)
 {
     tar_piece piece = { at, n };
-    if (pieces->n / sizeof piece >= TAR_PIECES_MAX) return tar_fail(e, "a sparse file has too many pieces");
+    if (pieces->n / sizeof piece >= TAR_PIECES_MAX)
+        return tar_fail(e, "a sparse file has too many pieces");
     buf_add(pieces, &piece, sizeof piece);
     return 0;
 }
@@ -3102,8 +3842,11 @@ static int tar_sparse_new(tar_reader *t, buf *pieces, error *e)
     if (tar_take_line(t, &count, e) < 0) return -1;
     if (count > TAR_PIECES_MAX) return tar_fail(e, "a sparse file has too many pieces");
     for (; count; count--)
-        if (tar_take_line(t, &at, e) < 0 || tar_take_line(t, &n, e) < 0 || tar_add_piece(pieces, at, n, e) < 0) return -1;
-    for (uint64_t fill = (TAR_BLOCK - (before - t->left) % TAR_BLOCK) % TAR_BLOCK; fill; fill -= rest.n) {
+        if (tar_take_line(t, &at, e) < 0 || tar_take_line(t, &n, e) < 0 ||
+            tar_add_piece(pieces, at, n, e) < 0)
+            return -1;
+    for (uint64_t fill = (TAR_BLOCK - (before - t->left) % TAR_BLOCK) % TAR_BLOCK; fill;
+         fill -= rest.n) {
         int got = tar_data(t, fill, &rest, e);
         if (got <= 0) return got < 0 ? -1 : tar_fail(e, "the map of a sparse file is wrong");
     }
@@ -3112,14 +3855,16 @@ static int tar_sparse_new(tar_reader *t, buf *pieces, error *e)
 
 /* Reads the map, if this is a sparse file, and checks it: pieces in order, inside the file, and
  * together exactly as long as what the archive has. */
-static int tar_read_sparse(tar_reader *t, const tar_header *h, tar_extra *x, tar_entry *out, error *e)
+static int tar_read_sparse(tar_reader *t, const tar_header *h, tar_extra *x, tar_entry *out,
+                           error *e)
 {
     OWNED_BUF pieces = { 0 };
     uint64_t size = x->sparse_size.value, end = 0, sum = 0;
     bool newest = x->sparse_major.set && x->sparse_major.value == 1 && x->sparse_minor.value == 0;
     int done = 0;
     if (h->type == 'S') {
-        if (!tar_unsigned((const char *)h + 483, 12, INT64_MAX, &size)) return tar_fail(e, "the size of a sparse file is wrong");
+        if (!tar_unsigned((const char *)h + 483, 12, INT64_MAX, &size))
+            return tar_fail(e, "the size of a sparse file is wrong");
         done = tar_sparse_old(t, h, &pieces, e);
     } else if (newest) {
         done = tar_sparse_new(t, &pieces, e);
@@ -3133,7 +3878,8 @@ static int tar_read_sparse(tar_reader *t, const tar_header *h, tar_extra *x, tar
     size_t n = pieces.n / sizeof *p;
     if (pieces.oom || t->a.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "tar: out of memory");
     for (size_t i = 0; i < n; i++) {
-        if (p[i].at < end || p[i].n > size - MIN(size, p[i].at)) return tar_fail(e, "the map of a sparse file is wrong");
+        if (p[i].at < end || p[i].n > size - MIN(size, p[i].at))
+            return tar_fail(e, "the map of a sparse file is wrong");
         end = p[i].at + p[i].n;
         sum += p[i].n;
     }
@@ -3147,10 +3893,13 @@ static int tar_read_sparse(tar_reader *t, const tar_header *h, tar_extra *x, tar
 
 /* -- reading: entries -------------------------------------------------------------------------- */
 
-static slice tar_text(const char *field, size_t n) { return (slice){ (const uint8_t *)field, strnlen(field, n) }; }
+static slice tar_text(const char *field, size_t n)
+{
+    return (slice){ (const uint8_t *)field, strnlen(field, n) };
+}
 
-/* The name in the header. POSIX has a directory before it, in a field that GNU uses otherwise and of
- * which star uses the last bytes for times. */
+/* The name in the header. POSIX has a directory before it, in a field that GNU uses otherwise and
+ * of which star uses the last bytes for times. */
 static slice tar_header_name(const tar_header *h, arena *a)
 {
     slice name = tar_text(h->name, sizeof h->name), prefix = { NULL, 0 };
@@ -3160,25 +3909,32 @@ static slice tar_header_name(const tar_header *h, arena *a)
 }
 
 /* Fills *out from the header, and from what stood before it, which counts more. */
-static int tar_read_entry(tar_reader *t, const tar_header *h, tar_extra *x, tar_entry *out, error *e)
+static int tar_read_entry(tar_reader *t, const tar_header *h, tar_extra *x, tar_entry *out,
+                          error *e)
 {
     uint64_t mode, uid = x->uid.value, gid = x->gid.value, major = 0, minor = 0;
     int64_t mtime;
     bool device = h->type == '3' || h->type == '4';
-    *out = (tar_entry){ .type = h->type, .name = x->name, .link = x->link, .size = t->left };
-    if (!out->name.n) out->name = tar_header_name(h, &t->a);
-    if (!out->link.n) out->link = arena_copy(&t->a, tar_text(h->link, sizeof h->link));
-    if (h->type == '\0') out->type = slice_ends(out->name, "/") ? '5' : '0'; /* as in Unix version 7 */
-    if (h->type == '7' || h->type == 'S') out->type = '0';
+    *out = (tar_entry){ .type = h->type, .size = t->left };
+    out->name = x->long_name.n ? x->long_name : x->name.n ? x->name : tar_header_name(h, &t->a);
+    out->link = x->long_link.n ? x->long_link
+                : x->link.n    ? x->link
+                               : arena_copy(&t->a, tar_text(h->link, sizeof h->link));
+    if (h->type == '\0' || h->type == '7' || h->type == 'S') out->type = '0';
     if (h->type == 'D') out->type = '5'; /* GNU: a directory and a list of what was in it */
-    if (!tar_unsigned(h->mode, sizeof h->mode, UINT32_MAX, &mode)) return tar_fail(e, "a mode is no number");
+    if (!tar_unsigned(h->mode, sizeof h->mode, UINT32_MAX, &mode))
+        return tar_fail(e, "a mode is no number");
     /* (uid_t)-1 means "leave it" to chown(2), so it is nobody's number. */
-    if (!x->uid.set && !tar_unsigned(h->uid, sizeof h->uid, INT64_MAX, &uid)) return tar_fail(e, "an owner is no number");
-    if (!x->gid.set && !tar_unsigned(h->gid, sizeof h->gid, INT64_MAX, &gid)) return tar_fail(e, "a group is no number");
-    if (uid >= UINT32_MAX || gid >= UINT32_MAX) return tar_fail(e, "an owner or group is out of range");
+    if (!x->uid.set && !tar_unsigned(h->uid, sizeof h->uid, INT64_MAX, &uid))
+        return tar_fail(e, "an owner is no number");
+    if (!x->gid.set && !tar_unsigned(h->gid, sizeof h->gid, INT64_MAX, &gid))
+        return tar_fail(e, "a group is no number");
+    if (uid >= UINT32_MAX || gid >= UINT32_MAX)
+        return tar_fail(e, "an owner or group is out of range");
     if (!tar_number(h->mtime, sizeof h->mtime, &mtime)) return tar_fail(e, "a time is no number");
     if (device && (!tar_unsigned(h->major, sizeof h->major, 0xFFF, &major) ||
-                   !tar_unsigned(h->minor, sizeof h->minor, 0xFFFFF, &minor))) return tar_fail(e, "no such device");
+                   !tar_unsigned(h->minor, sizeof h->minor, 0xFFFFF, &minor)))
+        return tar_fail(e, "no such device");
     mtime = MAX(MIN(mtime, INT64_C(1) << 40), -(INT64_C(1) << 40));
     out->mode = (uint32_t)mode & 07777;
     out->uid = (uint32_t)uid, out->gid = (uint32_t)gid;
@@ -3190,13 +3946,17 @@ static int tar_read_entry(tar_reader *t, const tar_header *h, tar_extra *x, tar_
     return out->type == '0' ? tar_read_sparse(t, h, x, out, e) : 0;
 }
 
-/* Reads the size and gets ready for the bytes that follow. Links, directories and devices have none,
- * whatever their size says: GNU tar and Go's archive/tar, which write most layers, agree on it. */
-static int tar_begin(tar_reader *t, const tar_header *h, const tar_extra *x, error *e)
+/* Reads the size and gets ready for the bytes that follow. Links, directories and devices have
+ * none, whatever their size says: GNU tar and Go's archive/tar, which write most layers, agree on
+ * it. */
+static int tar_begin(tar_reader *t, tar_header *h, const tar_extra *x, error *e)
 {
     uint64_t size;
+    /* So Unix version 7 wrote directories. */
+    if (h->type == '\0' && slice_ends(tar_text(h->name, sizeof h->name), "/")) h->type = '5';
     bool helper = strchr("xXgLK", h->type) && h->type;
-    if (!tar_unsigned(h->size, sizeof h->size, INT64_MAX, &size)) return tar_fail(e, "a size is no number");
+    if (!tar_unsigned(h->size, sizeof h->size, INT64_MAX, &size))
+        return tar_fail(e, "a size is no number");
     if (x->size.set && !helper) size = x->size.value;
     if (h->type >= '1' && h->type <= '6') size = 0;
     t->left = size;
@@ -3232,8 +3992,8 @@ static int tar_read_headers(tar_reader *t, tar_header *h, tar_extra *x, error *e
         case '0': case '1': case '2': case '3': case '4': case '5': case '6': case '7':
         case '\0': case 'S': case 'D': return 1;
         case 'x': case 'X': done = tar_read_pax(t, x, e); break;
-        case 'L': done = tar_read_longname(t, &x->name, e); break;
-        case 'K': done = tar_read_longname(t, &x->link, e); break;
+        case 'L': done = tar_read_longname(t, &x->long_name, e); break;
+        case 'K': done = tar_read_longname(t, &x->long_link, e); break;
         case 'M': return tar_fail(e, "a file that goes on in another volume");
         case 'g': continue; /* for all that follows; nothing that is in use there concerns us */
         default: /* a volume's label, a vendor's own: stepped over, with what was said about it */
@@ -3248,15 +4008,14 @@ static int tar_read_headers(tar_reader *t, tar_header *h, tar_extra *x, error *e
 
 static int tar_open(tar_reader *t, source *in, error *e) /* `in` must outlive *t */
 {
-    uint8_t *bytes = malloc(READER_BYTES);
-    *t = (tar_reader){ .in = { in, bytes, bytes, bytes, false } };
-    return bytes ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "tar: out of memory");
+    *t = (tar_reader){ 0 };
+    return reader_open(&t->in, in, e);
 }
 
 static void tar_close(tar_reader *t)
 {
     arena_free(&t->a);
-    free(t->in.bytes);
+    reader_close(&t->in);
 }
 
 /* Goes to the next entry: 1 and *out, which lives until the next call; 0 at the end; -1 and *e. */
@@ -3274,7 +4033,8 @@ static int tar_next(tar_reader *t, tar_entry *out, error *e)
 
 /* -- unpacking --------------------------------------------------------------------------------- */
 
-/* 0 stands for the default: 64 GiB and 4 million entries. Devices that are not allowed are left out. */
+/* 0 stands for the default: 64 GiB and 4 million entries. Devices that are not allowed are left
+ * out. */
 typedef struct { bool allow_devices; uint64_t max_bytes, max_entries; } tar_options;
 typedef struct { uint64_t bytes, entries; } tar_totals;
 
@@ -3322,7 +4082,8 @@ static void unpack_leave(unpacker *u)
     u->parent = -1;
 }
 
-/* Opens a directory inside the root, and makes it (0755, root's) if the archive has not. Borrowed. */
+/* Opens a directory inside the root, and makes it (0755, root's) if the archive has not.
+ * Borrowed. */
 static int unpack_enter(unpacker *u, const char *directory, error *e)
 {
     struct stat st;
@@ -3369,10 +4130,12 @@ static int unpack_dress(int fd, const tar_entry *entry, error *e)
 static int unpack_clear(unpacker *u, int parent, const char *name, error *e)
 {
     struct stat st;
-    if (fstatat(parent, name, &st, AT_SYMLINK_NOFOLLOW) < 0) return fail_sys(e, GRPC_INTERNAL, "stat");
+    if (fstatat(parent, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "stat");
     if (S_ISCHR(st.st_mode) && st.st_rdev == 0) u->hides_lower = true;
     if (tree_remove(parent, name, e) < 0) return -1;
-    u->parent_path[0] = '/', u->parent_path[1] = '\0'; /* equals no directory: open it again next time */
+    /* This equals no directory's name, so it is opened again the next time. */
+    u->parent_path[0] = '/', u->parent_path[1] = '\0';
     return 0;
 }
 
@@ -3384,45 +4147,57 @@ static int unpack_bytes_to(int fd, tar_reader *t, const tar_entry *entry, error 
     size_t n = entry->pieces ? entry->npieces : 1;
     slice bytes;
     for (size_t i = 0; i < n; i++) {
-        if (entry->pieces && lseek(fd, (off_t)pieces[i].at, SEEK_SET) < 0) return fail_sys(e, GRPC_INTERNAL, "seek");
+        if (entry->pieces && lseek(fd, (off_t)pieces[i].at, SEEK_SET) < 0)
+            return fail_sys(e, GRPC_INTERNAL, "seek");
         for (uint64_t left = pieces[i].n; left; left -= bytes.n) {
             int got = tar_data(t, left, &bytes, e);
             if (got <= 0) return got < 0 ? -1 : tar_fail(e, "the archive is cut off");
             if (write_all(fd, bytes.p, bytes.n) < 0) return fail_sys(e, GRPC_INTERNAL, "write");
         }
     }
-    if (entry->pieces && ftruncate(fd, (off_t)entry->size) < 0) return fail_sys(e, GRPC_INTERNAL, "truncate");
+    if (entry->pieces && ftruncate(fd, (off_t)entry->size) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "truncate");
     return 0;
 }
 
-/* Makes the last name of a file, a link or a node; -1 and errno. A file's descriptor, else 0. */
-static int unpack_make(int parent, const char *name, const tar_entry *entry)
+static int unpack_regular(unpacker *u, tar_reader *t, const tar_entry *entry, const char *name,
+                          error *e)
 {
-    static const mode_t kinds[] = { ['3'] = S_IFCHR, ['4'] = S_IFBLK, ['6'] = S_IFIFO };
-    if (entry->type == '0') return openat(parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    if (entry->type == '2') return symlinkat((const char *)entry->link.p, parent, name);
-    dev_t device = entry->type == '6' ? 0 : makedev(entry->major, entry->minor);
-    return mknodat(parent, name, kinds[(uint8_t)entry->type] | 0600, device);
-}
-
-static int unpack_file(unpacker *u, tar_reader *t, const tar_entry *entry, const tar_path *path, error *e)
-{
-    int parent = unpack_enter(u, path->directory, e);
-    if (parent < 0) return -1;
-    OWNED_FD fd = unpack_make(parent, path->name, entry);
+    const int flags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
+    OWNED_FD fd = openat(u->parent, name, flags, 0600);
     if (fd < 0 && errno == EEXIST) {
-        if (unpack_clear(u, parent, path->name, e) < 0) return -1;
-        fd = unpack_make(parent, path->name, entry);
+        if (unpack_clear(u, u->parent, name, e) < 0) return -1;
+        fd = openat(u->parent, name, flags, 0600);
     }
     if (fd < 0) return fail_sys(e, GRPC_INTERNAL, "create");
-    if (entry->type == '0')
-        return unpack_bytes_to(fd, t, entry, e) < 0 ? -1 : unpack_dress(fd, entry, e);
-    fd = -1; /* 0 was no descriptor */
+    return unpack_bytes_to(fd, t, entry, e) < 0 ? -1 : unpack_dress(fd, entry, e);
+}
+
+/* Makes a symbolic link, a device or a FIFO; -1 and errno. */
+static int unpack_make(int parent, const char *name, const tar_entry *entry)
+{
+    if (entry->type == '2') return symlinkat((const char *)entry->link.p, parent, name);
+    mode_t kind = entry->type == '3' ? S_IFCHR : entry->type == '4' ? S_IFBLK : S_IFIFO;
+    return mknodat(parent, name, kind | 0600, makedev(entry->major, entry->minor));
+}
+
+/* What is never opened: opening a FIFO would wait, and a link would lead to another file. */
+static int unpack_special(unpacker *u, const tar_entry *entry, const char *name, error *e)
+{
     struct timespec times[2] = { entry->mtime, entry->mtime };
-    if (fchownat(parent, path->name, entry->uid, entry->gid, AT_SYMLINK_NOFOLLOW) < 0) return fail_sys(e, GRPC_INTERNAL, "chown");
-    /* This call follows links, but the name is the node that we have just made in our own directory. */
-    if (entry->type != '2' && fchmodat(parent, path->name, entry->mode, 0) < 0) return fail_sys(e, GRPC_INTERNAL, "chmod");
-    if (utimensat(parent, path->name, times, AT_SYMLINK_NOFOLLOW) < 0) return fail_sys(e, GRPC_INTERNAL, "set times");
+    int made = unpack_make(u->parent, name, entry);
+    if (made < 0 && errno == EEXIST) {
+        if (unpack_clear(u, u->parent, name, e) < 0) return -1;
+        made = unpack_make(u->parent, name, entry);
+    }
+    if (made < 0) return fail_sys(e, GRPC_INTERNAL, "create");
+    if (fchownat(u->parent, name, entry->uid, entry->gid, AT_SYMLINK_NOFOLLOW) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "chown");
+    /* This call follows links, but the name is the node that we have just made in our directory. */
+    if (entry->type != '2' && fchmodat(u->parent, name, entry->mode, 0) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "chmod");
+    if (utimensat(u->parent, name, times, AT_SYMLINK_NOFOLLOW) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "set times");
     return 0;
 }
 
@@ -3435,16 +4210,20 @@ static int unpack_hard_link(unpacker *u, const tar_entry *entry, const tar_path 
     if (tar_split(entry->link, &target, e) < 0) return -1;
     int parent = unpack_enter(u, path->directory, e);
     if (parent < 0) return -1;
-    OWNED_FD from = open_inside(u->root, *target.directory ? target.directory : ".", O_PATH | O_DIRECTORY, e);
+    OWNED_FD from =
+        open_inside(u->root, *target.directory ? target.directory : ".", O_PATH | O_DIRECTORY, e);
     if (from < 0) return -1;
-    if (!*target.name || fstatat(from, target.name, &old, AT_SYMLINK_NOFOLLOW) < 0 || S_ISDIR(old.st_mode))
+    if (!*target.name || fstatat(from, target.name, &old, AT_SYMLINK_NOFOLLOW) < 0 ||
+        S_ISDIR(old.st_mode))
         return tar_fail(e, "a hard link to what is no file of this archive");
     if (linkat(from, target.name, parent, path->name, 0) == 0) return 0;
     if (errno != EEXIST) return fail_sys(e, GRPC_INTERNAL, "link");
-    if (fstatat(parent, path->name, &new, AT_SYMLINK_NOFOLLOW) < 0) return fail_sys(e, GRPC_INTERNAL, "stat");
+    if (fstatat(parent, path->name, &new, AT_SYMLINK_NOFOLLOW) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "stat");
     if (new.st_ino == old.st_ino && new.st_dev == old.st_dev) return 0; /* the same file already */
     if (unpack_clear(u, parent, path->name, e) < 0) return -1;
-    return linkat(from, target.name, parent, path->name, 0) < 0 ? fail_sys(e, GRPC_INTERNAL, "link") : 0;
+    return linkat(from, target.name, parent, path->name, 0) < 0 ? fail_sys(e, GRPC_INTERNAL, "link")
+                                                                : 0;
 }
 
 /* Marks a directory so that overlay shows nothing of the layers below in it (overlayfs.rst). */
@@ -3465,7 +4244,8 @@ static int unpack_directory(unpacker *u, const tar_entry *entry, const tar_path 
     int parent = unpack_enter(u, path->directory, e);
     if (parent < 0) return -1;
     int made = mkdirat(parent, path->name, 0700);
-    if (made < 0 && errno == EEXIST && fstatat(parent, path->name, &st, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISDIR(st.st_mode)) {
+    if (made < 0 && errno == EEXIST && fstatat(parent, path->name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+        !S_ISDIR(st.st_mode)) {
         if (unpack_clear(u, parent, path->name, e) < 0) return -1;
         made = mkdirat(parent, path->name, 0700);
     } else if (made < 0 && errno == EEXIST) {
@@ -3489,12 +4269,14 @@ static int unpack_whiteout(unpacker *u, const tar_path *path, error *e)
         return directory < 0 ? -1 : unpack_set_opaque(directory, e);
     }
     if (!strncmp(name, ".wh.", 4)) return 0; /* what aufs kept for itself */
-    if (!*name || !strcmp(name, ".") || !strcmp(name, "..")) return tar_fail(e, "a whiteout of no name");
+    if (!*name || !strcmp(name, ".") || !strcmp(name, ".."))
+        return tar_fail(e, "a whiteout of no name");
     int parent = unpack_enter(u, path->directory, e);
     if (parent < 0) return -1;
     if (mknodat(parent, name, S_IFCHR, makedev(0, 0)) == 0) return 0;
     if (errno != EEXIST) return fail_sys(e, GRPC_INTERNAL, "make a whiteout");
-    if (fstatat(parent, name, &st, AT_SYMLINK_NOFOLLOW) < 0) return fail_sys(e, GRPC_INTERNAL, "stat");
+    if (fstatat(parent, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "stat");
     if (!S_ISDIR(st.st_mode)) return 0;
     OWNED_FD fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     return fd < 0 ? fail_sys(e, GRPC_INTERNAL, "open") : unpack_set_opaque(fd, e);
@@ -3506,13 +4288,16 @@ static int unpack_entry(unpacker *u, tar_reader *t, const tar_entry *entry, erro
     if (!entry->name.n) return tar_fail(e, "an entry without a name");
     if (tar_split(entry->name, &path, e) < 0) return -1;
     u->hides_lower = false;
-    if (!strncmp(path.directory, ".wh..wh.", 8) || strstr(path.directory, "/.wh..wh.")) return 0; /* aufs */
+    /* In there aufs kept hard links for itself. */
+    if (!strncmp(path.directory, ".wh..wh.", 8) || strstr(path.directory, "/.wh..wh.")) return 0;
     if (!strncmp(path.name, ".wh.", 4)) return unpack_whiteout(u, &path, e);
     if (entry->type == '5') return unpack_directory(u, entry, &path, e);
     if (!*path.name) return tar_fail(e, "the root is no directory");
     if (entry->type == '1') return unpack_hard_link(u, entry, &path, e);
     if ((entry->type == '3' || entry->type == '4') && !u->allow_devices) return 0;
-    return unpack_file(u, t, entry, &path, e);
+    if (unpack_enter(u, path.directory, e) < 0) return -1;
+    return entry->type == '0' ? unpack_regular(u, t, entry, path.name, e)
+                              : unpack_special(u, entry, path.name, e);
 }
 
 /* Puts the entry's name before an error; it came from outside. */
@@ -3526,7 +4311,7 @@ static int unpack_fail(error *e, const tar_entry *entry)
 /* Unpacks a layer into the directory `root`, which should be empty, in the form that overlay takes
  * as a lower directory. Reads `in` to its end, so that a hash over it is complete.
  * in, root borrowed.   t   what was unpacked; also after a failure
- * Returns  0; -1: INVALID_ARGUMENT (the archive is bad), RESOURCE_EXHAUSTED (past a limit), INTERNAL.
+ * Returns  0; -1: INVALID_ARGUMENT (a bad archive), RESOURCE_EXHAUSTED (past a limit), INTERNAL.
  *          What is in the root then is to be thrown away
  * Needs    CAP_CHOWN, CAP_FOWNER, CAP_FSETID, CAP_DAC_OVERRIDE, CAP_SETFCAP, CAP_MKNOD, and for
  *          opaque directories CAP_SYS_ADMIN (capabilities(7), xattr(7)) */
@@ -3542,7 +4327,8 @@ static int tar_unpack(source *in, int root, const tar_options *o, tar_totals *t,
     if (tar_open(&reader, in, e) < 0) return -1;
     while ((got = tar_next(&reader, &entry, e)) > 0) {
         if (entry.size > max_bytes - t->bytes || t->entries >= max_entries) {
-            got = fail(e, GRPC_RESOURCE_EXHAUSTED, "the layer is larger than %" PRIu64 " bytes or %" PRIu64 " entries",
+            got = fail(e, GRPC_RESOURCE_EXHAUSTED,
+                       "the layer is larger than %" PRIu64 " bytes or %" PRIu64 " entries",
                        max_bytes, max_entries);
         } else if (unpack_entry(&u, &reader, &entry, e) < 0) {
             got = unpack_fail(e, &entry);
@@ -3610,7 +4396,7 @@ static void tar_put_header(buf *out, const tar_entry *entry)
 {
     tar_header h = { .type = entry->type }, pax = { .name = "pax", .type = 'x' };
     OWNED_BUF records = { 0 };
-    char key[XATTR_NAME_MAX + 32], number[64];
+    char key[TAR_XATTR_NAME + 32], number[64];
     const struct timespec *m = &entry->mtime;
     tar_put_text(&records, h.name, sizeof h.name, entry->name, "path");
     tar_put_text(&records, h.link, sizeof h.link, entry->link, "linkpath");
@@ -3626,7 +4412,9 @@ static void tar_put_header(buf *out, const tar_entry *entry)
         if (!tar_put_number(numbers[i].field, numbers[i].n, numbers[i].value))
             tar_put_pax(&records, numbers[i].key, slice_of(number));
     }
-    if (!tar_put_number(h.mtime, sizeof h.mtime, m->tv_sec < 0 ? UINT64_MAX : (uint64_t)m->tv_sec) || m->tv_nsec) {
+    if (!tar_put_number(h.mtime, sizeof h.mtime,
+                        m->tv_sec < 0 ? UINT64_MAX : (uint64_t)m->tv_sec) ||
+        m->tv_nsec) {
         bool before = m->tv_sec < 0 && m->tv_nsec; /* -1 s and 0.9 s are written -0.1 */
         snprintf(number, sizeof number, "%s%" PRId64 ".%09ld", before && m->tv_sec == -1 ? "-" : "",
                  (int64_t)m->tv_sec + before, before ? 1000000000 - m->tv_nsec : m->tv_nsec);
@@ -6081,6 +6869,7 @@ typedef struct {
     uint64_t monitor_start;             /* its start in ticks: a pid may be used again, proc(5) */
     bool network_up;                    /* ADD was tried, DEL has not succeeded */
     bool was_ready;                     /* its client was told of it: not to be undone */
+    slice cni_config;                   /* what ADD was made with: DEL must have the same */
 } PodRecord;
 PB_TABLE(PodRecord,
     PB(1, UINT32, PodRecord, version),
@@ -6097,7 +6886,8 @@ PB_TABLE(PodRecord,
     PB(12, INT32, PodRecord, monitor_pid),
     PB(13, UINT64, PodRecord, monitor_start),
     PB(14, BOOL, PodRecord, network_up),
-    PB(15, BOOL, PodRecord, was_ready));
+    PB(15, BOOL, PodRecord, was_ready),
+    PB(16, STRING, PodRecord, cni_config));
 
 /* And of a container; how far it got its monitor knows, or its ContainerExit. */
 typedef struct {
@@ -6139,9 +6929,9 @@ PB_TABLE(KrunLoadImageResponse, PB_LIST(1, STRING, KrunLoadImageResponse, names)
  * peer loses its stream (h2_blame) or its connection (h2_fail), never more.
  *
  * Defined by  RFC 9113 (HTTP/2), RFC 7541 (HPACK)
- * Uses        1                        Gives  h2_init, h2_feed, h2_pump, h2_headers, h2_send, h2_reset
- * Bounds      a frame 16 KiB; a header block 32 KiB, 8 CONTINUATIONs, 16 KiB and 100 fields decoded;
- *             250 streams; 200 resets and 1000 frames that bring nothing in 10 s (THREATS T10-T20) */
+ * Uses        1                   Gives  h2_init, h2_feed, h2_pump, h2_headers, h2_send, h2_reset
+ * Bounds      a frame 16 KiB; a header block 32 KiB in 8 CONTINUATIONs, decoded 16 KiB and 100
+ *             fields; 250 streams; 200 resets and 1000 frames that bring nothing in 10 s */
 
 /* -- HPACK: the tables ------------------------------------------------------------------------- */
 
@@ -6153,7 +6943,8 @@ static const struct { const char *name, *value; } hpack_static[] = {
     { ":status", "206" },           { ":status", "304" },           { ":status", "400" },
     { ":status", "404" },           { ":status", "500" },           { "accept-charset", "" },
     { "accept-encoding", "gzip, deflate" },                         { "accept-language", "" },
-    { "accept-ranges", "" },        { "accept", "" },               { "access-control-allow-origin", "" },
+    { "accept-ranges", "" },        { "accept", "" },
+    { "access-control-allow-origin", "" },
     { "age", "" },                  { "allow", "" },                { "authorization", "" },
     { "cache-control", "" },        { "content-disposition", "" },  { "content-encoding", "" },
     { "content-language", "" },     { "content-length", "" },       { "content-location", "" },
@@ -6165,7 +6956,8 @@ static const struct { const char *name, *value; } hpack_static[] = {
     { "link", "" },                 { "location", "" },             { "max-forwards", "" },
     { "proxy-authenticate", "" },   { "proxy-authorization", "" },  { "range", "" },
     { "referer", "" },              { "refresh", "" },              { "retry-after", "" },
-    { "server", "" },               { "set-cookie", "" },           { "strict-transport-security", "" },
+    { "server", "" },               { "set-cookie", "" },
+    { "strict-transport-security", "" },
     { "transfer-encoding", "" },    { "user-agent", "" },           { "vary", "" },
     { "via", "" },                  { "www-authenticate", "" },
 };
@@ -6183,10 +6975,10 @@ static const uint8_t hpack_symbols[] = {
     "&*,;XZ" "!\"()?" "'+|" "#>" "\0$@[]~" "^}" "<`{"                    /*  8, 10 to 15 */
     "\\\303\320" "\200\202\203\242\270\302\340\342"                      /* 19, 20 */
     "\231\241\247\254\260\261\263\321\330\331\343\345\346"               /* 21 */
-    "\201\204\205\206\210\222\232\234\240\243\244\251\252\255\262\265\271\272\273\275\276\304\306\344"
-    "\350\351"                                                           /* 22 */
-    "\1\207\211\212\213\214\215\217\223\225\226\227\230\233\235\236\245\246\250\256\257\264\266\267"
-    "\274\277\305\347\357"                                               /* 23 */
+    "\201\204\205\206\210\222\232\234\240\243\244\251\252\255\262\265\271\272\273\275\276"
+    "\304\306\344\350\351"                                               /* 22 */
+    "\1\207\211\212\213\214\215\217\223\225\226\227\230\233\235\236\245\246\250\256\257"
+    "\264\266\267\274\277\305\347\357"                                   /* 23 */
     "\11\216\220\221\224\237\253\316\327\341\354\355" "\307\317\352\353" /* 24, 25 */
     "\300\301\310\311\312\315\322\325\332\333\356\360\362\363\377"       /* 26 */
     "\313\314\323\324\326\335\336\337\361\364\365\366\367\370\372\373\374\375\376" /* 27 */
@@ -6195,9 +6987,9 @@ static const uint8_t hpack_symbols[] = {
 };
 enum { HPACK_SHORTEST = 5, HPACK_LONGEST = 30 };
 static const uint8_t hpack_lengths[HPACK_LONGEST + 1] = {
-    [5] = 10, [6] = 26, [7] = 32, [8] = 6, [10] = 5, [11] = 3, [12] = 2, [13] = 6, [14] = 2, [15] = 3,
-    [19] = 3, [20] = 8, [21] = 13, [22] = 26, [23] = 29, [24] = 12, [25] = 4, [26] = 15, [27] = 19,
-    [28] = 29, [30] = 4
+    [5] = 10, [6] = 26, [7] = 32, [8] = 6, [10] = 5, [11] = 3, [12] = 2, [13] = 6, [14] = 2,
+    [15] = 3, [19] = 3, [20] = 8, [21] = 13, [22] = 26, [23] = 29, [24] = 12, [25] = 4, [26] = 15,
+    [27] = 19, [28] = 29, [30] = 4
 };
 
 /* A dynamic table may be 4096 bytes, each field counted with 32 more (RFC 7541, section 4.1): at
@@ -6205,7 +6997,7 @@ static const uint8_t hpack_lengths[HPACK_LONGEST + 1] = {
  * end is reached all that live are moved to the front, so a byte received moves O(1) bytes. */
 enum { HPACK_TABLE = 4096, HPACK_OVERHEAD = 32, HPACK_ENTRIES = HPACK_TABLE / HPACK_OVERHEAD };
 typedef struct {
-    struct { uint16_t at, name, value; } entry[2 * HPACK_ENTRIES]; /* `at`: where in text; lengths */
+    struct { uint16_t at, name, value; } entry[2 * HPACK_ENTRIES]; /* place in text; lengths */
     uint8_t text[2 * HPACK_TABLE];
     size_t first, end;  /* entry[first] is the oldest, entry[end - 1] the newest */
     size_t text_end;
@@ -6242,7 +7034,8 @@ static void hpack_add(hpack_table *t, slice name, slice value)
     size_t need = name.n + value.n + HPACK_OVERHEAD;
     hpack_evict(t, need <= t->limit ? t->limit - need : 0);
     if (need > t->limit) return;
-    if (t->end == COUNT(t->entry) || sizeof t->text - t->text_end < name.n + value.n) hpack_compact(t);
+    bool fits = t->end < COUNT(t->entry) && name.n + value.n <= sizeof t->text - t->text_end;
+    if (!fits) hpack_compact(t);
     t->entry[t->end].at = (uint16_t)t->text_end;
     t->entry[t->end].name = (uint16_t)name.n;
     t->entry[t->end++].value = (uint16_t)value.n;
@@ -6431,18 +7224,21 @@ enum h2_code { H2_NO_ERROR, H2_PROTOCOL_ERROR, H2_INTERNAL_ERROR, H2_FLOW_CONTRO
                H2_SETTINGS_TIMEOUT, H2_STREAM_CLOSED, H2_FRAME_SIZE_ERROR, H2_REFUSED_STREAM,
                H2_CANCEL, H2_COMPRESSION_ERROR, H2_CONNECT_ERROR, H2_ENHANCE_YOUR_CALM };
 /* RFC 9113, section 6.5.2. */
-enum { H2_SET_TABLE_SIZE = 1, H2_SET_PUSH, H2_SET_STREAMS, H2_SET_WINDOW, H2_SET_FRAME, H2_SET_LIST };
+enum { H2_SET_TABLE_SIZE = 1, H2_SET_PUSH, H2_SET_STREAMS, H2_SET_WINDOW, H2_SET_FRAME,
+       H2_SET_LIST };
 
 enum {
     H2_HEAD = 9,
     H2_FRAME_MAX = 16384,         /* the least that may be a limit, and ours both ways */
     H2_STREAMS = 250,
     H2_FIRST_WINDOW = 65535,      /* before any SETTINGS and WINDOW_UPDATE */
-    H2_STREAM_WINDOW = 1 * MIB,   /* what we let a peer send ahead: a unix socket's turn takes 50 us */
+    H2_STREAM_WINDOW = 1 * MIB,   /* what a peer may send ahead; a turn on the socket takes 50 us */
     H2_CONN_WINDOW = 4 * MIB,
     H2_BLOCK_MAX = 32 * KIB, H2_CONTINUATIONS = 8,
     H2_LIST_MAX = 16 * KIB, H2_FIELDS_MAX = 100,
-    H2_OUT_FULL = 64 * KIB,       /* no more DATA is framed, and its owner stops reading */
+    H2_OUT_FULL = 64 * KIB,       /* in `out`: no more DATA is framed */
+    H2_OUT_STOP = 160 * KIB,      /* more than DATA can make it: a peer that does not read what it
+                                     asked for is not asked what else it wants (CVE-2019-9515) */
     H2_RESETS_MAX = 200, H2_IDLE_FRAMES_MAX = 1000,
     H2_BUCKETS = 64, H2_FORGOTTEN = 32
 };
@@ -6489,7 +7285,7 @@ typedef struct h2_stream {
 typedef struct {
     bool (*open)(h2_stream *);    /* the peer opened it; false refuses it: next is `closed` */
     void (*field)(h2_stream *, slice name, slice value);
-    void (*headers)(h2_stream *, bool too_large); /* all fields told (or not all: too large), all valid */
+    void (*headers)(h2_stream *, bool too_large); /* all fields are told, or too many; all valid */
     void (*data)(h2_stream *, slice bytes);
     void (*end)(h2_stream *);     /* the peer has said all */
     void (*drained)(h2_stream *); /* all that h2_send was given has been framed */
@@ -6512,7 +7308,8 @@ typedef struct h2 {
     uint32_t last_id;        /* the newest stream */
     uint32_t refuse_above;   /* we have announced that younger streams are not served */
     uint32_t peer_last_id;   /* and so has the peer, of ours */
-    int64_t send_window, recv_window, first_window; /* the last: what the peer grants a new stream */
+    int64_t send_window, recv_window;
+    int64_t first_window;    /* what the peer grants a new stream */
     size_t nstreams;
     h2_stream *bucket[H2_BUCKETS]; /* by id */
     h2_stream *sending;      /* a ring; each gets a frame in its turn */
@@ -6522,7 +7319,7 @@ typedef struct h2 {
     uint32_t block_id;
     uint8_t block_flags;
     unsigned block_parts;
-    uint32_t forgotten[H2_FORGOTTEN]; /* streams that we reset: what is still under way is no crime */
+    uint32_t forgotten[H2_FORGOTTEN]; /* streams we have reset: what was under way is no crime */
     unsigned nforgotten;
     h2_budget resets, idle_frames;
     hpack_table table;
@@ -6544,7 +7341,8 @@ static void h2_set32(uint8_t *p, uint32_t v)
 
 static void h2_put_head(h2 *h, size_t n, enum h2_type type, unsigned flags, uint32_t id)
 {
-    uint8_t head[H2_HEAD] = { (uint8_t)(n >> 16), (uint8_t)(n >> 8), (uint8_t)n, (uint8_t)type, (uint8_t)flags };
+    uint8_t head[H2_HEAD] = { (uint8_t)(n >> 16), (uint8_t)(n >> 8), (uint8_t)n, (uint8_t)type,
+                              (uint8_t)flags };
     h2_set32(head + 5, id);
     buf_add(&h->out, head, sizeof head);
 }
@@ -6614,7 +7412,7 @@ static void h2_check(const h2_stream *s)
     assert(s->sent <= s->out.n);
     assert(!s->queued || (s->sent < s->out.n && s->send_window > 0));
     assert(s->state == H2_CLOSED ? !s->queued : h2_find(s->conn, s->id) == s);
-    assert(s->sent == s->out.n || s->state == H2_OPEN || s->state == H2_THEY_ENDED || s->state == H2_CLOSED);
+    assert(s->state != H2_WE_ENDED || s->sent == s->out.n);
 }
 
 static void h2_unqueue(h2_stream *s)
@@ -6729,7 +7527,12 @@ static bool h2_is_idle(const h2 *h, uint32_t id) { return id % 2 == 0 || id > h-
 /* -- HTTP/2: header blocks --------------------------------------------------------------------- */
 
 /* What has been seen of one block. */
-typedef struct { h2_stream *s; size_t bytes, count; unsigned pseudo; bool regular, bad, large; } h2_fields;
+typedef struct {
+    h2_stream *s; /* NULL: nobody's */
+    size_t bytes, count;
+    unsigned pseudo;
+    bool regular, bad, large;
+} h2_fields;
 
 enum { H2_METHOD = 1, H2_SCHEME = 2, H2_PATH = 4, H2_AUTHORITY = 8, H2_STATUS = 16 };
 static const struct { const char *name; unsigned bit; } h2_pseudo[] = {
@@ -6813,7 +7616,8 @@ static h2_stream *h2_block_stream(h2 *h, uint32_t id)
     if (s) h2_blame(s, H2_STREAM_CLOSED);
     else if (!h->client && id > h->last_id) return h2_accept(h, id);
     else if (h2_forgot(h, id)) h2_spend_idle(h);
-    else h2_fail(h, h2_is_idle(h, id) ? H2_PROTOCOL_ERROR : H2_STREAM_CLOSED, "HEADERS on a closed stream");
+    else if (h2_is_idle(h, id)) h2_fail(h, H2_PROTOCOL_ERROR, "HEADERS on an idle stream");
+    else h2_fail(h, H2_STREAM_CLOSED, "HEADERS on a closed stream");
     return NULL;
 }
 
@@ -6861,7 +7665,8 @@ static bool h2_unpad(const h2_frame *f, slice *data)
     return true;
 }
 
-static void h2_window_room(h2 *h, h2_stream *s) /* gives back what has been used up, half a window at a time */
+/* Gives back what has been used of the windows, not before it is half of one. */
+static void h2_window_room(h2 *h, h2_stream *s)
 {
     if (h->recv_window < H2_CONN_WINDOW / 2) {
         h2_put_u32(h, H2_WINDOW_UPDATE, 0, (uint32_t)(H2_CONN_WINDOW - h->recv_window));
@@ -6892,7 +7697,7 @@ static void h2_take_data(h2 *h, const h2_frame *f)
     slice data;
     h2_stream *s = h2_find(h, f->id);
     if (h2_is_idle(h, f->id)) { h2_fail(h, H2_PROTOCOL_ERROR, "DATA on an idle stream"); return; }
-    if (!h2_unpad(f, &data)) { h2_fail(h, H2_PROTOCOL_ERROR, "padding longer than its frame"); return; }
+    if (!h2_unpad(f, &data)) { h2_fail(h, H2_PROTOCOL_ERROR, "padding of DATA"); return; }
     h->recv_window -= (int64_t)f->payload.n; /* padding counts (RFC 9113, section 6.9.1) */
     if (h->recv_window < 0) { h2_fail(h, H2_FLOW_CONTROL_ERROR, "connection window"); return; }
     if (!s || !h2_hears(s)) { h2_stray_data(h, s, f->id); return; }
@@ -6907,6 +7712,14 @@ static void h2_take_data(h2 *h, const h2_frame *f)
     }
     h2_window_room(h, s);
     h2_their_end(s, f);
+}
+
+/* Priorities mean nothing any more, but a stream that depends on itself is still an error
+ * (RFC 7540, section 5.3.1). `priority` is 5 bytes. */
+static void h2_check_priority(h2 *h, uint32_t id, slice priority)
+{
+    h2_stream *s = h2_find(h, id);
+    if (s && (h2_get32(priority.p) & H2_ID_MAX) == id) h2_blame(s, H2_PROTOCOL_ERROR);
 }
 
 static void h2_take_headers(h2 *h, const h2_frame *f)
@@ -6925,8 +7738,7 @@ static void h2_take_headers(h2 *h, const h2_frame *f)
         h->block_flags = f->flags;
         h->block_parts = 0;
     }
-    h2_stream *s = h2_find(h, f->id); /* depends on itself: RFC 7540, section 5.3.1 */
-    if (s && priority.n && (h2_get32(priority.p) & H2_ID_MAX) == f->id) h2_blame(s, H2_PROTOCOL_ERROR);
+    if (priority.n) h2_check_priority(h, f->id, priority);
 }
 
 /* Bounds are the number of frames and the bytes, not the peer's patience (CVE-2024-27316 ff.). */
@@ -6948,18 +7760,17 @@ static void h2_take_continuation(h2 *h, const h2_frame *f)
 
 static void h2_take_priority(h2 *h, const h2_frame *f)
 {
-    h2_stream *s = h2_find(h, f->id);
     if (f->id == 0) { h2_fail(h, H2_PROTOCOL_ERROR, "PRIORITY of no stream"); return; }
     if (f->payload.n != 5) { h2_fail(h, H2_FRAME_SIZE_ERROR, "PRIORITY"); return; }
     h2_spend_idle(h);
-    if (s && (h2_get32(f->payload.p) & H2_ID_MAX) == f->id) h2_blame(s, H2_PROTOCOL_ERROR);
+    h2_check_priority(h, f->id, f->payload);
 }
 
 static void h2_take_reset(h2 *h, const h2_frame *f)
 {
     h2_stream *s = h2_find(h, f->id);
     if (f->payload.n != 4) { h2_fail(h, H2_FRAME_SIZE_ERROR, "RST_STREAM"); return; }
-    if (h2_is_idle(h, f->id)) { h2_fail(h, H2_PROTOCOL_ERROR, "RST_STREAM of an idle stream"); return; }
+    if (h2_is_idle(h, f->id)) { h2_fail(h, H2_PROTOCOL_ERROR, "RST_STREAM too early"); return; }
     if (!s) { h2_spend_idle(h); return; }
     h2_spend_reset(h);
     h2_move(s, H2_RESET, h2_get32(f->payload.p));
@@ -6983,12 +7794,15 @@ static void h2_move_windows(h2 *h, int64_t first_window)
         }
 }
 
-static void h2_take_setting(h2 *h, unsigned name, uint32_t value, int64_t *first_window)
+static void h2_take_setting(h2 *h, slice row, int64_t *first_window)
 {
+    unsigned name = (unsigned)(row.p[0] << 8 | row.p[1]);
+    uint32_t value = h2_get32(row.p + 2);
     if (name == H2_SET_PUSH && value > 1) h2_fail(h, H2_PROTOCOL_ERROR, "ENABLE_PUSH");
     if (name == H2_SET_FRAME && (value < H2_FRAME_MAX || value > 0xFFFFFF))
         h2_fail(h, H2_PROTOCOL_ERROR, "MAX_FRAME_SIZE");
-    if (name == H2_SET_WINDOW && value > H2_WINDOW_MAX) h2_fail(h, H2_FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE");
+    if (name == H2_SET_WINDOW && value > H2_WINDOW_MAX)
+        h2_fail(h, H2_FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE");
     if (name == H2_SET_WINDOW) *first_window = value;
     if (name == H2_SET_TABLE_SIZE && value < HPACK_TABLE) h->shrink_table = true;
 }
@@ -7000,8 +7814,7 @@ static void h2_take_settings(h2 *h, const h2_frame *f)
     if (f->id) { h2_fail(h, H2_PROTOCOL_ERROR, "SETTINGS of a stream"); return; }
     if (rest.n % 6 || (ack && rest.n)) { h2_fail(h, H2_FRAME_SIZE_ERROR, "SETTINGS"); return; }
     int64_t first_window = h->first_window;
-    while (slice_take(&rest, 6, &row) && !h->failed)
-        h2_take_setting(h, (unsigned)(row.p[0] << 8 | row.p[1]), h2_get32(row.p + 2), &first_window);
+    while (slice_take(&rest, 6, &row) && !h->failed) h2_take_setting(h, row, &first_window);
     if (!h->failed) h2_move_windows(h, first_window);
     if (!h->failed && !ack) h2_put_head(h, 0, H2_SETTINGS, H2_ACK, 0);
     h2_spend_idle(h);
@@ -7010,7 +7823,7 @@ static void h2_take_settings(h2 *h, const h2_frame *f)
 static void h2_take_push(h2 *h, const h2_frame *f)
 {
     (void)f;
-    h2_fail(h, H2_PROTOCOL_ERROR, "PUSH_PROMISE"); /* a client cannot, and to a server we forbid it */
+    h2_fail(h, H2_PROTOCOL_ERROR, "PUSH_PROMISE"); /* a client cannot; a server was told not to */
 }
 
 static void h2_take_ping(h2 *h, const h2_frame *f)
@@ -7072,10 +7885,10 @@ static void (*const h2_take[])(h2 *, const h2_frame *) = {
 static void h2_init(h2 *h, bool client, const h2_events *events, void *owner)
 {
     static const struct { uint16_t name; uint32_t value; } ours[] = {
-        { H2_SET_STREAMS, H2_STREAMS }, { H2_SET_WINDOW, H2_STREAM_WINDOW }, { H2_SET_LIST, H2_LIST_MAX },
-        { H2_SET_PUSH, 0 }, /* a client's only; last */
+        { H2_SET_STREAMS, H2_STREAMS }, { H2_SET_WINDOW, H2_STREAM_WINDOW },
+        { H2_SET_LIST, H2_LIST_MAX }, { H2_SET_PUSH, 0 }, /* the last is a client's only */
     };
-    memset(h, 0, offsetof(h2, table)); /* the table is large, and says itself how much of it counts */
+    memset(h, 0, offsetof(h2, table)); /* the table is large, and knows how much of it counts */
     h->events = events;
     h->owner = owner;
     h->client = client;
@@ -7135,7 +7948,8 @@ static size_t h2_feed(h2 *h, slice in)
     if (!h->client && h->preface < sizeof h2_preface - 1) {
         size_t n = MIN(sizeof h2_preface - 1 - h->preface, rest.n);
         slice_take(&rest, n, &part);
-        if (n && memcmp(part.p, h2_preface + h->preface, n)) h2_fail(h, H2_PROTOCOL_ERROR, "this is HTTP/2 only");
+        bool same = !n || memcmp(part.p, h2_preface + h->preface, n) == 0;
+        if (!same) h2_fail(h, H2_PROTOCOL_ERROR, "this is HTTP/2 only");
         h->preface += n;
     }
     while (!h->failed && h2_take_frame(h, &rest)) {}
@@ -7180,10 +7994,11 @@ static void h2_pump(h2 *h)
 static void h2_headers(h2_stream *s, slice block, bool end)
 {
     h2 *h = s->conn;
-    size_t shrink = h->shrink_table ? 1 : 0; /* 0x20: size 0, all that we use (RFC 7541, section 4.2) */
-    assert(s->sent == s->out.n && block.n + shrink <= H2_FRAME_MAX);
-    h2_put_head(h, block.n + shrink, H2_HEADERS_FRAME, H2_END_HEADERS | (end ? H2_END_STREAM : 0), s->id);
-    if (shrink) buf_byte(&h->out, 0x20);
+    size_t n = block.n + (h->shrink_table ? 1 : 0);
+    unsigned flags = H2_END_HEADERS | (end ? H2_END_STREAM : 0U);
+    assert(s->sent == s->out.n && n <= H2_FRAME_MAX);
+    h2_put_head(h, n, H2_HEADERS_FRAME, flags, s->id);
+    if (h->shrink_table) buf_byte(&h->out, 0x20); /* size 0, all we use: RFC 7541, section 4.2 */
     h->shrink_table = false;
     buf_slice(&h->out, block);
     if (!end) return;
@@ -7251,14 +8066,14 @@ static void h2_gone_away(h2 *h)
  *
  * A gRPC call is one HTTP/2 stream: a POST whose path names the method, the request as DATA (a byte
  * that says "not compressed", the length in 4 bytes, the message), the reply in the same form, and
- * trailers with the status. It can be given a deadline (grpc-timeout) and be cancelled (RST_STREAM).
+ * trailers with the status. It can have a deadline (grpc-timeout) and be cancelled (RST_STREAM).
  *
  * The server has one thread for the protocol, that of the event loop. A method is a row of a table
  * that also says where its handler runs: on the loop (it only looks at memory), on a short worker
  * or on a long one. Two pools, so that calls which wait for minutes can never use up the threads
  * that quick ones need. A handler is straight-line blocking code; it is asked to stop by
- * grpc_cancelled or grpc_cancel_fd, and its slot is free when it has ended, not when its client has
- * gone (CVE-2023-44487). The client at the end of the chapter is for krun's own command line.
+ * grpc_cancel_fd, and its slot is free when it has ended, not when its client has gone
+ * (CVE-2023-44487). The client at the end of the chapter is for krun's own command line.
  *
  * Defined by  github.com/grpc/grpc: doc/PROTOCOL-HTTP2.md, doc/statuscodes.md
  * Uses        1, 2 (loop), 8 (pb_decode, pb_encode), 10
@@ -7285,13 +8100,13 @@ enum {
 typedef struct grpc_call grpc_call;
 typedef struct grpc_server grpc_server;
 
-/* Runs one call. `in` is decoded, *out is zeroed and encoded afterwards; what both point to lives in
- * call->arena. 0, or -1 and *e, whose code and text the client gets. */
+/* Runs one call. `in` is decoded, *out is zeroed and encoded afterwards; what both point to lives
+ * in call->arena. 0, or -1 and *e, whose code and text the client gets. */
 typedef int grpc_handler(grpc_call *call, const void *in, void *out, error *e);
 
 enum grpc_where { GRPC_ON_LOOP, GRPC_SHORT, GRPC_LONG };
 
-/* One RPC. A method that `streams` is LONG, leaves *out alone and calls grpc_send for each reply. */
+/* One RPC. One that `streams` is LONG, leaves *out alone and calls grpc_send for each reply. */
 typedef struct {
     const char *path; /* "/runtime.v1.RuntimeService/Version" */
     const pb_message *in, *out;
@@ -7313,7 +8128,7 @@ typedef struct {
 
 /* -- a message on the wire --------------------------------------------------------------------- */
 
-/* Appends prefix and message to *out, which is empty: nothing is copied afterwards, however large. */
+/* Appends prefix and message to *out, which is empty: a large reply is not copied to its place. */
 static int grpc_encode(const pb_message *m, const void *msg, size_t max, buf *out, error *e)
 {
     static const uint8_t prefix[GRPC_PREFIX];
@@ -7325,7 +8140,7 @@ static int grpc_encode(const pb_message *m, const void *msg, size_t max, buf *ou
     size_t n = out->n - sizeof prefix;
     if (n > max) {
         buf_free(out);
-        return fail(e, GRPC_RESOURCE_EXHAUSTED, "%s of %zu bytes is larger than %zu", m->name, n, max);
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "%s: %zu bytes are more than %zu", m->name, n, max);
     }
     h2_set32(out->p + 1, (uint32_t)n);
     return 0;
@@ -7343,9 +8158,10 @@ static int grpc_collect(grpc_inbox *in, slice *data, size_t max, error *e)
     if (part.n) memcpy(in->prefix + in->have, part.p, part.n);
     in->have += part.n;
     if (in->have < GRPC_PREFIX) return 0;
-    if (in->prefix[0]) return fail(e, GRPC_INTERNAL, "message has compressed flag %d", in->prefix[0]);
+    if (in->prefix[0]) return fail(e, GRPC_INTERNAL, "a message is marked as compressed");
     size_t want = h2_get32(in->prefix + 1);
-    if (want > max) return fail(e, GRPC_RESOURCE_EXHAUSTED, "message of %zu bytes is larger than %zu", want, max);
+    if (want > max)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "message: %zu bytes are more than %zu", want, max);
     slice_take(data, MIN(data->n, want - in->body.n), &part);
     buf_slice(&in->body, part);
     in->full = in->body.n == want;
@@ -7367,15 +8183,15 @@ static void grpc_put_message(buf *block, const char *text)
 
 /* -- the server's structures ------------------------------------------------------------------- */
 
-enum grpc_phase { GRPC_READING, GRPC_HANDLED, GRPC_ENDED }; /* a call: request comes, is handled, was */
+/* A call: the request comes in; a handler has it; nothing but its answer is left. */
+enum grpc_phase { GRPC_READING, GRPC_HANDLED, GRPC_ENDED };
 
 struct grpc_call {
     arena arena;      /* request, reply and whatever the handler wants: gone when it has ended */
     int64_t deadline; /* monotonic ns; 0: none */
     void *user;       /* grpc_options.user */
     const grpc_method *method;
-    grpc_server *server; /* NULL: grpc_run_here */
-    _Atomic bool cancelled;
+    grpc_server *server;
     /* of the loop's thread; of the handler's while it runs: inbox, reply, status */
     struct grpc_conn *conn;
     h2_stream *stream; /* NULL when it is closed */
@@ -7389,7 +8205,7 @@ struct grpc_call {
     error status;
     job ended, message; /* letters to the loop: the handler has ended; `reply` is to be streamed */
     /* guarded by server->lock */
-    bool queued, sending;
+    bool queued, sending, cancelled;
     int cancel_fd; /* -1 until it is asked for */
     pthread_cond_t sent;
     grpc_call *next, *prev; /* in the pool's queue */
@@ -7460,19 +8276,23 @@ static void grpc_dequeue(grpc_pool *p, grpc_call *c)
     p->queued--;
 }
 
-static grpc_pool *grpc_pool_of(grpc_call *c) { return &c->server->pool[c->method->where == GRPC_LONG]; }
+static grpc_pool *grpc_pool_of(const grpc_call *c)
+{
+    return &c->server->pool[c->method->where == GRPC_LONG];
+}
 
 /* Decodes, handles, encodes; the outcome is in c->status and c->reply. On any thread. */
 static void grpc_run(grpc_call *c)
 {
     const grpc_method *m = c->method;
+    size_t max = c->server->o.max_message;
     error *e = &c->status;
     *e = (error){ 0 };
     void *in = arena_alloc(&c->arena, m->in->size), *out = arena_alloc(&c->arena, m->out->size);
     int done = in && out ? pb_decode(m->in, buf_view(&c->inbox.body), &c->arena, in, e)
                          : fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
     if (done >= 0) done = m->run(c, in, out, e);
-    if (done >= 0 && !m->streams) done = grpc_encode(m->out, out, c->server->o.max_message, &c->reply, e);
+    if (done >= 0 && !m->streams) done = grpc_encode(m->out, out, max, &c->reply, e);
     if (done >= 0) e->code = GRPC_OK;
     else if (e->code == GRPC_OK) e->code = GRPC_UNKNOWN;
     arena_free(&c->arena);
@@ -7681,13 +8501,14 @@ static void grpc_arm_tick(grpc_conn *k)
     error e;
     bool idle = k->h2.greeted && !k->part.n && !k->h2.block_id && !k->h2.out.n && !k->h2.nstreams;
     if (idle || k->tick.slot) return;
-    if (loop_arm(k->server->loop, &k->tick, k->h2.now + GRPC_GREETING_TIME, &e) < 0) log_warn("grpc: %s", e.text);
+    int64_t then = k->h2.now + GRPC_GREETING_TIME;
+    if (loop_arm(k->server->loop, &k->tick, then, &e) < 0) log_warn("grpc: %s", e.text);
 }
 
 /* What we wait for: not for more requests while the peer does not take our answers. */
 static void grpc_rewatch(grpc_conn *k)
 {
-    bool read = !k->h2.failed && k->h2.out.n < H2_OUT_FULL;
+    bool read = !k->h2.failed && k->h2.out.n < H2_OUT_STOP;
     uint32_t events = (read ? EPOLLIN : 0U) | (k->h2.out.n ? EPOLLOUT : 0U);
     if (events != k->events) loop_rewatch(k->server->loop, &k->watch, k->events = events);
 }
@@ -7726,8 +8547,8 @@ static bool grpc_read(grpc_conn *k)
     if (taken || !had) k->part_since = k->h2.now;
     k->part.n = 0;
     buf_add(&k->part, scratch + taken, all - taken);
-    if (!k->part.n) buf_free(&k->part);
     if (k->part.oom) return grpc_conn_close(k), false;
+    if (!k->part.n) buf_free(&k->part);
     return true;
 }
 
@@ -7745,8 +8566,9 @@ static void grpc_conn_tick(timer *t)
     h2 *h = &k->h2;
     h->now = clock_mono();
     int64_t stalled = h->now - GRPC_STALL_TIME;
-    if ((!h->greeted && k->since <= h->now - GRPC_GREETING_TIME) ||
-        ((k->part.n || h->block_id) && k->part_since < stalled) || (h->out.n && k->out_since < stalled)) {
+    bool mute = !h->greeted && k->since <= h->now - GRPC_GREETING_TIME;
+    bool stuck = (k->part.n || h->block_id) && k->part_since < stalled;
+    if (mute || stuck || (h->out.n && k->out_since < stalled)) {
         log_debug("grpc: a silent connection is closed");
         grpc_conn_close(k);
         return;
@@ -7786,15 +8608,16 @@ static void grpc_take_type(grpc_call *c, slice value)
     slice rest = value, grpc;
     if (!slice_starts(value, "application/grpc")) return;
     slice_take(&rest, strlen("application/grpc"), &grpc);
-    c->is_grpc = !rest.n || rest.p[0] == ';' || slice_is(rest, "+proto") || slice_starts(rest, "+proto;");
+    if (slice_starts(rest, "+proto")) slice_take(&rest, strlen("+proto"), &grpc);
+    c->is_grpc = !rest.n || rest.p[0] == ';';
 }
 
 /* "1500m": at most 8 digits and a unit. A deadline beyond all clocks is cut to a year. */
 static void grpc_take_timeout(grpc_call *c, slice value)
 {
     static const struct { char unit; int64_t ns; } units[] = {
-        { 'n', 1 }, { 'u', 1000 }, { 'm', NS_PER_MS }, { 'S', NS_PER_SEC }, { 'M', 60 * NS_PER_SEC },
-        { 'H', 3600 * NS_PER_SEC },
+        { 'n', 1 }, { 'u', 1000 }, { 'm', NS_PER_MS },
+        { 'S', NS_PER_SEC }, { 'M', 60 * NS_PER_SEC }, { 'H', 3600 * NS_PER_SEC },
     };
     uint64_t n;
     c->bad_timeout = true;
@@ -7807,7 +8630,10 @@ static void grpc_take_timeout(grpc_call *c, slice value)
     }
 }
 
-static void grpc_take_encoding(grpc_call *c, slice value) { c->compressed = !slice_is(value, "identity"); }
+static void grpc_take_encoding(grpc_call *c, slice value)
+{
+    c->compressed = !slice_is(value, "identity");
+}
 
 /* All other metadata (tracing, the client's name) is of no use to us. */
 static const struct { const char *name; void (*take)(grpc_call *, slice); } grpc_fields[] = {
@@ -7855,9 +8681,10 @@ static bool grpc_on_open(h2_stream *s)
     grpc_conn *k = s->conn->owner;
     grpc_call *c = k->calls < H2_STREAMS ? malloc(sizeof *c) : NULL;
     if (!c) return false;
-    *c = (grpc_call){ .arena = arena_make(GRPC_ARENA_MAX), .user = k->server->o.user, .server = k->server,
-                      .conn = k, .stream = s, .cancel_fd = -1, .due.due = grpc_due,
-                      .ended.run = grpc_ended_job, .message.run = grpc_message_job };
+    *c = (grpc_call){ .arena = arena_make(GRPC_ARENA_MAX), .user = k->server->o.user,
+                      .server = k->server, .conn = k, .stream = s, .cancel_fd = -1,
+                      .due.due = grpc_due, .ended.run = grpc_ended_job,
+                      .message.run = grpc_message_job };
     pthread_cond_init(&c->sent, NULL);
     s->owner = c;
     k->calls++;
@@ -7877,12 +8704,15 @@ static void grpc_on_field(h2_stream *s, slice name, slice value)
  * gRPC status in *e; code OK if all is well. */
 static int grpc_refuse(const grpc_call *c, bool too_large, error *e)
 {
+    const grpc_method *m = c->method;
     *e = (error){ 0 };
-    if (too_large) fail(e, GRPC_RESOURCE_EXHAUSTED, "more than %d bytes or %d fields of metadata", H2_LIST_MAX, H2_FIELDS_MAX);
+    if (too_large)
+        fail(e, GRPC_RESOURCE_EXHAUSTED, "metadata: more than %d bytes or %d fields", H2_LIST_MAX,
+             H2_FIELDS_MAX);
     else if (!c->is_post) return fail(e, GRPC_INTERNAL, "a gRPC call is a POST"), 405;
-    else if (!c->is_grpc) return fail(e, GRPC_INVALID_ARGUMENT, "content-type must be application/grpc"), 415;
-    else if (!c->method) *e = c->status;
-    else if (!c->method->run) fail(e, GRPC_UNIMPLEMENTED, "%s is not implemented", strrchr(c->method->path, '/') + 1);
+    else if (!c->is_grpc) return fail(e, GRPC_INVALID_ARGUMENT, "content-type is not gRPC's"), 415;
+    else if (!m) *e = c->status;
+    else if (!m->run) fail(e, GRPC_UNIMPLEMENTED, "%s is not implemented", m->path + 1);
     else if (c->compressed) fail(e, GRPC_UNIMPLEMENTED, "grpc-encoding must be identity");
     else if (c->bad_timeout) fail(e, GRPC_INVALID_ARGUMENT, "malformed grpc-timeout");
     return 200;
@@ -7904,7 +8734,7 @@ static void grpc_on_data(h2_stream *s, slice data)
     if (c->phase != GRPC_READING) return;
     bool fits = grpc_charge(c, data.n);
     int done = c->inbox.full ? 0 : grpc_collect(&c->inbox, &data, c->server->o.max_message, e);
-    if (done == 0 && !fits) done = fail(e, GRPC_RESOURCE_EXHAUSTED, "too many requests are being received");
+    if (done == 0 && !fits) done = fail(e, GRPC_RESOURCE_EXHAUSTED, "too many requests at once");
     if (done == 0 && data.n) done = fail(e, GRPC_UNIMPLEMENTED, "more than one request message");
     if (done < 0) grpc_answer(c, 200, e);
 }
@@ -7915,7 +8745,7 @@ static void grpc_on_end(h2_stream *s)
     error *e = &c->status;
     if (c->phase != GRPC_READING) return;
     if (!c->inbox.full) {
-        fail(e, GRPC_INTERNAL, c->inbox.have ? "the request message is cut short" : "no request message");
+        fail(e, GRPC_INTERNAL, c->inbox.have ? "the request is cut short" : "no request message");
         grpc_answer(c, 200, e);
         return;
     }
@@ -7983,7 +8813,7 @@ static bool grpc_make_room(grpc_server *s)
 
 static int grpc_add_conn(grpc_server *s, int *fd, error *e)
 {
-    if (!grpc_make_room(s)) return fail(e, GRPC_RESOURCE_EXHAUSTED, "%u connections are open", s->nconns);
+    if (!grpc_make_room(s)) return fail(e, GRPC_RESOURCE_EXHAUSTED, "%u are open", s->nconns);
     grpc_conn *k = malloc(sizeof *k);
     if (!k) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
     memset(k, 0, offsetof(grpc_conn, h2));
@@ -8034,9 +8864,11 @@ static void grpc_accept(watch *w, uint32_t events)
 
 static int grpc_address(const char *path, struct sockaddr_un *a, error *e)
 {
+    size_t n = strlen(path), most = sizeof a->sun_path - 1;
     *a = (struct sockaddr_un){ .sun_family = AF_UNIX };
-    if (strlen(path) < sizeof a->sun_path) memcpy(a->sun_path, path, strlen(path));
-    else return fail(e, GRPC_INVALID_ARGUMENT, "the path of a socket has at most %zu bytes: %s", sizeof a->sun_path - 1, path);
+    if (n > most)
+        return fail(e, GRPC_INVALID_ARGUMENT, "socket %s: a path of at most %zu bytes", path, most);
+    memcpy(a->sun_path, path, n);
     return 0;
 }
 
@@ -8055,7 +8887,7 @@ static int grpc_listen(const char *path, struct stat *st, error *e)
     if (unlink(temp) < 0 && errno != ENOENT) return fail_sys(e, GRPC_INTERNAL, "remove %s", temp);
     if (fchmod(fd, 0600) < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0)
         return fail_sys(e, GRPC_INTERNAL, "bind %s", temp);
-    if (chmod(temp, 0600) < 0 || listen(fd, 128) < 0 || lstat(temp, st) < 0 || rename(temp, path) < 0) {
+    if (listen(fd, 128) < 0 || lstat(temp, st) < 0 || rename(temp, path) < 0) {
         fail_sys(e, GRPC_INTERNAL, "listen at %s", path);
         unlink(temp);
         return -1;
@@ -8063,34 +8895,28 @@ static int grpc_listen(const char *path, struct stat *st, error *e)
     return give_fd(&fd);
 }
 
-static void grpc_unlisten(grpc_server *s)
+static void grpc_unlisten(grpc_server *s) /* and removes the name, if it is no other server's yet */
 {
-    struct stat now;
+    struct stat now, *was = &s->socket;
     if (s->listener.fd < 0) return;
     loop_disarm(s->loop, &s->retry);
     loop_forget(s->loop, &s->listener);
     close_fd(&s->listener.fd);
     s->listener.fd = -1;
-    if (lstat(s->o.socket_path, &now) < 0 || now.st_ino != s->socket.st_ino || now.st_dev != s->socket.st_dev) return;
-    unlink(s->o.socket_path);
+    bool there = lstat(s->o.socket_path, &now) == 0;
+    if (there && now.st_ino == was->st_ino && now.st_dev == was->st_dev) unlink(s->o.socket_path);
 }
 
 /* -- what a handler may ask -------------------------------------------------------------------- */
 
-/* Whether nobody waits for this call any more: the client has gone, or the deadline has passed. */
-static bool grpc_cancelled(grpc_call *c)
-{
-    return c->cancelled || (c->deadline && clock_mono() >= c->deadline);
-}
-
-/* A descriptor that is readable once grpc_cancelled; the call's, not to be closed or read. */
+/* A descriptor that is readable once nobody waits for this call any more: its client has gone or
+ * its deadline has passed. The call's, not to be closed or read. -1 and *e: RESOURCE_EXHAUSTED. */
 static int grpc_cancel_fd(grpc_call *c, error *e)
 {
-    pthread_mutex_t *lock = c->server ? &c->server->lock : NULL;
-    if (lock) pthread_mutex_lock(lock);
+    pthread_mutex_lock(&c->server->lock);
     if (c->cancel_fd < 0) c->cancel_fd = eventfd(c->cancelled, EFD_CLOEXEC | EFD_NONBLOCK);
     int fd = c->cancel_fd;
-    if (lock) pthread_mutex_unlock(lock);
+    pthread_mutex_unlock(&c->server->lock);
     return fd < 0 ? fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "eventfd") : fd;
 }
 
@@ -8100,7 +8926,6 @@ static int grpc_send(grpc_call *c, const void *out, error *e)
 {
     grpc_server *s = c->server;
     buf reply = { 0 };
-    if (!s) return fail(e, GRPC_UNIMPLEMENTED, "this call cannot stream");
     assert(c->method->streams && c->method->where == GRPC_LONG);
     if (grpc_encode(c->method->out, out, s->o.max_message, &reply, e) < 0) return -1;
     pthread_mutex_lock(&s->lock);
@@ -8117,19 +8942,6 @@ static int grpc_send(grpc_call *c, const void *out, error *e)
     return cancelled ? fail(e, GRPC_CANCELLED, "the client has gone") : 0;
 }
 
-/* A call without a server, to run a method's handler in the process itself: nobody can cancel it
- * and it cannot stream. grpc_local_end frees it and all that its reply points to. */
-static grpc_call grpc_local(void *user)
-{
-    return (grpc_call){ .arena = arena_make(GRPC_ARENA_MAX), .user = user, .cancel_fd = -1 };
-}
-
-static void grpc_local_end(grpc_call *c)
-{
-    arena_free(&c->arena);
-    close_fd(&c->cancel_fd);
-}
-
 /* -- what the daemon calls, on the loop's thread ----------------------------------------------- */
 
 static void grpc_pool_open(grpc_pool *p, grpc_server *s, unsigned max)
@@ -8143,7 +8955,7 @@ static void grpc_pool_open(grpc_pool *p, grpc_server *s, unsigned max)
 }
 
 /* Frees a server that has stopped, or that nobody has called. A handler that still runs (it has not
- * listened to grpc_cancelled) keeps the memory: the process is about to end. */
+ * looked at its grpc_cancel_fd) keeps the memory: the process is about to end. */
 static void grpc_server_free(grpc_server *s)
 {
     if (!s) return;
@@ -8207,8 +9019,8 @@ static void grpc_shutdown(grpc_server *s, int64_t deadline, void (*stopped)(grpc
     }
 }
 
-/* Starts serving o->methods at o->socket_path, on the loop `l`, whose thread calls this and all that
- * follows. *o is copied; what it points to must stay. The server, or NULL and *e. */
+/* Starts serving o->methods at o->socket_path, on the loop `l`, whose thread calls this and all
+ * that follows. *o is copied; what it points to must stay. The server, or NULL and *e. */
 static grpc_server *grpc_serve(loop *l, const grpc_options *o, error *e)
 {
     grpc_server *s = calloc(1, sizeof *s);
@@ -8244,13 +9056,14 @@ typedef struct grpc_client {
     const struct grpc_request *request;
     grpc_inbox inbox;
     arena *arena;
-    bool done, answered; /* its stream is closed; it got a grpc-status */
+    bool done, answered; /* its stream is closed; k->status says how it went */
+    size_t messages;
     int http;
     error status;
 } grpc_client;
 
-/* A call to be made. If `each` is set, the reply is a stream: it is given every message, which lives
- * until it returns, and ends the call with a -1 and *e. */
+/* A call to be made. If `each` is set, the reply is a stream: it is given every message, which
+ * lives until it returns, and ends the call with a -1 and *e. */
 typedef struct grpc_request {
     const char *path;
     const pb_message *in_msg, *out_msg;
@@ -8277,8 +9090,9 @@ static slice grpc_unquote(slice text, char *out) /* %XX; *out has room for all o
     size_t n = 0;
     for (slice byte, hex; slice_take(&text, 1, &byte); n++) {
         uint64_t value = byte.p[0];
-        hex = (slice){ text.p, 2 };
-        if (value == '%' && text.n >= 2 && parse_u64(hex, 16, 255, &value)) slice_take(&text, 2, &hex);
+        hex = (slice){ text.p, MIN(text.n, (size_t)2) };
+        bool quoted = value == '%' && hex.n == 2 && parse_u64(hex, 16, 255, &value);
+        if (quoted) slice_take(&text, 2, &hex);
         out[n] = (char)value;
     }
     return (slice){ (uint8_t *)out, n };
@@ -8319,6 +9133,7 @@ static int grpc_client_message(grpc_client *k) /* a whole message is in the inbo
     }
     buf_free(&k->inbox.body);
     k->inbox = (grpc_inbox){ 0 };
+    k->messages++;
     return done;
 }
 
@@ -8343,8 +9158,9 @@ static void grpc_client_closed(h2_stream *s, uint32_t code)
     if (!k) return;
     k->done = true;
     if (k->answered) return;
-    if (code) fail(&k->status, code == H2_REFUSED_STREAM ? GRPC_UNAVAILABLE : GRPC_INTERNAL, "the call was reset: HTTP/2 error %u", code);
-    else fail(&k->status, GRPC_UNKNOWN, "the answer has no grpc-status: HTTP status %d", k->http);
+    int grpc = code == H2_REFUSED_STREAM ? GRPC_UNAVAILABLE : code ? GRPC_INTERNAL : GRPC_UNKNOWN;
+    if (code) fail(&k->status, grpc, "the call was reset: HTTP/2 error %u", code);
+    else fail(&k->status, grpc, "the answer has no grpc-status: HTTP status %d", k->http);
 }
 
 static const h2_events grpc_client_events = {
@@ -8371,7 +9187,17 @@ static grpc_client *grpc_dial(const char *socket_path, error *e)
     return k;
 }
 
-/* Writes some of what is to be written, reads some of what has come; waits until one is possible. */
+static int grpc_client_write(grpc_client *k, error *e) /* what goes now */
+{
+    buf *out = &k->h2.out;
+    ssize_t n = send(k->fd, out->p, out->n, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n < 0 && errno != EAGAIN && errno != EINTR)
+        return fail_sys(e, GRPC_UNAVAILABLE, "the connection was lost");
+    if (n > 0) buf_drop(out, (size_t)n);
+    return 0;
+}
+
+/* Writes some of what is to be written, reads some of what has come, waits until it can do one. */
 static int grpc_client_turn(grpc_client *k, int64_t deadline, error *e)
 {
     uint8_t bytes[32 * KIB];
@@ -8379,17 +9205,17 @@ static int grpc_client_turn(grpc_client *k, int64_t deadline, error *e)
     h->now = clock_mono();
     h2_pump(h);
     struct pollfd p = { k->fd, (short)(POLLIN | (h->out.n ? POLLOUT : 0)), 0 };
-    if (poll(&p, 1, clock_poll_ms(deadline)) < 0) return errno == EINTR ? 0 : fail_sys(e, GRPC_INTERNAL, "poll");
-    if (deadline && clock_mono() >= deadline) return fail(e, GRPC_DEADLINE_EXCEEDED, "no answer in time");
-    if (p.revents & POLLOUT) {
-        ssize_t n = send(k->fd, h->out.p, h->out.n, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (n < 0 && errno != EAGAIN && errno != EINTR) return fail_sys(e, GRPC_UNAVAILABLE, "the connection was lost");
-        if (n > 0) buf_drop(&h->out, (size_t)n);
-    }
+    if (poll(&p, 1, clock_poll_ms(deadline)) < 0)
+        return errno == EINTR ? 0 : fail_sys(e, GRPC_INTERNAL, "poll");
+    if (deadline && clock_mono() >= deadline)
+        return fail(e, GRPC_DEADLINE_EXCEEDED, "no answer within %.3g s",
+                    (double)k->request->timeout_ns / (double)NS_PER_SEC);
+    if (p.revents & POLLOUT && grpc_client_write(k, e) < 0) return -1;
     if (!(p.revents & (POLLIN | POLLHUP | POLLERR))) return 0;
     ssize_t n = recv(k->fd, bytes, sizeof bytes, MSG_DONTWAIT);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return 0;
-    if (n <= 0) return fail(e, GRPC_UNAVAILABLE, "the connection was lost%s%s", n ? ": " : "", n ? strerror(errno) : "");
+    if (n < 0) return fail_sys(e, GRPC_UNAVAILABLE, "the connection was lost");
+    if (n == 0) return fail(e, GRPC_UNAVAILABLE, "the server has hung up");
     buf_add(&k->part, bytes, (size_t)n);
     if (k->part.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
     buf_drop(&k->part, h2_feed(h, buf_view(&k->part)));
@@ -8401,6 +9227,7 @@ static h2_stream *grpc_client_begin(grpc_client *k, error *e)
     const grpc_request *r = k->request;
     OWNED_BUF block = { 0 }, message = { 0 };
     char timeout[24];
+    int64_t ms = MIN((r->timeout_ns + NS_PER_MS - 1) / NS_PER_MS, INT64_C(99999999));
     if (grpc_encode(r->in_msg, r->in, GRPC_MESSAGE_MAX, &message, e) < 0) return NULL;
     k->h2.now = clock_mono();
     h2_stream *s = h2_open(&k->h2);
@@ -8412,7 +9239,7 @@ static h2_stream *grpc_client_begin(grpc_client *k, error *e)
     hpack_put_named(&block, HPACK_AUTHORITY, SLICE("localhost"));
     hpack_put_named(&block, HPACK_CONTENT_TYPE, SLICE("application/grpc"));
     hpack_put(&block, "te", SLICE("trailers"));
-    snprintf(timeout, sizeof timeout, "%" PRId64 "m", MIN((r->timeout_ns + NS_PER_MS - 1) / NS_PER_MS, INT64_C(99999999)));
+    snprintf(timeout, sizeof timeout, "%" PRId64 "m", ms);
     if (r->timeout_ns) hpack_put(&block, "grpc-timeout", slice_of(timeout));
     h2_headers(s, buf_view(&block), false);
     h2_send(s, &message, true);
@@ -8426,6 +9253,7 @@ static int grpc_invoke(grpc_client *k, const grpc_request *r, arena *a, error *e
     k->request = r;
     k->arena = a;
     k->done = k->answered = false;
+    k->messages = 0;
     k->status = (error){ 0 };
     k->inbox = (grpc_inbox){ 0 };
     int64_t deadline = r->timeout_ns ? clock_mono() + r->timeout_ns : 0;
@@ -8434,16 +9262,16 @@ static int grpc_invoke(grpc_client *k, const grpc_request *r, arena *a, error *e
     int going = 0;
     while (!k->done && going == 0) going = grpc_client_turn(k, deadline, e);
     bool lost = !k->done;
-    if (lost) {
-        k->answered = true;
-        h2_reset(s, H2_CANCEL);
-        h2_pump(&k->h2); /* sweeps; the reset goes out now if it can, or with the next call */
-        ssize_t n = send(k->fd, k->h2.out.p, k->h2.out.n, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (n > 0) buf_drop(&k->h2.out, (size_t)n);
-    }
+    k->answered = true;
+    if (lost) h2_reset(s, H2_CANCEL);
+    h2_pump(&k->h2);
+    error lesser;
+    if (k->h2.out.n) grpc_client_write(k, &lesser); /* a reset must not wait for the next call */
     buf_free(&k->inbox.body);
     if (lost) return -1;
     *e = k->status;
+    if (e->code == GRPC_OK && !r->each && k->messages != 1)
+        return fail(e, GRPC_INTERNAL, "the answer is %zu messages", k->messages);
     return e->code == GRPC_OK ? 0 : -1;
 }
 
@@ -8655,16 +9483,16 @@ typedef struct {
     char host[256];     /* without brackets */
     uint16_t port;
     const char *path;   /* starts with '/', has the query, no fragment; the arena's */
-} url;
+} url_parts;
 
-static bool url_same_server(const url *a, const url *b)
+static bool url_same_server(const url_parts *a, const url_parts *b)
 {
     return a->tls == b->tls && a->port == b->port && !strcasecmp(a->host, b->host);
 }
 
 /* "host" or "host:port" with the brackets that an IPv6 address wants: for Host and for errors. */
 enum { AUTHORITY_TEXT = 300 };
-static const char *url_authority(const url *u, char out[AUTHORITY_TEXT])
+static const char *url_authority(const url_parts *u, char out[AUTHORITY_TEXT])
 {
     bool v6 = strchr(u->host, ':'), usual = u->port == (u->tls ? 443 : 80);
     int n = snprintf(out, AUTHORITY_TEXT, v6 ? "[%s]" : "%s", u->host);
@@ -8674,7 +9502,7 @@ static const char *url_authority(const url *u, char out[AUTHORITY_TEXT])
 
 /* Parses an absolute http or https URL. Names with user or password, control characters or spaces
  * are refused: what is parsed here is later written into a request line. */
-static int url_parse(slice text, arena *a, url *out, error *e)
+static int url_parse(slice text, arena *a, url_parts *out, error *e)
 {
     slice rest = text, host;
     bool tls = slice_starts(text, "https://");
@@ -8704,7 +9532,7 @@ static int url_parse(slice text, arena *a, url *out, error *e)
 
 /* What `location` of a reply from `base` means: absolute, "//host/path" or "/path" (RFC 3986, 5.2;
  * a path relative to the last one is used by no registry and refused). */
-static int url_follow(const url *base, slice location, arena *a, url *out, error *e)
+static int url_follow(const url_parts *base, slice location, arena *a, url_parts *out, error *e)
 {
     char authority[AUTHORITY_TEXT];
     const char *scheme = base->tls ? "https" : "http";
@@ -8728,8 +9556,8 @@ static void url_escape(buf *out, slice s) /* for a query or a form: RFC 3986, se
  *
  * A static glibc has no getaddrinfo(3) to rely on (it loads NSS modules), so this is a stub
  * resolver of RFC 1035: the hosts file, then the servers of resolv.conf, over UDP, over TCP when
- * the answer did not fit. It asks recursive servers and follows nothing itself: what A and AAAA records stand
- * in the answer are the addresses, however many CNAMEs led there. */
+ * the answer did not fit. It asks recursive servers and follows nothing itself: what A and AAAA
+ * records stand in the answer are the addresses, however many CNAMEs led there. */
 
 enum {
     DNS_ADDRESSES = 16,
@@ -8740,26 +9568,26 @@ enum {
     DNS_UDP_MAX = 4096
 };
 
-typedef union { struct sockaddr any; struct sockaddr_in v4; struct sockaddr_in6 v6; } address;
-typedef struct { address list[DNS_ADDRESSES]; int n; } addresses;
+typedef union { struct sockaddr any; struct sockaddr_in v4; struct sockaddr_in6 v6; } ip_address;
+typedef struct { ip_address list[DNS_ADDRESSES]; int n; } ip_addresses;
 
 typedef struct {
-    address servers[DNS_SERVERS];
+    ip_address servers[DNS_SERVERS];
     int nservers, ndots, tries;
     int64_t wait; /* ns for one try */
     char search[DNS_SEARCH][256];
     int nsearch;
 } dns_config;
 
-static socklen_t address_size(const address *a)
+static socklen_t address_size(const ip_address *a)
 {
     return a->any.sa_family == AF_INET6 ? sizeof a->v6 : sizeof a->v4;
 }
 
 /* Reads a literal address. False if `text` is none. */
-static bool address_parse(const char *text, uint16_t port, address *out)
+static bool address_parse(const char *text, uint16_t port, ip_address *out)
 {
-    *out = (address){ 0 };
+    *out = (ip_address){ 0 };
     if (inet_pton(AF_INET, text, &out->v4.sin_addr) == 1) {
         out->v4.sin_family = AF_INET;
         out->v4.sin_port = htons(port);
@@ -8773,7 +9601,7 @@ static bool address_parse(const char *text, uint16_t port, address *out)
 
 /* 169.254/16 and fe80::/10: where clouds serve a machine's own secrets. Nothing that came from the
  * network may send us there. */
-static bool address_is_link_local(const address *a)
+static bool address_is_link_local(const ip_address *a)
 {
     if (a->any.sa_family == AF_INET) return (ntohl(a->v4.sin_addr.s_addr) >> 16) == 0xA9FE;
     return IN6_IS_ADDR_LINKLOCAL(&a->v6.sin6_addr) ||
@@ -8781,7 +9609,7 @@ static bool address_is_link_local(const address *a)
             a->v6.sin6_addr.s6_addr[13] == 254);
 }
 
-static void addresses_add(addresses *to, const address *one)
+static void addresses_add(ip_addresses *to, const ip_address *one)
 {
     if (to->n < DNS_ADDRESSES) to->list[to->n++] = *one;
 }
@@ -8832,12 +9660,12 @@ static dns_config dns_config_parse(slice text)
 }
 
 /* Adds the addresses that a hosts file gives for the name: hosts(5). */
-static void hosts_find(slice text, const char *name, uint16_t port, addresses *out)
+static void hosts_find(slice text, const char *name, uint16_t port, ip_addresses *out)
 {
     char literal[64];
     while (text.n) {
         slice line = slice_cut(&text, '\n'), word;
-        address one;
+        ip_address one;
         line = slice_cut(&line, '#');
         slice ip = next_word(&line);
         snprintf(literal, sizeof literal, "%.*s", PR(ip));
@@ -8887,9 +9715,9 @@ static bool dns_skip_name(slice *s)
     return slice_take(s, 1, &skipped);
 }
 
-static void dns_add_record(slice data, unsigned type, uint16_t port, addresses *out)
+static void dns_add_record(slice data, unsigned type, uint16_t port, ip_addresses *out)
 {
-    address one = { 0 };
+    ip_address one = { 0 };
     if (type == DNS_A && data.n == 4) {
         one.v4.sin_family = AF_INET;
         one.v4.sin_port = htons(port);
@@ -8905,7 +9733,7 @@ static void dns_add_record(slice data, unsigned type, uint16_t port, addresses *
 
 /* Takes the reply to *q. False if it is not one: another id, no reply, another question (compared
  * without case, as servers may change it). "No such name" is an answer too, with nothing in it. */
-static bool dns_take_reply(slice reply, dns_question *q, uint16_t port, addresses *out)
+static bool dns_take_reply(slice reply, dns_question *q, uint16_t port, ip_addresses *out)
 {
     slice head, skipped;
     if (reply.n < q->n || memcmp(reply.p, q->packet, 2) || !(reply.p[2] & 0x80)) return false;
@@ -8939,7 +9767,7 @@ static bool wait_fd(int fd, short events, int64_t deadline)
 }
 
 /* Connects within the time given. Returns a non-blocking socket, or -1 and errno. */
-static int connect_address(const address *to, int type, int64_t deadline)
+static int connect_address(const ip_address *to, int type, int64_t deadline)
 {
     int why = 0;
     socklen_t size = sizeof why;
@@ -8967,8 +9795,8 @@ static bool read_by(int fd, void *p, size_t n, int64_t deadline)
 }
 
 /* The same question over TCP: each message after its length in two bytes (RFC 1035, 4.2.2). */
-static void dns_over_tcp(const address *server, dns_question *q, uint16_t port, int64_t deadline,
-                         addresses *out)
+static void dns_over_tcp(const ip_address *server, dns_question *q, uint16_t port, int64_t deadline,
+                         ip_addresses *out)
 {
     uint8_t framed[sizeof q->packet + 2], size[2];
     OWNED_FD fd = connect_address(server, SOCK_STREAM, deadline);
@@ -8984,8 +9812,8 @@ static void dns_over_tcp(const address *server, dns_question *q, uint16_t port, 
 }
 
 /* Asks one server for both kinds of address at once. True when at least one kind was answered. */
-static bool dns_ask_server(const address *server, dns_question q[2], int64_t wait, uint16_t port,
-                           addresses *out)
+static bool dns_ask_server(const ip_address *server, dns_question q[2], int64_t wait, uint16_t port,
+                           ip_addresses *out)
 {
     uint8_t reply[DNS_UDP_MAX];
     int64_t deadline = clock_mono() + wait;
@@ -9009,7 +9837,7 @@ static bool dns_ask_server(const address *server, dns_question q[2], int64_t wai
 }
 
 /* Asks the servers in turn for one full name. True when one of them knew whether it exists. */
-static bool dns_query(const dns_config *c, const char *name, uint16_t port, addresses *out)
+static bool dns_query(const dns_config *c, const char *name, uint16_t port, ip_addresses *out)
 {
     dns_question q[2];
     for (int i = 0; i < c->tries * c->nservers; i++) {
@@ -9020,7 +9848,7 @@ static bool dns_query(const dns_config *c, const char *name, uint16_t port, addr
 }
 
 /* A name with fewer dots than `ndots` is tried with each search domain first, else last. */
-static int dns_resolve(const dns_config *c, const char *name, uint16_t port, addresses *out,
+static int dns_resolve(const dns_config *c, const char *name, uint16_t port, ip_addresses *out,
                        error *e)
 {
     char full[520];
@@ -9039,13 +9867,13 @@ static int dns_resolve(const dns_config *c, const char *name, uint16_t port, add
 }
 
 /* All addresses of a host: a literal, the hosts file, "localhost" (RFC 6761, 6.3), DNS. */
-static int host_addresses(const url *u, addresses *out, error *e)
+static int host_addresses(const url_parts *u, ip_addresses *out, error *e)
 {
     error ignored;
     slice text = { NULL, 0 };
-    address one;
+    ip_address one;
     OWNED_ARENA a = arena_make(2 * MIB);
-    *out = (addresses){ 0 };
+    *out = (ip_addresses){ 0 };
     if (address_parse(u->host, u->port, &one)) return addresses_add(out, &one), 0;
     if (file_read(AT_FDCWD, "/etc/hosts", MIB, &a, &text, &ignored) == 0)
         hosts_find(text, u->host, u->port, out);
@@ -9174,7 +10002,7 @@ enum {
  * the peer: a slow disk on our side is not its fault. */
 typedef struct {
     int fd;
-    url to;
+    url_parts to;
     int64_t waited;
     size_t little, start, end;
     uint8_t in[HTTP_HEAD_MAX];
@@ -9396,11 +10224,11 @@ typedef struct {
     int64_t retry_after;         /* ns, as the last refusal said; 0 when it did not */
     arena *a;                    /* of the request that is being served */
     arena session;               /* of the setup and the tokens */
-} fetch;
+} fetch_session;
 
 /* One request as it goes out. */
 typedef struct {
-    const url *to;
+    const url_parts *to;
     const char *accept, *authorization;
     uint64_t offset;
     const FetchHost *host;
@@ -9409,7 +10237,7 @@ typedef struct {
 
 /* A TLS stream as a descriptor: the administrator's tls_helper, a program that is given host and
  * port as its last two arguments and whose stdin and stdout are the stream. */
-static int fetch_tls(const fetch *f, const url *u, error *e)
+static int fetch_tls(const fetch_session *f, const url_parts *u, error *e)
 {
     char port[8], *argv[16] = { NULL };
     int pair[2];
@@ -9442,9 +10270,9 @@ static int fetch_tls(const fetch *f, const url *u, error *e)
 
 /* Connects to the first address that answers. What came from the network may not name a link-local
  * address: `trusted` says that a configuration did. */
-static int fetch_connect(const fetch *f, const url *u, bool trusted, error *e)
+static int fetch_connect(const fetch_session *f, const url_parts *u, bool trusted, error *e)
 {
-    addresses list;
+    ip_addresses list;
     if (u->tls) return fetch_tls(f, u, e);
     if (host_addresses(u, &list, e) < 0) return -1;
     fail(e, GRPC_UNAVAILABLE, "no address of %s may be used", u->host);
@@ -9458,7 +10286,8 @@ static int fetch_connect(const fetch *f, const url *u, bool trusted, error *e)
 }
 
 /* A connection to u's server: one that is kept, or a new one. *fresh says which. */
-static http_conn *fetch_open(fetch *f, const url *u, bool trusted, bool *fresh, error *e)
+static http_conn *fetch_open(fetch_session *f, const url_parts *u, bool trusted, bool *fresh,
+                             error *e)
 {
     *fresh = false;
     for (size_t i = 0; i < HTTP_CONNS; i++)
@@ -9511,7 +10340,8 @@ static int http_send(http_conn *c, slice bytes, error *e)
 
 /* Sends a request and reads the reply's header. A kept connection may have been closed by the
  * server just now: a failure on one is tried again on a fresh one (RFC 9112, 9.3.1). */
-static http_conn *http_ask(fetch *f, const http_request *q, bool trusted, http_reply *r, error *e)
+static http_conn *http_ask(fetch_session *f, const http_request *q, bool trusted, http_reply *r,
+                           error *e)
 {
     for (;;) {
         bool fresh;
@@ -9573,7 +10403,7 @@ static bool token_valid(slice token) /* what may stand in a header without endin
 }
 
 /* The query (or the form, with an identity token: the OAuth2 way) that asks for a pull token. */
-static void token_query(const fetch *f, slice challenge, slice identity, buf *out)
+static void token_query(const fetch_session *f, slice challenge, slice identity, buf *out)
 {
     slice service = challenge_get(challenge, "service", f->a),
           scope = challenge_get(challenge, "scope", f->a);
@@ -9589,12 +10419,12 @@ static void token_query(const fetch *f, slice challenge, slice identity, buf *ou
 
 /* Whether the secret may go to the realm: over TLS wherever the registry says, since that is how a
  * token is asked for; in clear only to the registry's own host, and only if it is plain itself. */
-static bool realm_trusted(const url *realm, const url *registry)
+static bool realm_trusted(const url_parts *realm, const url_parts *registry)
 {
     return realm->tls || (!registry->tls && !strcasecmp(realm->host, registry->host));
 }
 
-static int token_parse(fetch *f, fetch_host *h, slice body, error *e)
+static int token_parse(fetch_session *f, fetch_host *h, slice body, error *e)
 {
     json *tree = json_parse(body, f->a, e);
     slice token = json_text(json_get(tree, "token"));
@@ -9607,9 +10437,10 @@ static int token_parse(fetch *f, fetch_host *h, slice body, error *e)
 
 /* Gets a token for pulling from the server that the challenge names (distribution's token
  * authentication): GET with Basic, or POST with the identity token. */
-static int token_fetch(fetch *f, fetch_host *h, const url *registry, slice challenge, error *e)
+static int token_fetch(fetch_session *f, fetch_host *h, const url_parts *registry, slice challenge,
+                       error *e)
 {
-    url realm;
+    url_parts realm;
     http_reply r;
     OWNED_BUF query = { 0 }, body = { 0 };
     const AuthConfig *auth = h->conf->credentials ? f->setup.auth : NULL;
@@ -9641,8 +10472,8 @@ static int token_fetch(fetch *f, fetch_host *h, const url *registry, slice chall
 }
 
 /* Answers a 401: finds the challenge that we can meet and makes the Authorization value for it. */
-static int fetch_authorize(fetch *f, fetch_host *h, const url *registry, const http_reply *r,
-                           error *e)
+static int fetch_authorize(fetch_session *f, fetch_host *h, const url_parts *registry,
+                           const http_reply *r, error *e)
 {
     slice bearer = { NULL, 0 },
           basic = auth_basic(h->conf->credentials ? f->setup.auth : NULL, f->a);
@@ -9677,7 +10508,7 @@ static int status_code(int status)
 }
 
 /* The registry's own words for a refusal: {"errors": [{"code": ..., "message": ...}]}. */
-static const char *refusal_text(fetch *f, http_conn *c, http_reply *r)
+static const char *refusal_text(fetch_session *f, http_conn *c, http_reply *r)
 {
     error ignored;
     OWNED_BUF body = { 0 }, shown = { 0 };
@@ -9692,7 +10523,7 @@ static const char *refusal_text(fetch *f, http_conn *c, http_reply *r)
     return shown.oom ? "" : arena_str(f->a, buf_view(&shown));
 }
 
-static int fetch_refused(fetch *f, http_conn *c, http_reply *r, error *e)
+static int fetch_refused(fetch_session *f, http_conn *c, http_reply *r, error *e)
 {
     uint64_t seconds;
     if (parse_u64(http_field(r, "retry-after"), 10, 1000000, &seconds))
@@ -9711,9 +10542,9 @@ static bool status_redirects(int status)
 }
 
 /* Where a redirect leads. Never from https to http: what was private would be sent in clear. */
-static int fetch_redirect(fetch *f, http_conn *c, http_reply *r, url *u, error *e)
+static int fetch_redirect(fetch_session *f, http_conn *c, http_reply *r, url_parts *u, error *e)
 {
-    url next;
+    url_parts next;
     OWNED_BUF ignored = { 0 };
     if (url_follow(u, http_field(r, "location"), f->a, &next, e) < 0) return fail_in(e, "redirect");
     if (u->tls && !next.tls)
@@ -9727,9 +10558,10 @@ static int fetch_redirect(fetch *f, http_conn *c, http_reply *r, url *u, error *
 /* GETs `q->to` with all that HTTP asks for on the way: a login once, redirects. Comes back with a
  * connection whose reply is 200 or 206 and whose body is to be read; or NULL. Credentials and the
  * host's own headers go to the server that we were told to ask, and nowhere else. */
-static http_conn *fetch_get(fetch *f, fetch_host *h, const http_request *q, http_reply *r, error *e)
+static http_conn *fetch_get(fetch_session *f, fetch_host *h, const http_request *q, http_reply *r,
+                            error *e)
 {
-    url u = *q->to;
+    url_parts u = *q->to;
     bool logged_in = false;
     for (int hops = 0; hops <= HTTP_REDIRECTS;) {
         bool home = url_same_server(&u, q->to);
@@ -9805,7 +10637,8 @@ static int fetch_copy(http_conn *c, http_reply *r, fetch_task *task, error *e)
                 task->ask.size);
 }
 
-static int fetch_once(fetch *f, fetch_host *h, const url *u, fetch_task *task, error *e)
+static int fetch_once(fetch_session *f, fetch_host *h, const url_parts *u, fetch_task *task,
+                      error *e)
 {
     http_reply r;
     http_request q = { .to = u,
@@ -9830,9 +10663,9 @@ static void sleep_ns(int64_t ns)
 /* Asks one host, again while there is hope: 0.1, 0.4, 1.6 s between the tries, or as long as the
  * server says. A try that brought a MiB starts the count anew, so a bad line ends a big layer late
  * but does end it. */
-static int fetch_from(fetch *f, fetch_host *h, fetch_task *task, error *e)
+static int fetch_from(fetch_session *f, fetch_host *h, fetch_task *task, error *e)
 {
-    url u;
+    url_parts u;
     slice ref = task->ask.reference;
     const char *mirror =
         h->conf->credentials ? "" : arena_printf(f->a, "?ns=%.*s", PR(f->setup.domain));
@@ -9854,7 +10687,7 @@ static int fetch_from(fetch *f, fetch_host *h, fetch_task *task, error *e)
 
 /* Asks the hosts in order until one has it. The last one's error counts, since it is the registry
  * itself; what its mirrors said stands in front. */
-static int fetch_serve(fetch *f, fetch_task *task, error *e)
+static int fetch_serve(fetch_session *f, fetch_task *task, error *e)
 {
     error last;
     OWNED_BUF before = { 0 };
@@ -9872,7 +10705,7 @@ static int fetch_serve(fetch *f, fetch_task *task, error *e)
     return -1;
 }
 
-static int fetch_begin(fetch *f, error *e)
+static int fetch_begin(fetch_session *f, error *e)
 {
     slice wire;
     if (become_nobody(e) < 0) return -1;
@@ -9895,7 +10728,7 @@ static int fetch_begin(fetch *f, error *e)
  * empty frame, and a FetchAnswer, which alone says whether the body is whole. */
 static int fetch_main(int argc, char **argv)
 {
-    static fetch f;
+    static fetch_session f;
     static fetch_task task;
     error e = { 0 };
     slice wire;
@@ -9940,7 +10773,7 @@ static bool host_is_loopback(slice authority)
 /* The base URL for what stands in hosts.toml: a URL with or without scheme and path. */
 static int hosts_base(slice given, bool override_path, arena *a, slice *out, error *e)
 {
-    url ignored;
+    url_parts ignored;
     slice text = given, authority = given;
     bool scheme = memmem(given.p ? given.p : (const uint8_t *)"", given.n, "://", 3) != NULL;
     while (text.n && text.p[text.n - 1] == '/') text.n--;
@@ -10205,17 +11038,13 @@ static int doc_descriptor(const json *v, const char *what, Descriptor *out, erro
     return 0;
 }
 
-static uint64_t platform_level(slice variant,
-                               slice architecture) /* "v7" is 7; what no variant means */
+/* "v7" is 7; without a variant, what the architecture begins with; 99 for what nobody has. */
+static uint64_t platform_level(slice variant, slice architecture)
 {
     uint64_t level;
-    if (variant.n > 1 && variant.p[0] == 'v' &&
-        parse_u64((slice){ variant.p + 1, variant.n - 1 }, 10, 99, &level))
-        return level;
-    return variant.n                         ? 99
-           : slice_is(architecture, "arm64") ? 8
-           : slice_is(architecture, "arm")   ? 7
-                                             : 1;
+    if (!variant.n) return slice_is(architecture, "arm64") ? 8 : slice_is(architecture, "arm") ? 7 : 1;
+    slice digits = { variant.p + 1, variant.n - 1 };
+    return variant.p[0] == 'v' && parse_u64(digits, 10, 99, &level) ? level : 99;
 }
 
 /* How well an entry's platform fits ours ("linux/arm/v7"): 0 not at all; the higher the better. */
@@ -10304,9 +11133,10 @@ typedef struct { slice *p; size_t n; } slice_list;
 static int doc_texts(const json *v, const char *what, arena *a, slice_list *out, error *e)
 {
     *out = (slice_list){ NULL, 0 };
-    if (!v || v->kind == JSON_NULL || !v->n) return 0;
+    if (!v || v->kind == JSON_NULL) return 0;
     if (v->kind != JSON_ARRAY && v->kind != JSON_OBJECT)
         return fail(e, GRPC_INVALID_ARGUMENT, "config: %s is not a list", what);
+    if (!v->n) return 0;
     out->p = arena_alloc(a, v->n * sizeof *out->p);
     if (!out->p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "config: out of memory");
     for (size_t i = 0; i < v->n; i++) {
@@ -10511,7 +11341,7 @@ typedef struct {
     size_t nfiles;
     archive_blob *blobs;
     size_t nblobs;
-} archive;
+} archive_view;
 
 /* A file from `at` on, by pread(2): several may read it, and where a reader stands is known. */
 typedef struct { source source; int fd; uint64_t at, left; } part_source;
@@ -10556,7 +11386,7 @@ static slice archive_follow(slice name, slice target, arena *a)
     return arena_copy(a, buf_view(&path));
 }
 
-static int archive_index_tar(archive *ar, error *e)
+static int archive_index_tar(archive_view *ar, error *e)
 {
     tar_reader t;
     tar_entry entry;
@@ -10583,7 +11413,7 @@ static int archive_index_tar(archive *ar, error *e)
 
 /* Finds a file of the archive: a descriptor (*opened, the caller's, or -1) and a part of it. The
  * last of a name counts, as when it is unpacked. */
-static int archive_open(archive *ar, slice name, part_source *out, int *opened, error *e)
+static int archive_open(archive_view *ar, slice name, part_source *out, int *opened, error *e)
 {
     struct stat st;
     char path[PATH_MAX];
@@ -10611,7 +11441,7 @@ static int archive_open(archive *ar, slice name, part_source *out, int *opened, 
     return fail(e, GRPC_NOT_FOUND, "the archive has no file %s", path);
 }
 
-static int archive_read(archive *ar, slice name, size_t max, slice *out, error *e)
+static int archive_read(archive_view *ar, slice name, size_t max, slice *out, error *e)
 {
     part_source part;
     OWNED_FD opened = -1;
@@ -10628,7 +11458,7 @@ static int archive_read(archive *ar, slice name, size_t max, slice *out, error *
     return 0;
 }
 
-static archive_blob *archive_add_blob(archive *ar, const uint8_t hash[32])
+static archive_blob *archive_add_blob(archive_view *ar, const uint8_t hash[32])
 {
     if (ar->nblobs == ARCHIVE_BLOBS) return NULL;
     archive_blob *b = &ar->blobs[ar->nblobs++];
@@ -10637,7 +11467,7 @@ static archive_blob *archive_add_blob(archive *ar, const uint8_t hash[32])
 }
 
 /* Hashes a file that has no digest of its own yet, and offers it under it. */
-static archive_blob *archive_hash(archive *ar, slice name, uint64_t *size, error *e)
+static archive_blob *archive_hash(archive_view *ar, slice name, uint64_t *size, error *e)
 {
     part_source part;
     hash_source hashed;
@@ -10655,7 +11485,7 @@ static archive_blob *archive_hash(archive *ar, slice name, uint64_t *size, error
 }
 
 /* Writes the manifest that an image of docker's form would have in a registry. */
-static int archive_docker_image(archive *ar, const json *image, ArchiveImage *out, error *e)
+static int archive_docker_image(archive_view *ar, const json *image, ArchiveImage *out, error *e)
 {
     uint64_t size;
     sha256 h;
@@ -10697,7 +11527,7 @@ static int archive_docker_image(archive *ar, const json *image, ArchiveImage *ou
 
 /* One manifest of index.json. Its name stands in an annotation: containerd's has the whole name,
  * the OCI's own often only a tag. */
-static int archive_layout_image(archive *ar, const json *entry, ArchiveImage *out, error *e)
+static int archive_layout_image(archive_view *ar, const json *entry, ArchiveImage *out, error *e)
 {
     const json *notes = json_get(entry, "annotations");
     slice name = json_text(json_get(notes, "io.containerd.image.name"));
@@ -10709,7 +11539,7 @@ static int archive_layout_image(archive *ar, const json *entry, ArchiveImage *ou
     return doc_descriptor(entry, "index.json", out->manifest, e);
 }
 
-static int archive_list(archive *ar, ArchiveIndex *out, error *e)
+static int archive_list(archive_view *ar, ArchiveIndex *out, error *e)
 {
     slice text;
     bool layout = archive_read(ar, SLICE("index.json"), MANIFEST_MAX, &text, e) == 0;
@@ -10735,7 +11565,7 @@ static int archive_list(archive *ar, ArchiveIndex *out, error *e)
 }
 
 /* Makes the archive one that can be read anywhere: a compressed one is written out to the spool. */
-static int archive_begin(archive *ar, error *e)
+static int archive_begin(archive_view *ar, error *e)
 {
     struct stat st;
     fd_source file;
@@ -10743,7 +11573,7 @@ static int archive_begin(archive *ar, error *e)
     uint8_t chunk[CHUNK];
     ssize_t got = 0;
     if (fstat(ARCHIVE_FD, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "archive: no descriptor 3");
-    *ar = (archive){ .fd = ARCHIVE_FD, .a = arena_make(64 * MIB) };
+    *ar = (archive_view){ .fd = ARCHIVE_FD, .a = arena_make(64 * MIB) };
     ar->is_directory = S_ISDIR(st.st_mode);
     if (ar->is_directory) return confine_to(ARCHIVE_FD, CAP_BIT_DAC_READ_SEARCH, e);
     if (become_nobody(e) < 0) return -1;
@@ -10758,7 +11588,7 @@ static int archive_begin(archive *ar, error *e)
 }
 
 /* Sends a blob as fetch does. */
-static int archive_send(archive *ar, const FetchRequest *q, error *e)
+static int archive_send(archive_view *ar, const FetchRequest *q, error *e)
 {
     uint8_t chunk[CHUNK];
     char path[96];
@@ -10790,7 +11620,7 @@ static int archive_send(archive *ar, const FetchRequest *q, error *e)
  * compressed one into. An ArchiveIndex goes out, then requests are answered as by fetch. */
 static int archive_main(int argc, char **argv)
 {
-    static archive ar;
+    static archive_view ar;
     error e = { 0 };
     ArchiveIndex index = { 0 };
     (void)argc, (void)argv;
@@ -10974,16 +11804,21 @@ typedef struct {
 enum { LAYER_NAME = 65, STORE_BUCKETS = 256, LAYERS_AT_ONCE = 3 };
 
 /* A layer that is whole on disk. Guarded by the store's lock. */
-typedef struct layer {
-    struct layer *next;
+typedef struct store_layer {
+    struct store_layer *next;
     char name[LAYER_NAME];
     unsigned users;
     uint64_t bytes, entries;
-} layer;
+} store_layer;
 
 /* An image. Its record never changes: an image whose names change is replaced by another one, and
  * the old goes when nobody holds it any more. `refs` is guarded by the store's lock. */
-typedef struct image { struct image *next; ImageRecord record; arena memory; unsigned refs; } image;
+typedef struct store_image {
+    struct store_image *next;
+    ImageRecord record;
+    arena memory;
+    unsigned refs;
+} store_image;
 
 /* Work that several may want at once and one does: a pull of an image, the making or the removal of
  * a layer. `done` gets readable when it has landed; `cancel` when nobody wants it any more. All but
@@ -11004,27 +11839,27 @@ typedef struct image_store {
     pthread_mutex_t writing; /* held while records on disk change; taken before `lock` */
     pthread_mutex_t lock;    /* guards all that follows; never held across what can block */
     pthread_cond_t idle;     /* `threads` has become 0 */
-    image *images;
-    layer *layers[STORE_BUCKETS];
+    store_image *images;
+    store_layer *layers[STORE_BUCKETS];
     flight *flights;
     uint64_t bytes, entries; /* of all layers */
     unsigned threads;
     bool collecting, sweeping, closing;
 } image_store;
 
-static layer **layer_slot(image_store *s,
+static store_layer **layer_slot(image_store *s,
                           slice name) /* names are hashes: their first digits spread them */
 {
     uint8_t bucket = 0;
     if (name.n >= 2) hex_decode((slice){ name.p, 2 }, &bucket, 1);
-    layer **at = &s->layers[bucket];
+    store_layer **at = &s->layers[bucket];
     while (*at && !slice_is(name, (*at)->name)) at = &(*at)->next;
     return at;
 }
 
 static bool layer_add(image_store *s, slice name, const LayerRecord *r, unsigned users)
 {
-    layer *l = calloc(1, sizeof *l), **at = layer_slot(s, name);
+    store_layer *l = calloc(1, sizeof *l), **at = layer_slot(s, name);
     if (!l || *at) return free(l), false;
     snprintf(l->name, sizeof l->name, "%.*s", PR(name));
     l->bytes = r->bytes;
@@ -11038,23 +11873,23 @@ static bool layer_add(image_store *s, slice name, const LayerRecord *r, unsigned
 
 static bool layer_hold(image_store *s, slice name) /* false: no such layer */
 {
-    layer *l = *layer_slot(s, name);
+    store_layer *l = *layer_slot(s, name);
     if (l) l->users++;
     return l != NULL;
 }
 
 static void layer_release(image_store *s, slice name)
 {
-    layer *l = *layer_slot(s, name);
+    store_layer *l = *layer_slot(s, name);
     if (!l) return;
     assert(l->users > 0);
     l->users--;
 }
 
 /* Makes an image of a record (copied), holding its layers. NULL: out of memory. Under the lock. */
-static image *image_make(image_store *s, const ImageRecord *record)
+static store_image *image_make(image_store *s, const ImageRecord *record)
 {
-    image *i = calloc(1, sizeof *i);
+    store_image *i = calloc(1, sizeof *i);
     if (!i) return NULL;
     i->memory = arena_make(64 * MIB);
     i->refs = 1;
@@ -11066,7 +11901,7 @@ static image *image_make(image_store *s, const ImageRecord *record)
     return i;
 }
 
-static void image_unref(image_store *s, image *i) /* under the lock */
+static void image_unref(image_store *s, store_image *i) /* under the lock */
 {
     assert(i->refs > 0);
     if (--i->refs) return;
@@ -11090,12 +11925,12 @@ static bool image_has_name(const ImageRecord *r, slice full)
 
 /* Finds an image by its whole ID, by a name (`full` is `given` normalised, or empty), or by the
  * beginning of an ID if only one begins so. Under the lock. */
-static image *image_find(image_store *s, slice given, slice full)
+static store_image *image_find(image_store *s, slice given, slice full)
 {
-    image *by_name = NULL, *by_prefix = NULL;
+    store_image *by_name = NULL, *by_prefix = NULL;
     unsigned found = 0;
     slice hex = id_hex(given);
-    for (image *i = s->images; i; i = i->next) {
+    for (store_image *i = s->images; i; i = i->next) {
         slice own = id_hex(i->record.id);
         if (slice_eq(own, hex)) return i;
         if (full.n && image_has_name(&i->record, full)) by_name = i;
@@ -11200,8 +12035,8 @@ static void store_thread_ends(image_store *s) /* under the lock */
 static bool layer_take_unused(image_store *s, char name[LAYER_NAME])
 {
     for (size_t b = 0; b < STORE_BUCKETS; b++)
-        for (layer **at = &s->layers[b]; *at; at = &(*at)->next) {
-            layer *l = *at;
+        for (store_layer **at = &s->layers[b]; *at; at = &(*at)->next) {
+            store_layer *l = *at;
             if (l->users) continue;
             memcpy(name, l->name, LAYER_NAME);
             s->bytes -= l->bytes;
@@ -11256,7 +12091,7 @@ static void store_collect(image_store *s)
 {
     if (!s->collecting || s->sweeping || s->closing) return;
     for (size_t b = 0; b < STORE_BUCKETS; b++)
-        for (layer *l = s->layers[b]; l; l = l->next)
+        for (store_layer *l = s->layers[b]; l; l = l->next)
             if (!l->users) {
                 s->sweeping = store_thread(s, store_sweep, s);
                 return;
@@ -11277,17 +12112,19 @@ static int record_write(image_store *s, const ImageRecord *r, error *e)
     return file_replace(s->images_fd, name, buf_view(&text), s->o.no_sync ? ATOMIC : DURABLE, e);
 }
 
-/* Puts `record` in the place of the image with that ID, or adds it. Under both locks. */
-static int image_replace(image_store *s, const ImageRecord *record, error *e)
+/* Puts a copy of `record` in the place of the image with that ID, or adds it; the old one may go at
+ * once, and what borrows from it with it. Under both locks. NULL: out of memory. */
+static store_image *image_replace(image_store *s, const ImageRecord *record, error *e)
 {
-    image **at = &s->images, *made = image_make(s, record);
-    if (!made) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image %.*s: out of memory", PR(record->id));
+    store_image **at = &s->images, *made = image_make(s, record);
+    if (!made)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "image %.*s: no memory", PR(record->id)), NULL;
     while (*at && !slice_eq((*at)->record.id, record->id)) at = &(*at)->next;
-    image *old = *at;
+    store_image *old = *at;
     made->next = old ? old->next : NULL;
     *at = made;
     if (old) image_unref(s, old);
-    return 0;
+    return made;
 }
 
 /* Adds to *list what of `more` is not in it. Its memory has room for both. */
@@ -11318,7 +12155,7 @@ static int record_merge(ImageRecord *r, const ImageRecord *old, arena *a, error 
 /* Takes the tags of `r` away from every other image: a tag names one. Under `writing`. */
 static int store_move_tags(image_store *s, const ImageRecord *r, error *e)
 {
-    for (image *i = s->images; i; i = i->next) {
+    for (store_image *i = s->images; i; i = i->next) {
         ImageRecord less = i->record;
         OWNED_ARENA a = arena_make(MIB);
         if (slice_eq(less.id, r->id)) continue;
@@ -11332,9 +12169,9 @@ static int store_move_tags(image_store *s, const ImageRecord *r, error *e)
         if (less.repo_tags.n == i->record.repo_tags.n) continue;
         if (record_write(s, &less, e) < 0) return -1;
         pthread_mutex_lock(&s->lock);
-        int failed = image_replace(s, &less, e);
+        bool replaced = image_replace(s, &less, e);
         pthread_mutex_unlock(&s->lock);
-        return failed ? -1 : store_move_tags(s, r, e); /* the list has changed: look again */
+        return !replaced ? -1 : store_move_tags(s, r, e); /* the list has changed: look again */
     }
     return 0;
 }
@@ -11350,7 +12187,7 @@ static int store_publish(image_store *s, ImageRecord *r, error *e)
     fault_point("pull.record");
     pthread_mutex_lock(&s->writing);
     pthread_mutex_lock(&s->lock);
-    image *old = s->images;
+    store_image *old = s->images;
     while (old && !slice_eq(old->record.id, r->id)) old = old->next;
     int failed = old ? record_merge(r, &old->record, &a, e)
                      : 0; /* the old one lives while we hold `writing` */
@@ -11358,9 +12195,9 @@ static int store_publish(image_store *s, ImageRecord *r, error *e)
     if (!failed) failed = record_write(s, r, e);
     fault_point("pull.tags");
     pthread_mutex_lock(&s->lock);
-    if (!failed) failed = image_replace(s, r, e);
+    const store_image *now = failed ? NULL : image_replace(s, r, e);
     pthread_mutex_unlock(&s->lock);
-    if (!failed) failed = store_move_tags(s, r, e);
+    failed = !now || store_move_tags(s, &now->record, e) < 0; /* *r may borrow from the old one */
     pthread_mutex_unlock(&s->writing);
     return failed ? -1 : 0;
 }
@@ -11384,16 +12221,16 @@ typedef struct {
     bool got[LAYERS_MAX];      /* those that we hold */
     bool failed;
     error why;                 /* of the first that failed */
-} pull;
+} pull_state;
 
 /* Starts a source of the pull's kind. */
-static int pull_source(const pull *p, helper *h, error *e)
+static int pull_source(const pull_state *p, helper *h, error *e)
 {
     if (helper_start(h, "fetch", (int[]){ -1, -1 }, p->cancel_fd, e) < 0) return -1;
     return helper_send(h, &FetchSetup_msg, p->setup, e);
 }
 
-static int pull_read(pull *p, const ReadRequest *q, ReadAnswer *out, error *e)
+static int pull_read(pull_state *p, const ReadRequest *q, ReadAnswer *out, error *e)
 {
     if (helper_send(&p->reader, &ReadRequest_msg, q, e) < 0) return -1;
     if (helper_receive(&p->reader, &ReadAnswer_msg, &p->a, out, e) < 0) return -1;
@@ -11402,8 +12239,8 @@ static int pull_read(pull *p, const ReadRequest *q, ReadAnswer *out, error *e)
 
 /* Gets a small blob into memory and holds it against its descriptor; without one (a tag) any digest
  * is right. Its digest goes to `digest`. */
-static int pull_document(pull *p, const FetchRequest *q, const Descriptor *want, ReadRequest *out,
-                         error *e)
+static int pull_document(pull_state *p, const FetchRequest *q, const Descriptor *want,
+                         ReadRequest *out, error *e)
 {
     uint8_t hash[32];
     char digest[DIGEST_TEXT];
@@ -11458,7 +12295,7 @@ static slice platform_ours(arena *a)
 enum { INDEX_DEPTH = 2 };
 
 /* From what was asked for down to the manifest of this machine's platform. */
-static int pull_manifest(pull *p, slice reference, const Descriptor *known, error *e)
+static int pull_manifest(pull_state *p, slice reference, const Descriptor *known, error *e)
 {
     Descriptor want, *must = NULL;
     if (known) want = *known, must = &want;
@@ -11478,7 +12315,7 @@ static int pull_manifest(pull *p, slice reference, const Descriptor *known, erro
     return fail(e, GRPC_INVALID_ARGUMENT, "an index in an index in an index");
 }
 
-static int pull_config(pull *p, error *e)
+static int pull_config(pull_state *p, error *e)
 {
     ReadRequest q;
     const Descriptor *d = p->manifest.config;
@@ -11564,7 +12401,8 @@ static int layer_begin(image_store *s, const layer_plan *l, int cancel_fd, helpe
     return helper_start(unpack, "unpack", (int[]){ dir, -1 }, cancel_fd, e);
 }
 
-static int layer_fill(pull *p, const helper *from, const layer_plan *l, LayerRecord *out, error *e)
+static int layer_fill(pull_state *p, const helper *from, const layer_plan *l, LayerRecord *out,
+                      error *e)
 {
     helper unpack = helper_none;
     int failed = layer_begin(p->store, l, p->cancel_fd, &unpack, e);
@@ -11589,7 +12427,7 @@ static int layer_commit(image_store *s, const layer_plan *l, const LayerRecord *
     return 0;
 }
 
-static int layer_make(pull *p, helper *from, const layer_plan *l, error *e)
+static int layer_make(pull_state *p, helper *from, const layer_plan *l, error *e)
 {
     LayerRecord r = { 0 };
     error ignored;
@@ -11610,7 +12448,7 @@ static int layer_make(pull *p, helper *from, const layer_plan *l, error *e)
 /* Makes sure that layer i is there, and holds it. Who comes while another is making or removing it
  * waits for that, then looks again: should the other have failed, it is tried here, since this pull
  * may have better sources. */
-static int layer_need(pull *p, helper *from, size_t i, error *e)
+static int layer_need(pull_state *p, helper *from, size_t i, error *e)
 {
     image_store *s = p->store;
     layer_plan l = layer_plan_of(p->config.diff_ids.p[i], &p->manifest.layers.p[i]);
@@ -11634,7 +12472,7 @@ static int layer_need(pull *p, helper *from, size_t i, error *e)
 }
 
 /* Gets one layer after the other until none is left or one has failed. */
-static void pull_layers_from(pull *p, helper *from)
+static void pull_layers_from(pull_state *p, helper *from)
 {
     error e;
     for (;;) {
@@ -11659,7 +12497,7 @@ static void *pull_layers_thread(void *arg)
     return NULL;
 }
 
-static int pull_layers(pull *p, error *e)
+static int pull_layers(pull_state *p, error *e)
 {
     pthread_t more[LAYERS_AT_ONCE - 1];
     size_t n = 0, wanted = p->setup ? MIN(p->manifest.layers.n - 1, COUNT(more)) : 0;
@@ -11672,7 +12510,7 @@ static int pull_layers(pull *p, error *e)
 
 /* The names of the layers, bottom first, each once: overlay refuses a directory given twice.
  * Only the topmost counts: it has all that the lower one has, and hides it. */
-static int record_layers(const pull *p, arena *a, ImageRecord *r, error *e)
+static int record_layers(const pull_state *p, arena *a, ImageRecord *r, error *e)
 {
     size_t n = p->config.diff_ids.n;
     const slice *ids = p->config.diff_ids.p;
@@ -11694,7 +12532,7 @@ typedef struct {
     bool pinned;
 } pull_wish;
 
-static int pull_record(pull *p, const pull_wish *w, char id[DIGEST_TEXT], error *e)
+static int pull_record(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], error *e)
 {
     slice digest_name = slice_of(arena_printf(&p->a, "%.*s@%s", PR(w->name), p->digest));
     ImageRecord r = { .version = RECORD_VERSION,
@@ -11717,7 +12555,7 @@ static int pull_record(pull *p, const pull_wish *w, char id[DIGEST_TEXT], error 
     return store_publish(p->store, &r, e);
 }
 
-static void pull_end(pull *p)
+static void pull_end(pull_state *p)
 {
     helper_stop(&p->source);
     helper_stop(&p->reader);
@@ -11730,15 +12568,16 @@ static void pull_end(pull *p)
     pthread_mutex_destroy(&p->lock);
 }
 
-static void pull_begin(pull *p, image_store *s, int cancel_fd)
+static void pull_begin(pull_state *p, image_store *s, int cancel_fd)
 {
-    *p = (pull){ .store = s, .source = helper_none, .reader = helper_none, .cancel_fd = cancel_fd };
+    *p = (pull_state){ .store = s, .source = helper_none, .reader = helper_none };
+    p->cancel_fd = cancel_fd;
     p->a = arena_make(64 * MIB);
     pthread_mutex_init(&p->lock, NULL);
 }
 
 /* The whole of a pull, once its source is there. */
-static int pull_run(pull *p, const pull_wish *w, char id[DIGEST_TEXT], error *e)
+static int pull_run(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], error *e)
 {
     if (p->reader.pidfd < 0 &&
         helper_start(&p->reader, "read", (int[]){ -1, -1 }, p->cancel_fd, e) < 0)
@@ -11766,7 +12605,7 @@ static void pull_explain(error *e, slice name)
 
 static int pull_order_run(pull_order *o, char id[DIGEST_TEXT], error *e)
 {
-    pull p;
+    pull_state p;
     image_ref ref;
     FetchSetup setup = { .auth = o->request.auth };
     image_store *s = o->store;
@@ -11896,12 +12735,12 @@ typedef struct {
     helper from;
     arena *a;
     slice_list names;
-} load;
+} load_state;
 
 /* One image. The helper is lent to its pull, and taken back. */
-static int load_one(load *l, const ArchiveImage *given, error *e)
+static int load_one(load_state *l, const ArchiveImage *given, error *e)
 {
-    pull p;
+    pull_state p;
     char id[DIGEST_TEXT];
     slice tags[16], nameless = { NULL, 0 };
     pull_wish wish = { .known = given->manifest, .tags = tags };
@@ -11927,7 +12766,7 @@ static int load_one(load *l, const ArchiveImage *given, error *e)
     return 0;
 }
 
-static int load_all(load *l, error *e)
+static int load_all(load_state *l, error *e)
 {
     ArchiveIndex index;
     if (helper_receive(&l->from, &ArchiveIndex_msg, l->a, &index, e) < 0) return -1;
@@ -11940,9 +12779,10 @@ static int load_all(load *l, error *e)
 /* Loads every image of an archive file (plain or compressed) or an OCI layout directory.
  * out->names, the arena's, get their tags; of one without a tag its ID. What came before a bad
  * image stays. */
-static int image_load(image_store *s, const char *path, arena *a, KrunLoadImageResponse *out, error *e)
+static int image_load(image_store *s, const char *path, arena *a, KrunLoadImageResponse *out,
+                      error *e)
 {
-    load l = { .store = s, .path = path, .from = helper_none, .a = a };
+    load_state l = { .store = s, .path = path, .from = helper_none, .a = a };
     OWNED_FD archive_fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     struct stat st;
     if (path[0] != '/')
@@ -12070,9 +12910,9 @@ static int store_forget(image_store *s, slice id, error *e)
         return fail_sys(e, GRPC_INTERNAL, "remove images/%s", name);
     fault_point("image.remove");
     pthread_mutex_lock(&s->lock);
-    image **at = &s->images;
+    store_image **at = &s->images;
     while (*at && !slice_eq((*at)->record.id, id)) at = &(*at)->next;
-    image *gone = *at;
+    store_image *gone = *at;
     if (gone) *at = gone->next;
     if (gone) image_unref(s, gone);
     store_collect(s);
@@ -12092,7 +12932,7 @@ static int self_ensure(image_store *s, error *e)
     void *program = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
     if (program == MAP_FAILED) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "map krun's program");
     self_image self = { .program = { program, (size_t)st.st_size } };
-    image *old =
+    store_image *old =
         image_find(s, (slice){ NULL, 0 }, slice_of(self_name)); /* no other thread is there yet */
     slice old_id = old ? arena_copy(&a, old->record.id) : (slice){ NULL, 0 };
     if (!self_describe(&self, &a)) failed = fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
@@ -12192,18 +13032,18 @@ static int open_image(image_store *s, const char *name, error *e)
         return fail(e, GRPC_FAILED_PRECONDITION, "images/%s was written by a newer krun", name);
     const char *fault = record_fault(s, &r, hex);
     if (fault) return quarantine(s->images_fd, name, fault), 0;
-    return image_replace(s, &r, e);
+    return image_replace(s, &r, e) ? 0 : -1;
 }
 
 /* Two records claim a tag when a kill came between the new one's write and the old one's: the newer
  * one has it. */
 static int open_tags(image_store *s, error *e)
 {
-    for (image *i = s->images; i; i = i->next)
-        for (image *other = i->next; other; other = other->next)
+    for (store_image *i = s->images; i; i = i->next)
+        for (store_image *other = i->next; other; other = other->next)
             for (size_t n = 0; n < i->record.repo_tags.n; n++)
                 if (image_has_name(&other->record, i->record.repo_tags.p[n])) {
-                    const image *newer =
+                    const store_image *newer =
                         i->record.created_at >= other->record.created_at ? i : other;
                     if (store_move_tags(s, &newer->record, e) < 0) return -1;
                     return open_tags(s, e); /* the list has changed: look again */
@@ -12230,12 +13070,12 @@ static void images_close(image_store *s)
     s->closing = true;
     for (flight *f = s->flights; f; f = f->next) event_set(f->cancel);
     while (s->threads) pthread_cond_wait(&s->idle, &s->lock);
-    for (image *next; s->images; s->images = next) {
+    for (store_image *next; s->images; s->images = next) {
         next = s->images->next;
         image_unref(s, s->images);
     }
     for (size_t b = 0; b < STORE_BUCKETS; b++)
-        for (layer *next; s->layers[b]; s->layers[b] = next) {
+        for (store_layer *next; s->layers[b]; s->layers[b] = next) {
             next = s->layers[b]->next;
             free(s->layers[b]);
         }
@@ -12290,7 +13130,7 @@ static const ImageRecord *image_hold(image_store *s, slice name)
     OWNED_ARENA a = arena_make(64 * KIB);
     slice full = name_normalise(name, &a);
     pthread_mutex_lock(&s->lock);
-    image *i = name.n ? image_find(s, name, full) : NULL;
+    store_image *i = name.n ? image_find(s, name, full) : NULL;
     if (i) i->refs++;
     pthread_mutex_unlock(&s->lock);
     return i ? &i->record : NULL;
@@ -12299,7 +13139,7 @@ static const ImageRecord *image_hold(image_store *s, slice name)
 static void image_drop(image_store *s, const ImageRecord *record)
 {
     if (!record) return;
-    image *i = OWNER(record, image, record);
+    store_image *i = OWNER(record, store_image, record);
     pthread_mutex_lock(&s->lock);
     image_unref(s, i);
     store_collect(s);
@@ -12367,13 +13207,13 @@ static int images_list(image_store *s, slice filter, arena *a, ListImagesRespons
     int failed = 0;
     slice full = filter.n ? name_normalise(filter, a) : (slice){ NULL, 0 };
     pthread_mutex_lock(&s->lock);
-    const image *only = filter.n ? image_find(s, filter, full) : NULL;
-    for (const image *i = s->images; i; i = i->next) n++;
+    const store_image *only = filter.n ? image_find(s, filter, full) : NULL;
+    for (const store_image *i = s->images; i; i = i->next) n++;
     out->images.n = 0;
     out->images.p = arena_alloc(a, n * sizeof *out->images.p);
     if (!out->images.p && n)
         failed = fail(e, GRPC_RESOURCE_EXHAUSTED, "list of images: out of memory");
-    for (const image *i = s->images; i && !failed; i = i->next)
+    for (const store_image *i = s->images; i && !failed; i = i->next)
         if (!filter.n || i == only)
             failed = image_message(&i->record, a, &out->images.p[out->images.n++], e);
     pthread_mutex_unlock(&s->lock);
@@ -12423,7 +13263,6 @@ static int image_status(image_store *s, const ImageStatusRequest *in, arena *a,
  * Containers made from it keep its layers. */
 static int image_remove(image_store *s, slice name, error *e)
 {
-    OWNED_ARENA a = arena_make(64 * KIB);
     int failed = 0;
     if (!name.n) return fail(e, GRPC_INVALID_ARGUMENT, "RemoveImage: image is empty");
     pthread_mutex_lock(&s->writing);
@@ -12479,7 +13318,7 @@ static int images_fs_info(image_store *s, arena *a, ImageFsInfoResponse *out, er
  *
  * Defined by  mount_namespaces(7), fsopen(2), move_mount(2), mount_setattr(2), openat2(2),
  *             Documentation/filesystems/overlayfs.rst; passwd(5), group(5)
- * Uses        1, 2, 9        Gives  rootfs_open_layers, rootfs_find_user, rootfs_check_mount, rootfs_build
+ * Uses        1, 2, 9        Gives  rootfs_open_layers, rootfs_find_user, rootfs_build
  * Bounds      128 layers; /etc/passwd and /etc/group 1 MiB, 4 KiB a line; 40 steps to make a mount point */
 
 enum {
@@ -12490,61 +13329,6 @@ enum {
     ROOTFS_EMPTY_PATH = K_MOVE_MOUNT_F_EMPTY_PATH | K_MOVE_MOUNT_T_EMPTY_PATH
 };
 #define ROOTFS_PROC_MAGIC 0x9fa0 /* PROC_SUPER_MAGIC, linux/magic.h */
-
-/* -- the mount table --------------------------------------------------------------------------- */
-
-/* One line of /proc/self/mountinfo, in part: proc_pid_mountinfo(5). */
-typedef struct { slice id, point, tags, type; } mount_line;
-
-static mount_line mount_parse(slice line)
-{
-    mount_line m = { .id = slice_cut(&line, ' ') };
-    for (int i = 0; i < 3; i++) slice_cut(&line, ' '); /* parent, device, root */
-    m.point = slice_cut(&line, ' ');
-    slice_cut(&line, ' '); /* options */
-    m.tags = line;
-    while (line.n && !slice_starts(line, "- ")) slice_cut(&line, ' ');
-    m.tags.n -= line.n;
-    slice_cut(&line, ' ');
-    m.type = slice_cut(&line, ' ');
-    return m;
-}
-
-/* The mount point with its escapes undone: a space is written \040. False if it is too long. */
-static bool mount_point_text(mount_line m, char out[PATH_MAX])
-{
-    size_t n = 0;
-    for (slice s = m.point, octal; s.n && n < PATH_MAX - 1; n++) {
-        uint64_t byte = s.p[0];
-        bool escaped = s.n >= 4 && byte == '\\' && parse_u64((slice){ s.p + 1, 3 }, 8, 255, &byte);
-        out[n] = (char)byte;
-        slice_take(&s, escaped ? 4 : 1, &octal);
-        if (n == PATH_MAX - 2 && s.n) return false;
-    }
-    out[n] = '\0';
-    return n > 0;
-}
-
-/* The tags ("shared:7 master:3 ") of the mount on which `path` lies, in `a`. */
-static int mount_tags(const char *path, arena *a, slice *tags, error *e)
-{
-    char info[64];
-    slice text, want = { NULL, 0 }, table;
-    OWNED_FD fd = open(path, O_PATH | O_CLOEXEC);
-    if (fd < 0) return fail_sys(e, errno == ENOENT ? GRPC_NOT_FOUND : GRPC_INTERNAL, "open %s", path);
-    snprintf(info, sizeof info, "/proc/self/fdinfo/%d", fd);
-    if (file_read(AT_FDCWD, info, 64 * KIB, a, &text, e) < 0) return -1;
-    if (file_read(AT_FDCWD, "/proc/self/mountinfo", 16 * MIB, a, &table, e) < 0) return -1;
-    while (text.n) {
-        slice line = slice_cut(&text, '\n'), key = slice_cut(&line, ':');
-        if (slice_is(key, "mnt_id")) want = slice_trim(line);
-    }
-    while (table.n) {
-        mount_line m = mount_parse(slice_cut(&table, '\n'));
-        if (slice_eq(m.id, want)) return *tags = m.tags, 0;
-    }
-    return fail(e, GRPC_INTERNAL, "%s lies on no mount of ours", path);
-}
 
 /* -- detached mounts --------------------------------------------------------------------------- */
 
@@ -12633,10 +13417,10 @@ static int overlay_open_layers(overlay *o, int layers_dir, const slice *layers, 
     *o = (overlay){ .upper = -1, .work = -1 };
     if (n == 0 || n > ROOTFS_LAYERS_MAX) return fail(e, GRPC_INVALID_ARGUMENT, "an image of %zu layers", n);
     for (; o->n < n; o->n++) {
-        slice layer = layers[o->n];
-        if (layer.n > NAME_MAX || slice_has(layer, '/') || slice_starts(layer, "."))
-            return fail(e, GRPC_INVALID_ARGUMENT, "\"%.*s\" is no name of a layer", PR(layer));
-        snprintf(name, sizeof name, "%.*s", PR(layer));
+        slice asked = layers[o->n];
+        if (asked.n > NAME_MAX || slice_has(asked, '/') || slice_starts(asked, "."))
+            return fail(e, GRPC_INVALID_ARGUMENT, "\"%.*s\" is no name of a layer", PR(asked));
+        snprintf(name, sizeof name, "%.*s", PR(asked));
         o->lower[o->n] = openat(layers_dir, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
         if (o->lower[o->n] < 0) return fail_sys(e, GRPC_FAILED_PRECONDITION, "open layer %s", name);
     }
@@ -12979,31 +13763,6 @@ static bool volume_proc_file(slice path)
     return false;
 }
 
-/* What can be said of a volume before its container starts. INVALID_ARGUMENT names the field;
- * FAILED_PRECONDITION: the host's mount does not propagate, so the container's cannot either. */
-static int rootfs_check_mount(const MountSpec *m, error *e)
-{
-    OWNED_ARENA a = arena_make(64 * MIB);
-    unsigned attr;
-    slice tags;
-    bool both_ways = m->propagation == MountPropagation_PROPAGATION_BIDIRECTIONAL;
-    if (!volume_path_good(m->destination) || slice_is(m->destination, "/"))
-        return fail(e, GRPC_INVALID_ARGUMENT, "mount: container_path \"%.*s\" cannot be mounted on", PR(m->destination));
-    if (slice_starts(m->destination, "/proc/") && !volume_proc_file(m->destination))
-        return fail(e, GRPC_INVALID_ARGUMENT, "mount: container_path %.*s is inside /proc", PR(m->destination));
-    if (!m->layers.n && !volume_path_good(m->source))
-        return fail(e, GRPC_INVALID_ARGUMENT, "mount %.*s: host_path \"%.*s\" is not absolute", PR(m->destination), PR(m->source));
-    if (m->recursive_readonly && (!m->readonly || m->propagation))
-        return fail(e, GRPC_INVALID_ARGUMENT, "mount %.*s: recursive_read_only needs readonly and private propagation", PR(m->destination));
-    if (volume_attributes(m, &attr, e) < 0) return -1;
-    if (m->layers.n || !m->propagation) return 0;
-    if (mount_tags(arena_str(&a, m->source), &a, &tags, e) < 0) return fail_in(e, "mount %.*s", PR(m->destination));
-    bool shared = memmem(tags.p, tags.n, "shared:", 7), slave = memmem(tags.p, tags.n, "master:", 7);
-    if (shared || (slave && !both_ways)) return 0;
-    return fail(e, GRPC_FAILED_PRECONDITION, "mount %.*s: %.*s is not on a %s mount of the host", PR(m->destination),
-                PR(m->source), both_ways ? "shared" : "shared or slave");
-}
-
 /* Gives a detached volume its read-only bit, its other attributes and its propagation. */
 static int volume_set(int volume, const MountSpec *m, error *e)
 {
@@ -13200,7 +13959,6 @@ static int rootfs_place_volume(rootfs *r, size_t i, error *e)
     const MountSpec *m = &r->spec->mounts.p[i];
     struct stat st;
     char path[PATH_MAX];
-    if (!volume_path_good(m->destination)) return fail(e, GRPC_INVALID_ARGUMENT, "mount: \"%.*s\" is no place", PR(m->destination));
     snprintf(path, sizeof path, "%.*s", PR(m->destination));
     if (fstat(r->volumes[i], &st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat the volume for %s", path);
     OWNED_FD target = rootfs_target(r->root, path, S_ISDIR(st.st_mode), ROOTFS_TARGET_STEPS, e);
@@ -13295,6 +14053,8 @@ static int rootfs_take_host(rootfs *r, error *e)
     if (!r->volumes) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for %zu mounts", n);
     for (size_t i = 0; i < n; i++) {
         const MountSpec *m = &r->spec->mounts.p[i];
+        if (!volume_path_good(m->destination) || path_depth(m->destination) == 0)
+            return fail(e, GRPC_INVALID_ARGUMENT, "mount: \"%.*s\" is no place for a volume", PR(m->destination));
         if (m->layers.n) continue;
         const char *from = arena_str(r->memory, m->source);
         r->volumes[i] = sys_open_tree(AT_FDCWD, from, K_OPEN_TREE_CLONE | K_AT_RECURSIVE);
@@ -13328,6 +14088,7 @@ static int rootfs_take_shm(rootfs *r, error *e)
  * The descriptors in *r stay open: this process will execute, or end. */
 static int rootfs_build(rootfs *r, error *e)
 {
+    static const struct k_mount_attr no_devices = { .attr_set = K_ATTR_NODEV }; /* those of the image; /dev is ours */
     r->root = r->shm = r->null = r->dev = -1;
     r->layers_dir = dir_again(r->layers_dir, e);
     r->state_dir = r->layers_dir < 0 ? -1 : dir_again(r->state_dir, e);
@@ -13335,13 +14096,15 @@ static int rootfs_build(rootfs *r, error *e)
     if (rootfs_take_host(r, e) < 0) return -1;
     if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0) return fail_sys(e, GRPC_INTERNAL, "make all mounts private");
     if (rootfs_take_shm(r, e) < 0) return -1;
+    r->root = rootfs_mount(r->spec, r->layers_dir, r->state_dir, e); /* first: what comes next covers state_dir */
+    if (r->root < 0) return fail_in(e, "root filesystem");
     for (size_t i = 0; i < r->spec->mounts.n; i++) {
         const MountSpec *m = &r->spec->mounts.p[i];
         if (m->layers.n && (r->volumes[i] = volume_of_layers(m, r->layers_dir, r->state_dir, e)) < 0) return fail_in(e, "mount %.*s", PR(m->destination));
         if (m->layers.n && volume_set(r->volumes[i], m, e) < 0) return -1;
     }
-    r->root = rootfs_mount(r->spec, r->layers_dir, r->state_dir, e);
-    if (r->root < 0 || mount_place(r->root, r->state_dir, "/", e) < 0) return fail_in(e, "root filesystem");
+    if (!r->spec->privileged && mount_attributes(r->root, 0, &no_devices, e) < 0) return -1;
+    if (mount_place(r->root, r->state_dir, "/", e) < 0) return -1;
     if (rootfs_place_all(r, e) < 0 || rootfs_make_devices(r, e) < 0 || rootfs_hide(r, e) < 0) return -1;
     return r->root;
 }
@@ -13369,7 +14132,7 @@ static int rootfs_enter(int root, bool readonly, error *e)
  * a weight is left out.
  *
  * Defined by  Documentation/admin-guide/cgroup-v2.rst; the CRI's LinuxContainerResources
- * Uses        1, 2, 9, 14 (mount_parse)         Gives  cg_tree_*, cg_make*, cg_check, cg_limit, cg_kill, ...
+ * Uses        1, 2, 9, 14 (mount_new)           Gives  cg_tree_*, cg_make*, cg_check, cg_limit, cg_kill, ...
  * Bounds      64 levels a path; 256 settings a container; needs cgroup.kill (Linux 5.14) */
 
 enum cg_controller { CG_CPU = 1, CG_CPUSET = 2, CG_MEMORY = 4, CG_PIDS = 8, CG_IO = 16, CG_HUGETLB = 32 };
@@ -13446,8 +14209,37 @@ static int cg_tree_adopt(cg_tree *t, int root, error *e)
     return 0;
 }
 
+/* One line of /proc/self/mountinfo, in part: proc_pid_mountinfo(5). */
+typedef struct { slice point, type; } mount_line; /* point: with escapes */
+
+static mount_line mount_parse(slice line)
+{
+    mount_line m;
+    for (int i = 0; i < 4; i++) slice_cut(&line, ' '); /* id, parent, device, root */
+    m.point = slice_cut(&line, ' ');
+    while (line.n && !slice_is(slice_cut(&line, ' '), "-")) {} /* options and tags */
+    m.type = slice_cut(&line, ' ');
+    return m;
+}
+
+/* The mount point with its escapes undone: a space is written \040. False if it is too long. */
+static bool mount_point_text(mount_line m, char out[PATH_MAX])
+{
+    size_t n = 0;
+    for (slice s = m.point, octal; s.n && n < PATH_MAX - 1; n++) {
+        uint64_t byte = s.p[0];
+        bool escaped = s.n >= 4 && byte == '\\' && parse_u64((slice){ s.p + 1, 3 }, 8, 255, &byte);
+        out[n] = (char)byte;
+        slice_take(&s, escaped ? 4 : 1, &octal);
+        if (n == PATH_MAX - 2 && s.n) return false;
+    }
+    out[n] = '\0';
+    return n > 0;
+}
+
 /* Finds the cgroup2 file system in our mount table: at /sys/fs/cgroup, on hybrid hosts at
- * /sys/fs/cgroup/unified. t->root is the caller's to close. */
+ * /sys/fs/cgroup/unified. A host that has none mounted has one all the same: it is opened without
+ * mounting it. t->root is the caller's to close. */
 static int cg_tree_open(cg_tree *t, error *e)
 {
     OWNED_ARENA a = arena_make(64 * MIB);
@@ -13460,10 +14252,12 @@ static int cg_tree_open(cg_tree *t, error *e)
         if (!slice_is(line.type, "cgroup2") || !mount_point_text(line, point)) continue;
         OWNED_FD root = open(point, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (root < 0) return fail_sys(e, GRPC_FAILED_PRECONDITION, "cgroup: open %s", point);
-        if (cg_tree_adopt(t, root, e) < 0) return t->root = -1;
+        if (cg_tree_adopt(t, root, e) < 0) return -1;
         return give_fd(&root), 0;
     }
-    return fail(e, GRPC_FAILED_PRECONDITION, "no cgroup v2 file system is mounted: mount -t cgroup2 none /sys/fs/cgroup");
+    OWNED_FD detached = mount_new("cgroup2", NULL, 0, e);
+    if (detached < 0 || cg_tree_adopt(t, detached, e) < 0) return fail_in(e, "no cgroup v2 file system is mounted");
+    return give_fd(&detached), 0;
 }
 
 /* Hands the tree's controllers, as far as this level has them, on to its children. */
@@ -13483,59 +14277,40 @@ static int cg_hand_on(const cg_tree *t, int level, const char *path, error *e)
     return fail_in(e, "cgroup /%s", path);
 }
 
-/* Appends a copy of `path` to the LIST(slice) at `list`, which has whatever C type its owner gave it. */
-static int cg_report(void *list, const char *path, arena *a, error *e)
-{
-    LIST(slice) was, now;
-    memcpy(&was, list, sizeof was);
-    now.n = was.n + 1;
-    now.p = arena_alloc(a, now.n * sizeof *now.p);
-    if (now.p && was.n) memcpy(now.p, was.p, was.n * sizeof *was.p);
-    if (now.p) now.p[was.n] = arena_copy(a, slice_of(path));
-    if (a->oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for cgroup %s", path);
-    memcpy(list, &now, sizeof now);
-    return 0;
-}
-
-/* Makes one level, unless it is there. Returns its descriptor, the caller's; *fresh: it is ours. */
-static int cg_make_level(int parent, slice name, bool *fresh, error *e)
+/* Makes one level, unless it is there. Returns its descriptor, the caller's. */
+static int cg_make_level(int parent, slice name, error *e)
 {
     char text[NAME_MAX + 1];
     if (name.n > NAME_MAX || slice_has(name, 0) || slice_is(name, ".") || slice_is(name, ".."))
         return fail(e, GRPC_INVALID_ARGUMENT, "cgroup: \"%.*s\" cannot be a name", PR(name));
     snprintf(text, sizeof text, "%.*s", PR(name));
-    *fresh = mkdirat(parent, text, 0755) == 0;
-    if (!*fresh && errno != EEXIST) return fail_sys(e, GRPC_INTERNAL, "cgroup: mkdir %s", text);
+    if (mkdirat(parent, text, 0755) < 0 && errno != EEXIST) return fail_sys(e, GRPC_INTERNAL, "cgroup: mkdir %s", text);
     int fd = openat(parent, text, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     return fd < 0 ? fail_sys(e, GRPC_INTERNAL, "cgroup: open %s", text) : fd;
 }
 
 /* Makes the cgroup `path` with all levels above it, each handing the controllers on to the next.
  * path     below the tree's root; a slash in front changes nothing
- * made     NULL, or a LIST(slice) in `a` to which the path of every level is added that was not
- *          there before, top first: also on failure, so that the caller can undo
  * Returns  a descriptor of its directory, the caller's; or -1: INVALID_ARGUMENT (".." or an overlong
  *          name), FAILED_PRECONDITION (a level has processes of its own), INTERNAL */
-static int cg_make(const cg_tree *t, const char *path, void *made, arena *a, error *e)
+static int cg_make(const cg_tree *t, const char *path, error *e)
 {
     OWNED_FD at = fcntl(t->root, F_DUPFD_CLOEXEC, 3);
     char prefix[PATH_MAX] = "";
     size_t n = 0, levels = 0;
     if (at < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "cgroup %s", path);
     for (slice rest = slice_of(path); rest.n;) {
-        bool fresh;
         slice name = slice_cut(&rest, '/');
         if (!name.n) continue;
         if (++levels > CG_LEVELS_MAX || n + name.n + 2 > sizeof prefix)
             return fail(e, GRPC_INVALID_ARGUMENT, "cgroup path %.64s... is too long", path);
         if (cg_hand_on(t, at, prefix, e) < 0) return -1;
-        int next = cg_make_level(at, name, &fresh, e);
+        int next = cg_make_level(at, name, e);
         if (next < 0) return -1;
         close_fd(&at);
         at = next;
         n += (size_t)snprintf(prefix + n, sizeof prefix - n, "%s%.*s", n ? "/" : "", PR(name));
-        if (fresh) fault_point("cgroup.made");
-        if (fresh && made && cg_report(made, prefix, a, e) < 0) return -1;
+        fault_point("cgroup.made");
     }
     return levels ? give_fd(&at) : fail(e, GRPC_INVALID_ARGUMENT, "the path of a cgroup is empty");
 }
@@ -13545,8 +14320,7 @@ static int cg_make(const cg_tree *t, const char *path, void *made, arena *a, err
  * descriptor, the caller's. */
 static int cg_make_below(int cgroup, const char *name, error *e)
 {
-    bool fresh;
-    return cg_make_level(cgroup, slice_of(name), &fresh, e);
+    return cg_make_level(cgroup, slice_of(name), e);
 }
 
 /* -- limits ------------------------------------------------------------------------------------ */
@@ -13587,7 +14361,7 @@ static uint64_t cg_log2(uint64_t n)
  * floating point; the slack hides the last bit's rounding at exact powers. */
 static unsigned cg_weight(int64_t shares)
 {
-    const uint64_t log2_10 = 55732705, slack = (uint64_t)612 << 28;
+    const uint64_t log2_10 = 55732705, slack = (uint64_t)612 << 25;
     uint64_t l = cg_log2((uint64_t)MIN(MAX(shares, 2), 262144));
     uint64_t exponent = (l * l + (125 * l << 24) - ((uint64_t)126 << 48)) >> 24;
     unsigned low = 1, high = 10000;
@@ -14042,10 +14816,13 @@ static int security_become(const ContainerSpec *spec, error *e)
 struct k_clone_args {
     uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
 };
-#define K_CLONE_PIDFD UINT64_C(0x1000)
 #define K_CLONE_INTO_CGROUP UINT64_C(0x200000000)
 
-enum { INIT_MEMORY = 8 * MIB, INIT_FAILED = 128 /* exit code of a child that never became the program */ };
+enum {
+    INIT_MEMORY = 8 * MIB,
+    INIT_STACK = 2 * MIB, /* address space; only what is touched becomes memory */
+    INIT_FAILED = 128     /* exit code of a child that never became the program */
+};
 #define INIT_DEVPTS_MAGIC 0x1cd1 /* DEVPTS_SUPER_MAGIC, linux/magic.h */
 
 /* -- sysctls of a pod -------------------------------------------------------------------------- */
@@ -14164,68 +14941,19 @@ static int init_report(init_started *s, int *terminal, error *e)
     }
 }
 
-/* clone3(2): in the child it returns 0. pidns >= 0: the child is born into that process's PID namespace;
- * our own children-to-be are put back to where we live, before anything else can be started. */
-static pid_t init_fork(struct k_clone_args *how, int pidns, error *e)
-{
-    OWNED_FD home = pidns < 0 ? -1 : open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);
-    if (pidns >= 0 && (home < 0 || setns(pidns, CLONE_NEWPID) < 0))
-        return fail_sys(e, GRPC_FAILED_PRECONDITION, "enter the PID namespace of a process that may have ended");
-    pid_t pid = (pid_t)syscall(SYS_clone3, how, sizeof *how);
-    if (pid == 0) return 0;
-    int why = errno, back = pidns < 0 ? 0 : setns(home, CLONE_NEWPID);
-    assert(back == 0); /* else all that we start later would land in a container */
-    (void)back;
-    return pid > 0 ? pid : (errno = why, fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "clone3"));
-}
-
-/* Starts a child that reports. Returns 1 in the monitor with *out filled, 0 in the child with its end of
- * the report in out->report, -1 in the monitor on failure. */
-static int init_start(uint64_t flags, int cgroup, int pidns, init_started *out, error *e)
-{
-    int ends[2];
-    *out = (init_started){ .pidfd = -1, .report = -1 };
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "socketpair");
-    OWNED_FD ours = ends[0], theirs = ends[1];
-    struct k_clone_args how = { .flags = flags | K_CLONE_PIDFD | (cgroup < 0 ? 0 : K_CLONE_INTO_CGROUP),
-                                .pidfd = (uint64_t)(uintptr_t)&out->pidfd, .exit_signal = SIGCHLD,
-                                .cgroup = cgroup < 0 ? 0 : (uint64_t)cgroup };
-    out->pid = init_fork(&how, pidns, e);
-    if (out->pid < 0) return -1;
-    out->report = out->pid ? give_fd(&ours) : give_fd(&theirs);
-    if (out->pid) fault_point("init.clone");
-    return out->pid != 0;
-}
-
-/* Keeps 0, 1, 2 and the descriptors listed (-1: none), which move to 3, 4, ...; closes all others, so
- * that nobody finds one of the monitor's in us. */
-static int init_keep(int *const *keep, int n, error *e)
-{
-    for (int i = 0; i < n; i++) {
-        if (*keep[i] < 0) continue;
-        *keep[i] = fcntl(*keep[i], F_DUPFD_CLOEXEC, 3 + n);
-        if (*keep[i] < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "keep a descriptor");
-    }
-    for (int i = 0; i < n; i++) {
-        if (*keep[i] < 0) close(3 + i);
-        else if (dup3(*keep[i], 3 + i, O_CLOEXEC) < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "keep a descriptor");
-        else *keep[i] = 3 + i;
-    }
-    return sys_close_range(3 + (unsigned)n, ~0U, 0) < 0 ? fail_sys(e, GRPC_INTERNAL, "close_range") : 0;
-}
-
-/* -- from krun to the user's program ----------------------------------------------------------- */
-
-/* What is common to a container's first process and one that is executed in it later. */
-typedef struct {
-    const ContainerSpec *spec;
-    const slice *args, *env, *more_env;
-    size_t nargs, nenv, nmore_env;
-    bool tty, first;  /* first: it is the container's own, and may make its working directory */
-    int report, oom;  /* oom: /proc/self/oom_score_adj of the host's /proc */
-    int dev;          /* the container's /dev if it is ours and `first`, else -1 */
-    arena *memory;
-} init_process;
+/* A child that is to be: what it shall be when the first instruction of its own code runs. */
+typedef struct birth {
+    const ContainerSpec *spec; /* NULL for the pause process */
+    const int *stdio;          /* become 0, 1, 2 (-1: /dev/null); NULL: they come later, with a terminal */
+    int fds[5];                /* what it keeps else, or -1; they move to 3, 4, ... */
+    uint64_t flags;            /* for clone3 */
+    int pidns, join;           /* a process (pidfd) or -1, and which of its namespaces are joined before */
+    int (*run)(const struct birth *, error *); /* comes back only on failure */
+    const void *args;
+    pid_t pid;                 /* the child's, or else `failure` says what kept it from being born */
+    error failure;
+} birth;
+enum { BIRTH_REPORT, BIRTH_CGROUP, BIRTH_LAYERS, BIRTH_STATE, BIRTH_SHM, BIRTH_TARGET = BIRTH_LAYERS };
 
 static int init_stdio(const int from[3], error *e)
 {
@@ -14236,6 +14964,131 @@ static int init_stdio(const int from[3], error *e)
     }
     return 0;
 }
+
+/* Keeps 0, 1, 2 and the n descriptors given (-1: none), which move to 3, 4, ...; closes all others, so
+ * that nobody finds one of the monitor's in us. */
+static int init_keep(int *fds, int n, error *e)
+{
+    for (int i = 0; i < n; i++) {
+        if (fds[i] < 0) continue;
+        fds[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, 3 + n);
+        if (fds[i] < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "keep a descriptor");
+    }
+    for (int i = 0; i < n; i++) {
+        if (fds[i] < 0) close(3 + i);
+        else if (dup3(fds[i], 3 + i, O_CLOEXEC) < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "keep a descriptor");
+        else fds[i] = 3 + i;
+    }
+    return sys_close_range(3 + (unsigned)n, ~0U, 0) < 0 ? fail_sys(e, GRPC_INTERNAL, "close_range") : 0;
+}
+
+/* The score is that of whoever opens the file, and a child inherits it: set here, /proc is the host's. */
+static int birth_score(const birth *b, error *e)
+{
+    OWNED_FD file = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    return b->spec ? security_oom_score(file, b->spec->oom_score_adj, e) : 0;
+}
+
+/* What is done before anyone in the container can see us. */
+static int birth_prepare(birth *b, error *e)
+{
+    if (birth_score(b, e) < 0 || (b->stdio && init_stdio(b->stdio, e) < 0)) return -1;
+    if (b->pidns >= 0 && setns(b->pidns, b->join) < 0)
+        return fail_sys(e, GRPC_FAILED_PRECONDITION, "enter the namespaces of a process that may have ended");
+    return init_keep(b->fds, COUNT(b->fds), e);
+}
+
+/* The child's whole life as krun. */
+__attribute__((noreturn)) static void birth_run(const birth *b)
+{
+    error why = { 0 };
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+    close(b->fds[BIRTH_CGROUP]); /* used up by clone3 */
+    b->run(b, &why);
+    init_tell(b->fds[BIRTH_REPORT], &why, -1);
+    _exit(INIT_FAILED);
+}
+
+/* clone3(2); it returns as fork(2) does. */
+static pid_t birth_clone(const birth *b, uint64_t more)
+{
+    int cgroup = b->fds[BIRTH_CGROUP];
+    struct k_clone_args how = { .flags = b->flags | more | (cgroup < 0 ? 0 : K_CLONE_INTO_CGROUP),
+                                .exit_signal = more & CLONE_PARENT ? 0 : SIGCHLD, .cgroup = cgroup < 0 ? 0 : (uint64_t)cgroup };
+    return (pid_t)syscall(SYS_clone3, &how, sizeof how);
+}
+
+/* A short-lived process in the monitor's memory but with descriptors and namespaces of its own: it goes
+ * into the container's namespaces as far as a process can, and gives birth there to a child of the
+ * monitor (CLONE_PARENT). Being not dumpable keeps a container off a child that still has all rights,
+ * but for one that may trace whom it wants (CAP_SYS_PTRACE): even that finds neither the monitor's
+ * descriptors nor the host's tree in it (CVE-2016-9962). */
+static int birth_launcher(void *arg)
+{
+    birth *b = arg;
+    if (birth_prepare(b, &b->failure) < 0) _exit(1);
+    b->pid = birth_clone(b, CLONE_PARENT);
+    if (b->pid == 0) birth_run(b);
+    if (b->pid < 0) fail_sys(&b->failure, GRPC_RESOURCE_EXHAUSTED, "clone3");
+    _exit(0);
+}
+
+/* Starts a child by way of the launcher, for which we stand still (clone(2), CLONE_VFORK). */
+static int birth_launch(birth *b, error *e)
+{
+    sigset_t all, mask;
+    char *stack = mmap(NULL, INIT_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE, -1, 0);
+    if (stack == MAP_FAILED) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "stack for a new process");
+    sigfillset(&all); /* no handler of ours may run in the launcher's half of our memory */
+    sigprocmask(SIG_SETMASK, &all, &mask);
+    pid_t launcher = clone(birth_launcher, stack + INIT_STACK, CLONE_VM | CLONE_VFORK | SIGCHLD, b);
+    int why = errno;
+    sigprocmask(SIG_SETMASK, &mask, NULL);
+    munmap(stack, INIT_STACK);
+    if (launcher < 0) return errno = why, fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "clone");
+    while (waitpid(launcher, NULL, 0) < 0 && errno == EINTR) {}
+    return b->pid > 0 ? 0 : (*e = b->failure, -1);
+}
+
+/* Starts the child *b: straight from here into new namespaces, into existing ones by the launcher. */
+static int birth_start(birth *b, init_started *out, error *e)
+{
+    int ends[2];
+    *out = (init_started){ .pidfd = -1, .report = -1 };
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "socketpair");
+    OWNED_FD ours = ends[0], theirs = ends[1];
+    b->fds[BIRTH_REPORT] = theirs;
+    if (b->pidns >= 0) {
+        if (birth_launch(b, e) < 0) return -1;
+    } else if ((b->pid = birth_clone(b, 0)) == 0) {
+        error why = { 0 };
+        if (birth_prepare(b, &why) == 0) birth_run(b);
+        init_tell(b->fds[BIRTH_REPORT], &why, -1);
+        _exit(INIT_FAILED);
+    }
+    if (b->pid < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "clone3");
+    fault_point("init.clone");
+    out->pid = b->pid;
+    out->pidfd = sys_pidfd_open(b->pid); /* it is our child and not reaped, so the number is its own */
+    if (out->pidfd >= 0) return out->report = give_fd(&ours), 0;
+    fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "pidfd_open");
+    kill(b->pid, SIGKILL);
+    waitpid(b->pid, NULL, 0);
+    return -1;
+}
+
+/* -- from krun to the user's program ----------------------------------------------------------- */
+
+/* What is common to a container's first process and one that is executed in it later. */
+typedef struct {
+    const ContainerSpec *spec;
+    const slice *args, *env, *more_env;
+    size_t nargs, nenv, nmore_env;
+    bool tty, first;  /* first: it is the container's own, and may make its working directory */
+    int report;
+    int dev;          /* the container's /dev if it is ours and `first`, else -1 */
+    arena *memory;
+} init_process;
 
 /* The container's user can open its streams again by /dev/stdout and the like, whoever made them; the
  * null device stays root's. What cannot change its owner is as usable as before. */
@@ -14362,7 +15215,6 @@ static int init_finish(const init_process *p, error *e)
     if (setsid() < 0) return fail_sys(e, GRPC_INTERNAL, "setsid");
     if (p->tty && init_terminal(p, e) < 0) return -1;
     init_own_stdio(p->spec);
-    if (security_oom_score(p->oom, p->spec->oom_score_adj, e) < 0) return -1;
     if (security_rlimits(p->spec->rlimits.p, p->spec->rlimits.n, e) < 0) return -1;
     syscall(SYS_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, NULL); /* not the monitor's keys; kernels may lack it */
     if (init_become_user(p, e) < 0) return -1;
@@ -14386,25 +15238,19 @@ typedef struct {
 } init_args;
 
 /* The child's part: builds its world and becomes the program, or says in *e why not. */
-static int init_main(const init_args *a, int *report, error *e)
+static int init_main(const birth *b, error *e)
 {
+    const ContainerSpec *spec = b->spec;
     arena memory = arena_make(INIT_MEMORY);
-    rootfs tree = { .spec = a->spec, .layers_dir = a->layers_dir, .state_dir = a->state_dir, .shm_ns = a->shm_ns, .memory = &memory };
-    init_process p = { .spec = a->spec, .args = a->spec->args.p, .nargs = a->spec->args.n, .env = a->spec->env.p,
-                       .nenv = a->spec->env.n, .tty = a->spec->tty, .first = true, .memory = &memory };
-    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+    rootfs tree = { .spec = spec, .layers_dir = b->fds[BIRTH_LAYERS], .state_dir = b->fds[BIRTH_STATE], .shm_ns = b->fds[BIRTH_SHM], .memory = &memory };
     umask(0);
-    p.oom = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-    if (!p.tty && init_stdio(a->stdio, e) < 0) return -1;
-    if (init_keep((int *const[]){ report, &p.oom, &tree.layers_dir, &tree.state_dir, &tree.shm_ns }, 5, e) < 0) return -1;
-    p.report = *report;
     /* Not by clone3: that would make the monitor's cgroup the namespace's root. Privileged containers
      * manage the host, and see its tree. */
-    if (!a->spec->privileged && unshare(CLONE_NEWCGROUP) < 0) return fail_sys(e, GRPC_INTERNAL, "cgroup namespace");
-    int root = rootfs_build(&tree, e);
-    if (root < 0) return -1;
-    p.dev = tree.dev;
-    return rootfs_enter(root, a->spec->readonly_rootfs, e) < 0 ? -1 : init_finish(&p, e);
+    if (!spec->privileged && unshare(CLONE_NEWCGROUP) < 0) return fail_sys(e, GRPC_INTERNAL, "cgroup namespace");
+    if (rootfs_build(&tree, e) < 0 || rootfs_enter(tree.root, spec->readonly_rootfs, e) < 0) return -1;
+    init_process p = { .spec = spec, .args = spec->args.p, .nargs = spec->args.n, .env = spec->env.p, .nenv = spec->env.n,
+                       .tty = spec->tty, .first = true, .report = b->fds[BIRTH_REPORT], .dev = tree.dev, .memory = &memory };
+    return init_finish(&p, e);
 }
 
 /* Starts a container's first process, in the namespaces that the caller is in and a mount, a cgroup and
@@ -14413,12 +15259,9 @@ static int init_main(const init_args *a, int *report, error *e)
 static int init_clone(const init_args *a, init_started *out, error *e)
 {
     bool shared_pids = a->pidns >= 0 || a->spec->pid == NamespaceMode_NODE;
-    int who = init_start((uint64_t)CLONE_NEWNS | (shared_pids ? 0 : CLONE_NEWPID), a->cgroup, a->pidns, out, e);
-    if (who) return who < 0 ? -1 : 0;
-    error why = { 0 };
-    init_main(a, &out->report, &why);
-    init_tell(out->report, &why, -1);
-    _exit(INIT_FAILED);
+    birth b = { .spec = a->spec, .stdio = a->spec->tty ? NULL : a->stdio, .flags = (uint64_t)CLONE_NEWNS | (shared_pids ? 0 : CLONE_NEWPID),
+                .fds = { -1, a->cgroup, a->layers_dir, a->state_dir, a->shm_ns }, .pidns = a->pidns, .join = CLONE_NEWPID, .run = init_main };
+    return birth_start(&b, out, e);
 }
 
 /* -- a process in a container that runs -------------------------------------------------------- */
@@ -14432,21 +15275,16 @@ typedef struct {
     int stdio[3]; /* as in init_args; not looked at with exec->tty */
 } exec_args;
 
-/* The child's part. It was born into the container's PID namespace; the others it joins here. */
-static int exec_main(const exec_args *a, int *report, error *e)
+/* The child's part. It was born in the container's namespaces, but for the cgroup's: from inside that,
+ * a process cannot be put into a cgroup by one outside (cgroup-v2.rst, "Delegation"). */
+static int exec_main(const birth *b, error *e)
 {
+    const ExecSpec *exec = b->args;
     arena memory = arena_make(INIT_MEMORY);
-    int target = a->target;
-    init_process p = { .spec = a->spec, .args = a->exec->args.p, .nargs = a->exec->args.n, .env = a->spec->env.p, .nenv = a->spec->env.n,
-                       .more_env = a->exec->env.p, .nmore_env = a->exec->env.n, .tty = a->exec->tty, .dev = -1, .memory = &memory };
-    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
-    p.oom = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-    if (!p.tty && init_stdio(a->stdio, e) < 0) return -1;
-    if (init_keep((int *const[]){ report, &p.oom, &target }, 3, e) < 0) return -1;
-    p.report = *report;
-    if (setns(target, CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWCGROUP) < 0)
-        return fail_sys(e, GRPC_FAILED_PRECONDITION, "enter the container's namespaces");
-    close(target);
+    if (setns(b->fds[BIRTH_TARGET], CLONE_NEWCGROUP) < 0) return fail_sys(e, GRPC_FAILED_PRECONDITION, "enter the container's cgroup namespace");
+    init_process p = { .spec = b->spec, .args = exec->args.p, .nargs = exec->args.n, .env = b->spec->env.p, .nenv = b->spec->env.n,
+                       .more_env = exec->env.p, .nmore_env = exec->env.n, .tty = exec->tty, .report = b->fds[BIRTH_REPORT],
+                       .dev = -1, .memory = &memory };
     return init_finish(&p, e);
 }
 
@@ -14454,12 +15292,9 @@ static int exec_main(const exec_args *a, int *report, error *e)
  * init_clone does. */
 static int exec_clone(const exec_args *a, init_started *out, error *e)
 {
-    int who = init_start(0, a->cgroup, a->target, out, e);
-    if (who) return who < 0 ? -1 : 0;
-    error why = { 0 };
-    exec_main(a, &out->report, &why);
-    init_tell(out->report, &why, -1);
-    _exit(INIT_FAILED);
+    birth b = { .spec = a->spec, .stdio = a->exec->tty ? NULL : a->stdio, .fds = { -1, a->cgroup, a->target, -1, -1 }, .pidns = a->target,
+                .join = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET, .run = exec_main, .args = a->exec };
+    return birth_start(&b, out, e);
 }
 
 /* -- a pod's namespaces ------------------------------------------------------------------------ */
@@ -14525,10 +15360,9 @@ static int pod_make_shm(const PodSpec *p, error *e)
 /* Pid 1 of a shared PID namespace: inherits orphans, and by ignoring SIGCHLD has the kernel reap them.
  * Others in the namespace may look at it (with CAP_SYS_PTRACE): so it has an empty tree, no
  * descriptors and no rights. It dies with the monitor, and all in the namespace with it. */
-static int pause_main(int report, error *e)
+static int pause_main(const birth *b, error *e)
 {
     sigset_t all;
-    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
     prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     prctl(PR_SET_NAME, "krun-pause", 0, 0, 0);
     init_signals();
@@ -14537,7 +15371,7 @@ static int pause_main(int report, error *e)
     sigfillset(&all);
     sigdelset(&all, SIGCHLD);
     sigprocmask(SIG_SETMASK, &all, NULL);
-    init_tell(report, &(error){ 0 }, -1);
+    init_tell(b->fds[BIRTH_REPORT], &(error){ 0 }, -1);
     sys_close_range(0, ~0U, 0);
     for (;;) pause();
 }
@@ -14545,15 +15379,10 @@ static int pause_main(int report, error *e)
 /* Starts the pause process and waits until it is one: a millisecond, once a pod. */
 static int pod_start_pause(int cgroup, pod_namespaces *out, error *e)
 {
+    birth b = { .stdio = (const int[]){ -1, -1, -1 }, .fds = { -1, cgroup, -1, -1, -1 }, .flags = CLONE_NEWPID, .pidns = -1, .run = pause_main };
     init_started s;
-    int terminal = -1, state = 0, who = init_start(CLONE_NEWPID, cgroup, -1, &s, e);
-    if (who < 0) return -1;
-    if (who == 0) {
-        error why = { 0 };
-        pause_main(s.report, &why);
-        init_tell(s.report, &why, -1);
-        _exit(INIT_FAILED);
-    }
+    int terminal = -1, state = 0;
+    if (birth_start(&b, &s, e) < 0) return -1;
     OWNED_FD report = s.report, pidfd = s.pidfd;
     struct pollfd p = { .fd = report, .events = POLLIN };
     while (state == 0)
@@ -14572,6 +15401,7 @@ static int pod_unshare(const PodSpec *p, int cgroup, pod_namespaces *out, error 
     OWNED_ARENA a = arena_make(16 * KIB);
     bool own_network = p->network != NamespaceMode_NODE, own_ipc = p->ipc != NamespaceMode_NODE;
     *out = (pod_namespaces){ .pause = -1, .shm_ns = -1 };
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); /* nor are our children from birth: nobody traces them or opens their files */
     if (unshare((own_network ? CLONE_NEWNET | CLONE_NEWUTS : 0) | (own_ipc ? CLONE_NEWIPC : 0)) < 0)
         return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "new namespaces for the pod");
     fault_point("init.unshare");
@@ -15530,7 +16360,7 @@ static int monitored_enter_cgroup(monitored *k, const ContainerSpec *s, error *e
     cg_tree *tree = &k->owner->cgroups;
     if (tree->root < 0 || !k->cgroup_path.n) return 0;
     tree->ignore_missing = s->ignore_missing_controllers;
-    k->cgroup = cg_make(tree, (const char *)k->cgroup_path.p, NULL, NULL, e);
+    k->cgroup = cg_make(tree, (const char *)k->cgroup_path.p, e);
     return k->cgroup < 0 ? -1 : cg_limit(tree, k->cgroup, s->resources, e);
 }
 
@@ -15724,7 +16554,7 @@ static int monitor_make_pod(monitor *m, const PodSpec *s, error *e)
         char *path = strndup((const char *)s->cgroup.p, s->cgroup.n);
         if (!path) return fail(e, GRPC_RESOURCE_EXHAUSTED, "monitor: out of memory");
         m->pause_cgroup = slice_of(path);
-        if ((cgroup = cg_make(&m->cgroups, path, NULL, NULL, e)) < 0) return -1;
+        if ((cgroup = cg_make(&m->cgroups, path, e)) < 0) return -1;
     }
     if (pod_unshare(s, cgroup, &m->namespaces, e) < 0) return -1;
     m->pause.fd = m->namespaces.pause;
@@ -16023,6 +16853,7 @@ enum { CNI_TEXT_MAX = MIB, CNI_STDERR_MAX = 1 * KIB, CNI_PLUGINS_MAX = 32, CNI_I
 typedef struct {
     slice name, version;
     const char *file;
+    slice text;         /* the file's, to be kept for DEL */
     LIST(json) plugins; /* in the order of ADD */
 } cni_network;
 
@@ -16116,16 +16947,26 @@ static int cni_read_conf(const json *conf, const char *file, cni_network *net, e
     return 0;
 }
 
+/* Makes a network of a configuration's text. `file` is for messages, and tells a list from a single
+ * plugin's configuration. FAILED_PRECONDITION if it cannot be used (half-written, say). */
+static int cni_parse(slice text, const char *file, arena *a, cni_network *net, error *e)
+{
+    const json *conf = json_parse(text, a, e);
+    if (!conf) return e->code = GRPC_FAILED_PRECONDITION, fail_in(e, "%s", file);
+    if (cni_read_conf(conf, file, net, e) < 0) return -1;
+    net->text = text;
+    return 0;
+}
+
 /* Loads the network that pods are connected to. FAILED_PRECONDITION, with the sentence that Status
- * shows for NetworkReady: there is none, or its file cannot be used (half-written, say). */
+ * shows for NetworkReady: there is none, or its file cannot be used. */
 static int cni_load(const char *conf_dir, arena *a, cni_network *net, error *e)
 {
     char first[NAME_MAX + 1];
     slice text;
     if (cni_first_conf(conf_dir, first, e) < 0) return -1;
     const char *file = arena_printf(a, "%s/%s", conf_dir, first);
-    const json *conf = file_read(AT_FDCWD, file, CNI_TEXT_MAX, a, &text, e) < 0 ? NULL : json_parse(text, a, e);
-    if (conf) return cni_read_conf(conf, file, net, e);
+    if (file_read(AT_FDCWD, file, CNI_TEXT_MAX, a, &text, e) == 0) return cni_parse(text, file, a, net, e);
     e->code = GRPC_FAILED_PRECONDITION;
     return fail_in(e, "%s", file);
 }
@@ -16765,14 +17606,22 @@ static int host_file(const char *path, arena *a, slice *out, error *e)
     return 0;
 }
 
-static int hosts_file(const PodSandboxConfig *c, arena *a, slice *out, error *e)
+/* hosts(5): the host's own file for a pod with the host's network; else the loopback's names, and the
+ * pod's name at each of its addresses. */
+static int hosts_file(const PodRecord *rec, arena *a, slice *out, error *e)
 {
-    (void)c;
-    return host_file("/etc/hosts", a, out, e);
+    if (pod_namespaces_of(rec->config)->network == NamespaceMode_NODE) return host_file("/etc/hosts", a, out, e);
+    OWNED_BUF text = { 0 };
+    buf_str(&text, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    for (size_t i = 0; i < rec->ips.n && rec->config->hostname.n; i++)
+        buf_printf(&text, "%.*s\t%.*s\n", PR(rec->ips.p[i]), PR(rec->config->hostname));
+    *out = arena_copy(a, buf_view(&text));
+    return text.oom || a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for /etc/hosts") : 0;
 }
 
-static int hostname_file(const PodSandboxConfig *c, arena *a, slice *out, error *e)
+static int hostname_file(const PodRecord *rec, arena *a, slice *out, error *e)
 {
+    const PodSandboxConfig *c = rec->config;
     struct utsname host;
     (void)e;
     uname(&host);
@@ -16781,9 +17630,9 @@ static int hostname_file(const PodSandboxConfig *c, arena *a, slice *out, error 
 }
 
 /* resolv.conf(5): without a DNS configuration the host's; with an empty one, an empty file. */
-static int resolv_file(const PodSandboxConfig *c, arena *a, slice *out, error *e)
+static int resolv_file(const PodRecord *rec, arena *a, slice *out, error *e)
 {
-    const DNSConfig *dns = c->dns_config;
+    const DNSConfig *dns = rec->config->dns_config;
     if (!dns) return host_file("/etc/resolv.conf", a, out, e);
     OWNED_BUF text = { 0 };
     for (size_t i = 0; i < dns->searches.n; i++) buf_printf(&text, "%s%.*s", i ? " " : "search ", PR(dns->searches.p[i]));
@@ -16797,7 +17646,7 @@ static int resolv_file(const PodSandboxConfig *c, arena *a, slice *out, error *e
 
 static const struct {
     const char *name, *destination;
-    int (*make)(const PodSandboxConfig *, arena *, slice *, error *);
+    int (*make)(const PodRecord *, arena *, slice *, error *);
 } spec_pod_files[] = {
     { "hosts",       "/etc/hosts",       hosts_file },
     { "hostname",    "/etc/hostname",    hostname_file },
@@ -16805,10 +17654,10 @@ static const struct {
 };
 enum { SPEC_POD_FILES = COUNT(spec_pod_files) };
 
-static int spec_pod_file(const PodSandboxConfig *c, size_t i, arena *a, slice *out, error *e)
+static int spec_pod_file(const PodRecord *rec, size_t i, arena *a, slice *out, error *e)
 {
     *out = (slice){ NULL, 0 };
-    return spec_pod_files[i].make(c, a, out, e);
+    return spec_pod_files[i].make(rec, a, out, e);
 }
 
 /* -- containers: what can be seen to be wrong without looking anything up ---------------------- */
@@ -16971,8 +17820,8 @@ static int spec_user(const spec_context *x, const ContainerConfig *c, ContainerS
     if (s->run_as_username.n) user = s->run_as_username;
     if (s->run_as_user) user = slice_of(arena_printf(x->a, "%" PRId64, s->run_as_user->value));
     if (s->run_as_group) {
-        slice group = user;
-        user = slice_of(arena_printf(x->a, "%.*s:%" PRId64, PR(slice_cut(&group, ':')), s->run_as_group->value));
+        slice rest = user, name = slice_cut(&rest, ':');
+        user = slice_of(arena_printf(x->a, "%.*s:%" PRId64, PR(name), s->run_as_group->value));
     }
     out->user = arena_alloc(x->a, sizeof *out->user);
     if (!out->user) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the user");
@@ -17244,6 +18093,8 @@ enum { STATE_MAX = 16 * MIB, STATE_VERSION = 1 };
 #define MONITOR_PATIENCE (120 * NS_PER_SEC)
 #define PLUGIN_PATIENCE (240 * NS_PER_SEC)
 #define KILL_PATIENCE (60 * NS_PER_SEC)
+#define FOLLOW_PATIENCE (2 * NS_PER_SEC)  /* for a monitor's first word; it may also come later */
+#define WAIT_BLIND (100 * NS_PER_MS)      /* between two looks, when there is no descriptor to wait on */
 
 /* -- objects in the order of a text ------------------------------------------------------------ */
 
@@ -17356,7 +18207,8 @@ struct pod {
     /* guarded by the runtime's lock: */
     enum pod_state state;
     container *containers;
-    bool turn_taken, closing; /* closing: a stop is wanted, nothing new may begin */
+    bool turn_taken, halted; /* halted: nothing of it runs any more, pod_halt has been here */
+    unsigned closing;        /* stops and removals under way: nothing new may begin */
     unsigned working;        /* creates and starts under way, which a stop waits for */
     unsigned holds;
     waiter *waiters;
@@ -17370,6 +18222,7 @@ struct runtime {
     const runtime_options *options; /* chapter 20 */
     int root, run, pods, run_pods;  /* open directories */
     int monitors;                   /* the cgroup that the monitors live in, or -1 */
+    char home[64];                  /* its path */
     char boot_id[40];
     pthread_mutex_t lock;           /* guards all below, and what the objects say that it guards */
     sorted pods_by_id, pods_by_key, containers_by_id, containers_by_key;
@@ -17405,21 +18258,23 @@ static void wake(waiter *list)
 /* Waits until the object changes, the caller goes away or time is up. Locked on entry and on
  * return, not in between: look at the state again.
  * cancel   readable when the caller has gone, or -1.   deadline  monotonic ns, 0 for none
- * Returns  0 after a change; -1: CANCELLED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED */
+ * Returns  0 after a change (or perhaps one); -1: CANCELLED, DEADLINE_EXCEEDED. Who waits for
+ *          neither does not fail: when there are no descriptors left it looks again in a while. */
 static int wait_change(runtime *r, waiter **list, int cancel, int64_t deadline, error *e)
 {
     OWNED_FD event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (event < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "wait for a change");
+    bool blind = event < 0;
+    int64_t look = clock_mono() + WAIT_BLIND, until = blind && (!deadline || look < deadline) ? look : deadline;
     waiter me = { event, *list };
-    *list = &me;
+    if (!blind) *list = &me;
     unlock_state(r);
     struct pollfd fds[] = { { .fd = event, .events = POLLIN }, { .fd = cancel, .events = POLLIN } };
     int ready;
-    while ((ready = poll(fds, COUNT(fds), clock_poll_ms(deadline))) < 0 && errno == EINTR) {}
+    while ((ready = poll(fds, COUNT(fds), clock_poll_ms(until))) < 0 && errno == EINTR) {}
     lock_state(r);
     for (waiter **at = list; *at; at = &(*at)->next)
         if (*at == &me) { *at = me.next; break; }
-    if (fds[0].revents) return 0;
+    if (fds[0].revents || (ready == 0 && until != deadline)) return 0;
     return ready == 0 ? fail(e, GRPC_DEADLINE_EXCEEDED, "timed out waiting")
                       : fail(e, GRPC_CANCELLED, "the caller went away");
 }
@@ -17553,6 +18408,7 @@ static int state_write(int dir, const char *name, const pb_message *type, const 
     OWNED_BUF text = { 0 };
     pb_write_json(type, record, PB_INDENT, &text);
     if (text.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "write %s: out of memory", name);
+    if (text.n > STATE_MAX) return fail(e, GRPC_RESOURCE_EXHAUSTED, "write %s: a record of %zu bytes is too long", name, text.n);
     return file_replace(dir, name, buf_view(&text), ATOMIC, e);
 }
 
@@ -17601,7 +18457,9 @@ static int64_t next_created(runtime *r) /* locked */
 static void container_set_exit(container *c, const ContainerExit *exit)
 {
     if (c->state == BOX_EXITED || c->state == BOX_REMOVING) return;
-    pb_copy(&ContainerExit_msg, exit, &c->memory, &c->exit);
+    if (pb_copy(&ContainerExit_msg, exit, &c->memory, &c->exit) < 0) /* no room for its texts */
+        c->exit = (ContainerExit){ .id = c->record.id, .exit_code = exit->exit_code, .oom_killed = exit->oom_killed,
+                                   .started_at = exit->started_at, .finished_at = exit->finished_at };
     c->started_at = c->exit.started_at ? c->exit.started_at : c->started_at;
     c->pid = 0;
     box_move(c, BOX_EXIT);
@@ -17618,6 +18476,7 @@ static void container_heard(pod *p, const ContainerRun *run)
         container_set_exit(c, run->exit);
         return;
     }
+    if (run->state == ContainerState_CONTAINER_CREATED && c->state == BOX_CREATED) box_move(c, BOX_START); /* an earlier daemon asked */
     if (run->state != ContainerState_CONTAINER_RUNNING || c->state == BOX_EXITED || c->state == BOX_REMOVING) return;
     c->started_at = run->started_at;
     c->pid = run->pid;
@@ -17625,12 +18484,39 @@ static void container_heard(pod *p, const ContainerRun *run)
     wake(c->waiters);
 }
 
-/* The exit of which nobody knows more than that it has happened. */
+/* Notes an exit that no monitor has noted: on disk first, then in memory. Not locked. */
+static void container_note_exit(container *c, const ContainerExit *exit)
+{
+    error e;
+    OWNED_FD dir = container_dir(c, false, &e);
+    if (dir < 0 || state_write(dir, "exit", &ContainerExit_msg, exit, &e) < 0)
+        log_warn("container %.12s: exit record: %s", (const char *)c->record.id.p, e.text);
+    LOCKED(c->pod->runtime);
+    container_set_exit(c, exit);
+}
+
+/* The exit of a container whose monitor has gone: what that wrote last, else that nobody knows more
+ * than that it has happened. Not locked. */
 static void container_lost(container *c, const char *why)
 {
-    ContainerExit lost = { .id = c->record.id, .exit_code = 255, .started_at = c->started_at,
-                           .finished_at = clock_wall(), .reason = SLICE("Unknown"), .message = slice_of(why) };
-    container_set_exit(c, &lost);
+    OWNED_ARENA a = arena_make(4 * STATE_MAX);
+    ContainerExit known = { 0 };
+    error e;
+    OWNED_FD dir = container_dir(c, false, &e);
+    if (dir >= 0 && state_read(dir, "exit", &ContainerExit_msg, &a, &known, &e) == 0) {
+        LOCKED(c->pod->runtime);
+        container_set_exit(c, &known);
+        return;
+    }
+    container_note_exit(c, &(ContainerExit){ .id = c->record.id, .exit_code = 255, .started_at = c->started_at,
+                                             .finished_at = clock_wall(), .reason = SLICE("Unknown"), .message = slice_of(why) });
+}
+
+static int cgroup_open(runtime *r, slice path, char text[PATH_MAX])
+{
+    if (!path.n || path.n >= PATH_MAX) return -1;
+    snprintf(text, PATH_MAX, "%.*s", PR(path));
+    return openat(r->cgroups.root, text, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 }
 
 /* Kills and removes what is left in a cgroup whose monitor is gone: no process stays unowned. */
@@ -17638,9 +18524,7 @@ static void cgroup_clear(runtime *r, slice path)
 {
     char text[PATH_MAX];
     error e;
-    if (!path.n || path.n >= sizeof text) return;
-    snprintf(text, sizeof text, "%.*s", PR(path));
-    OWNED_FD cgroup = openat(r->cgroups.root, text, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    OWNED_FD cgroup = cgroup_open(r, path, text);
     if (cgroup < 0) return;
     if (cg_kill(cgroup, &e) < 0 || cg_wait_empty(cgroup, clock_mono() + KILL_PATIENCE, &e) < 0 || cg_remove(&r->cgroups, text, &e) < 0)
         log_warn("cgroup %s: %s", text, e.text);
@@ -17648,23 +18532,18 @@ static void cgroup_clear(runtime *r, slice path)
 
 /* What is to be done when a pod's monitor has gone without being asked to, outside the lock: its
  * containers are killed, and have exited with 255. */
-static void pod_orphaned(pod *p)
+static void pod_orphaned(pod *p, const char *why)
 {
     runtime *r = p->runtime;
     for (;;) { /* one container at a time: the lock is not held while the kernel kills */
         container *c;
         lock_state(r);
-        for (c = p->containers; c && (c->state == BOX_EXITED || c->state == BOX_MAKING || c->state == BOX_CREATED || c->state == BOX_REMOVING);) c = c->next;
+        for (c = p->containers; c && c->state != BOX_STARTING && c->state != BOX_RUNNING;) c = c->next;
         if (c) container_hold(c);
         unlock_state(r);
         if (!c) break;
         cgroup_clear(r, c->record.spec->cgroup);
-        error e;
-        lock_state(r);
-        container_lost(c, "the pod's monitor died");
-        unlock_state(r);
-        OWNED_FD dir = container_dir(c, false, &e);
-        if (dir < 0 || state_write(dir, "exit", &ContainerExit_msg, &c->exit, &e) < 0) log_warn("exit record: %s", e.text);
+        container_lost(c, why);
         lock_state(r);
         container_drop(c);
         unlock_state(r);
@@ -17672,15 +18551,33 @@ static void pod_orphaned(pod *p)
     if (p->record.spec->pid == NamespaceMode_POD) cgroup_clear(r, p->record.spec->cgroup);
 }
 
+/* Waits until the monitor has ended, and reaps it if it is our child. Its pidfd is closed. */
+static void pod_reap_monitor(pod *p)
+{
+    if (p->monitor < 0) return;
+    if (reap(p->monitor, clock_mono() + MONITOR_PATIENCE) < 0) log_warn("pod %.12s: its monitor does not end", (const char *)p->record.id.p);
+    close_fd(&p->monitor);
+    p->monitor = -1;
+}
+
 static void *pod_orphaned_thread(void *arg)
 {
     pod *p = arg;
     runtime *r = p->runtime;
-    log_warn("pod %.12s: its monitor died; its containers are killed", (const char *)p->record.id.p);
-    pod_orphaned(p);
+    error e;
+    lock_state(r);
+    while (pod_take_turn(p, -1, &e) < 0) {}
+    bool ours = p->state == POD_READY; /* else a stop has had the turn meanwhile, and done all */
+    unlock_state(r);
+    if (ours) {
+        log_warn("pod %.12s: its monitor died; its containers are killed", (const char *)p->record.id.p);
+        if (p->monitor >= 0) sys_pidfd_kill(p->monitor, SIGKILL); /* it may only have talked nonsense */
+        pod_orphaned(p, "the pod's monitor died");
+        pod_reap_monitor(p);
+    }
     LOCKED(r);
-    if (p->state == POD_READY) p->state = POD_NOTREADY;
-    p->record.state = PodSandboxState_SANDBOX_NOTREADY;
+    if (ours) p->state = POD_NOTREADY, p->record.state = PodSandboxState_SANDBOX_NOTREADY;
+    pod_give_turn(p);
     pod_drop(p);
     if (--r->background == 0) pthread_cond_broadcast(&r->quiet);
     return NULL;
@@ -17767,8 +18664,9 @@ static const char *pod_socket(const pod *p, char out[PATH_MAX])
     return out;
 }
 
-/* Connects to the pod's monitor, learns the state of all its containers and goes on listening.
- * Not locked. -1: the monitor does not answer. */
+/* Connects to the pod's monitor, learns the state of all its containers and goes on listening. A
+ * monitor that is slow (stopped, swapped out) is not waited for: the same words come by the link.
+ * Not locked. -1: there is no monitor. */
 static int pod_follow(pod *p, error *e)
 {
     char path[PATH_MAX];
@@ -17776,9 +18674,10 @@ static int pod_follow(pod *p, error *e)
     OWNED_FD conn = monitor_connect(pod_socket(p, path), e);
     MonitorRequest ask = { .version = STATE_VERSION, .call = MONITOR_WATCH };
     MonitorReply reply = { 0 };
-    monitor_wait patience = { .cancel_fd = -1, .deadline = clock_mono() + MONITOR_PATIENCE };
+    monitor_wait patience = { .cancel_fd = -1, .deadline = clock_mono() + FOLLOW_PATIENCE };
     if (conn < 0 || monitor_send(conn, &ask, NULL, 0, e) < 0) return -1;
-    if (monitor_receive(conn, &patience, &a, &reply, e) < 0 || monitor_verdict(&reply, e) < 0) return -1;
+    if (monitor_receive(conn, &patience, &a, &reply, e) < 0 && e->code != GRPC_DEADLINE_EXCEEDED) return -1;
+    if (monitor_verdict(&reply, e) < 0) return -1;
     LOCKED(p->runtime);
     for (size_t i = 0; i < reply.containers.n; i++) container_heard(p, &reply.containers.p[i]);
     p->link = (watch){ .fd = give_fd(&conn), .ready = pod_link_ready };
@@ -17807,12 +18706,33 @@ static cni_args pod_cni_args(const pod *p, const cni_network *net, int cancel, a
                        .config = p->record.config, .deadline = clock_mono() + PLUGIN_PATIENCE, .cancel_fd = cancel };
 }
 
+/* The network that this pod is, or is to be, connected to. What ADD was called with is in the record,
+ * because DEL must be called with the same, whatever has become of the file. */
+static int pod_network(const pod *p, arena *a, cni_network *net, error *e)
+{
+    slice kept = p->record.cni_config;
+    if (kept.n) return cni_parse(kept, "the pod's network.conflist", a, net, e);
+    return cni_load(p->runtime->options->cni_conf_dir, a, net, e);
+}
+
+/* Chooses the network before anything exists, so that the first record names it. */
+static int pod_plan_network(pod *p, error *e)
+{
+    OWNED_ARENA a = arena_make(16 * MIB);
+    cni_network net;
+    if (!spec_wants_cni(p->record.config)) return 0;
+    if (pod_network(p, &a, &net, e) < 0) return fail_in(e, "set up the pod's network");
+    p->record.cni_config = arena_copy(&p->memory, net.text);
+    p->record.network_up = true;
+    return p->memory.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a pod") : 0;
+}
+
 static int pod_network_up(pod *p, int cancel, error *e)
 {
     OWNED_ARENA a = arena_make(16 * MIB);
     cni_network net;
     cni_result result = { 0 };
-    if (cni_load(p->runtime->options->cni_conf_dir, &a, &net, e) < 0) return fail_in(e, "set up the pod's network");
+    if (pod_network(p, &a, &net, e) < 0) return fail_in(e, "set up the pod's network");
     fault_point("pod.network");
     cni_args args = pod_cni_args(p, &net, cancel, &a);
     if (cni_add(&args, &a, &result, e) < 0) return fail_in(e, "set up the pod's network");
@@ -17830,12 +18750,13 @@ static void pod_network_down(pod *p)
     cni_network net;
     error e;
     if (!p->record.network_up) return;
-    if (cni_load(p->runtime->options->cni_conf_dir, &a, &net, &e) < 0) log_warn("pod %.12s: CNI DEL: %s", (const char *)p->record.id.p, e.text);
+    if (pod_network(p, &a, &net, &e) < 0) log_warn("pod %.12s: CNI DEL: %s", (const char *)p->record.id.p, e.text);
     else {
         cni_args args = pod_cni_args(p, &net, -1, &a);
         if (access(args.netns_path, F_OK) < 0) args.netns_path = ""; /* after a reboot: the addresses are still to be freed */
         if (cni_del(&args, p->record.cni_result, &e) < 0) log_warn("pod %.12s: CNI DEL: %s", (const char *)p->record.id.p, e.text);
     }
+    LOCKED(p->runtime);
     p->record.network_up = false;
 }
 
@@ -17845,17 +18766,48 @@ static int pod_write_files(pod *p, int dir, error *e)
     OWNED_ARENA a = arena_make(4 * MIB);
     OWNED_FD root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     OWNED_FD logs = -1; /* the kubelet makes it; other clients leave that to us */
-    if (p->record.config->log_directory.n) {
-        logs = make_dir_inside(root, arena_str(&a, p->record.config->log_directory), 0755, e);
+    const char *log_directory = arena_str(&a, p->record.config->log_directory);
+    if (*log_directory && access(log_directory, F_OK) < 0) {
+        logs = make_dir_inside(root, log_directory, 0755, e);
         if (logs < 0) return fail_in(e, "log_directory");
     }
     for (size_t i = 0; i < SPEC_POD_FILES; i++) {
         slice text;
-        if (spec_pod_file(p->record.config, i, &a, &text, e) < 0) return -1;
+        if (spec_pod_file(&p->record, i, &a, &text, e) < 0) return -1;
         if (file_replace(dir, spec_pod_files[i].name, text, ATOMIC, e) < 0) return -1;
         if (fchmodat(dir, spec_pod_files[i].name, 0644, 0) < 0) return fail_sys(e, GRPC_INTERNAL, "chmod %s", spec_pod_files[i].name);
     }
     return 0;
+}
+
+/* When a process began, in ticks since the boot; 0 if there is none. proc_pid_stat(5), field 22: the
+ * name in brackets may hold anything, so the fields are counted from its end. */
+static uint64_t process_start(pid_t pid)
+{
+    char path[32];
+    OWNED_ARENA a = arena_make(8 * KIB);
+    slice text;
+    uint64_t start;
+    error e;
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    if (file_read(AT_FDCWD, path, 4 * KIB, &a, &text, &e) < 0) return 0;
+    const uint8_t *name_end = memrchr(text.p, ')', text.n);
+    if (!name_end) return 0;
+    slice rest = { name_end + 1, text.n - (size_t)(name_end + 1 - text.p) };
+    for (int field = 2; field < 22; field++) slice_cut(&rest, ' ');
+    return parse_u64(slice_cut(&rest, ' '), 10, UINT64_MAX, &start) ? start : 0;
+}
+
+/* After a restart: the monitor is no child of ours, but it can be waited for and killed, if the pid
+ * is still that of the process that we know (R17: a pid alone names nobody). */
+static void pod_adopt_monitor(pod *p)
+{
+    pid_t pid = p->record.monitor_pid;
+    if (pid <= 0 || !p->record.monitor_start || !slice_is(p->record.boot_id, p->runtime->boot_id)) return;
+    p->monitor = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (p->monitor < 0 || process_start(pid) == p->record.monitor_start) return;
+    close_fd(&p->monitor);
+    p->monitor = -1;
 }
 
 /* Starts the monitor and has it make the namespaces. The socket listens before the monitor runs,
@@ -17876,6 +18828,7 @@ static int pod_start_monitor(pod *p, int state_dir, error *e)
     p->monitor = monitor_spawn(&args, &pid, e);
     if (p->monitor < 0) return -1;
     p->record.monitor_pid = pid;
+    p->record.monitor_start = process_start(pid);
     fault_point("pod.monitor");
     OWNED_ARENA a = arena_make(MIB);
     MonitorRequest ask = { .version = STATE_VERSION, .call = MONITOR_SETUP, .pod = p->record.spec };
@@ -17909,8 +18862,7 @@ static int pod_build(pod *p, int cancel, error *e)
     runtime *r = p->runtime;
     char id[65], path[96], cgroup[PATH_MAX];
     snprintf(cgroup, sizeof cgroup, "%.*s", PR(p->record.spec->cgroup_parent));
-    if (pod_plan_cgroups(p, cgroup, e) < 0) return -1;
-    p->record.network_up = spec_wants_cni(p->record.config);
+    if (pod_plan_cgroups(p, cgroup, e) < 0 || pod_plan_network(p, e) < 0) return -1;
     if (mkdirat(r->pods, id_text(id, p->record.id), 0700) < 0) return fail_sys(e, GRPC_INTERNAL, "mkdir %s/pods/%s", r->options->root, id);
     fault_point("pod.directory");
     snprintf(path, sizeof path, "%s/containers", id);
@@ -17919,12 +18871,13 @@ static int pod_build(pod *p, int cancel, error *e)
     if (dir < 0) return fail_sys(e, GRPC_INTERNAL, "open %s/pods/%s", r->options->root, id);
     if (state_write(dir, "pod.json", &PodRecord_msg, &p->record, e) < 0) return -1;
     fault_point("pod.reserved");
-    OWNED_FD made = cg_make(&r->cgroups, cgroup, NULL, NULL, e);
+    OWNED_FD made = cg_make(&r->cgroups, cgroup, e);
     if (made < 0) return fail_in(e, "pod cgroup");
     fault_point("pod.cgroup");
-    if (pod_write_files(p, dir, e) < 0 || pod_start_monitor(p, dir, e) < 0) return -1;
+    if (pod_start_monitor(p, dir, e) < 0) return -1;
     fault_point("pod.namespaces");
     if (p->record.network_up && pod_network_up(p, cancel, e) < 0) return -1;
+    if (pod_write_files(p, dir, e) < 0) return -1; /* /etc/hosts names the pod's address */
     fault_point("pod.connected");
     p->record.state = PodSandboxState_SANDBOX_READY;
     p->record.was_ready = true;
@@ -17939,14 +18892,15 @@ static void pod_stop_monitor(pod *p)
     MonitorRequest ask = { .version = STATE_VERSION, .call = MONITOR_SHUTDOWN };
     MonitorReply reply = { 0 };
     error e;
-    if (pod_ask(p, &ask, &a, &reply, &e) < 0) log_debug("pod %.12s: monitor: %s", (const char *)p->record.id.p, e.text);
+    if (pod_ask(p, &ask, &a, &reply, &e) < 0) {
+        log_debug("pod %.12s: monitor: %s", (const char *)p->record.id.p, e.text);
+        if (p->monitor >= 0) sys_pidfd_kill(p->monitor, SIGKILL); /* it hangs, or is dead already */
+    }
     lock_state(p->runtime);
     for (size_t i = 0; i < reply.containers.n; i++) container_heard(p, &reply.containers.p[i]);
     unlock_state(p->runtime);
-    pod_orphaned(p); /* finds nothing, unless the monitor could not do its work */
-    if (p->monitor < 0) return;
-    if (reap(p->monitor, clock_mono() + MONITOR_PATIENCE) < 0) log_warn("pod %.12s: its monitor does not end", (const char *)p->record.id.p);
-    close_fd(&p->monitor);
+    pod_orphaned(p, "the pod's monitor did not answer"); /* finds nothing, unless that is so */
+    pod_reap_monitor(p);
 }
 
 static void netns_unpin(const pod *p)
@@ -17964,6 +18918,12 @@ static void pod_halt(pod *p)
 {
     char id[65];
     error e;
+    if (p->record.was_ready && p->record.state == PodSandboxState_SANDBOX_READY) { /* a crash from here on leaves no READY pod */
+        lock_state(p->runtime);
+        p->record.state = PodSandboxState_SANDBOX_NOTREADY;
+        unlock_state(p->runtime);
+        if (pod_write(p, &e) < 0) log_warn("pod %.12s: %s", (const char *)p->record.id.p, e.text);
+    }
     pod_network_down(p);
     fault_point("pod.disconnected");
     pod_stop_monitor(p);
@@ -17975,6 +18935,8 @@ static void pod_halt(pod *p)
         if (cg_remove_empty(&p->runtime->cgroups, path, &e) < 0) break; /* others use it: they remove it */
     }
     if (tree_remove(p->runtime->run_pods, id_text(id, p->record.id), &e) < 0) log_warn("pod %.12s: %s", id, e.text);
+    LOCKED(p->runtime);
+    p->halted = true;
 }
 
 /* Takes the pod and its containers out of the tables; whoever holds the last hold frees. Locked. */
@@ -18039,13 +19001,14 @@ static int pod_join(runtime *r, slice key, grpc_call *call, slice *id, error *e)
     if (!p) return 0;
     pod_hold(p);
     int done = 0, cancel = grpc_cancel_fd(call, e);
+    bool again = false; /* its caller has hung up, ours has not */
     while (p->state == POD_MAKING && done == 0) done = wait_change(r, &p->waiters, cancel, 0, e);
     if (done == 0 && p->state == POD_READY) *id = arena_copy(&call->arena, p->record.id), done = 1;
     else if (done == 0 && p->state == POD_NOTREADY)
         done = fail(e, GRPC_ALREADY_EXISTS, "pod sandbox \"%.*s\" has this metadata and is stopped: remove it or raise the attempt", PR(p->record.id));
-    else if (done == 0) *e = p->failure, done = -1;
+    else if (done == 0) *e = p->failure, again = e->code == GRPC_CANCELLED, done = -1;
     pod_drop(p);
-    return done;
+    return again ? pod_join(r, key, call, id, e) : done;
 }
 
 /* Fills a new pod's record from the request. Copies all: the request goes with its call. */
@@ -18104,8 +19067,8 @@ static int pod_run(runtime *r, const RunPodSandboxRequest *in, grpc_call *call, 
     error undo;
     bool undone = built == 0 || pod_tear_down(p, &undo) == 0;
     if (!undone) log_error("pod %.12s: undo: %s", (const char *)p->record.id.p, undo.text);
-    LOCKED(r);
     if (built == 0) log_info("pod %.12s: %.*s/%.*s is ready", (const char *)p->record.id.p, PR(p->record.config->metadata->name_space), PR(p->record.config->metadata->name));
+    LOCKED(r);
     if (built == 0) p->state = POD_READY, *id = arena_copy(&call->arena, p->record.id);
     else if (!undone) p->state = POD_NOTREADY;
     else p->failure = *e, pod_take_out(p);
@@ -18131,22 +19094,22 @@ static int pod_stop(runtime *r, slice id, grpc_call *call, error *e)
         return e->code == GRPC_NOT_FOUND ? 0 : -1;
     }
     pod_hold(p);
-    p->closing = true;
+    p->closing++;
     int mine = pod_take_turn(p, grpc_cancel_fd(call, e), e);
     int done = mine;
     if (mine == 0) {
         pod_wait_idle(p);
-        bool running = p->state == POD_READY || p->record.network_up;
+        bool halted = p->halted || p->state == POD_REMOVING;
         unlock_state(r);
-        if (running) {
+        if (!halted) {
             pod_halt(p);
-            p->record.state = PodSandboxState_SANDBOX_NOTREADY;
             done = pod_write(p, e);
         }
         lock_state(r);
         if (p->state == POD_READY) p->state = POD_NOTREADY;
         pod_give_turn(p);
     }
+    p->closing--;
     pod_drop(p);
     unlock_state(r);
     return done;
@@ -18162,7 +19125,7 @@ static int pod_remove(runtime *r, slice id, grpc_call *call, error *e)
         return e->code == GRPC_NOT_FOUND ? 0 : -1;
     }
     pod_hold(p);
-    p->closing = true;
+    p->closing++;
     int done = pod_take_turn(p, grpc_cancel_fd(call, e), e);
     if (done == 0) {
         pod_wait_idle(p);
@@ -18174,8 +19137,10 @@ static int pod_remove(runtime *r, slice id, grpc_call *call, error *e)
             for (container *c = p->containers; c; c = c->next) image_layers_release(r->images, &c->record);
             pod_take_out(p);
         }
+        if (p->state == POD_READY && p->halted) p->state = POD_NOTREADY; /* its record could not be removed */
         pod_give_turn(p);
     }
+    p->closing--;
     pod_drop(p);
     unlock_state(r);
     return done;
@@ -18283,6 +19248,21 @@ static container *container_new(pod *p) /* locked: it holds the pod */
     return c;
 }
 
+/* A container that shares the PID namespace of another one: which must run, in the same pod. Its full
+ * id goes into the specification. */
+static int container_check_target(container *c, error *e)
+{
+    ContainerSpec *spec = c->record.spec;
+    if (spec->pid != NamespaceMode_TARGET) return 0;
+    LOCKED(c->pod->runtime);
+    const container *target = container_find(c->pod->runtime, spec->pid_target, e);
+    if (!target) return fail_in(e, "namespace_options.target_id");
+    if (target->pod != c->pod || target->state != BOX_RUNNING)
+        return fail(e, GRPC_INVALID_ARGUMENT, "namespace_options.target_id \"%.*s\" is no running container of this pod", PR(spec->pid_target));
+    spec->pid_target = arena_copy(&c->memory, target->record.id);
+    return 0;
+}
+
 /* The part of CreateContainer that has the pod's leave (pod_begin_work). Not locked. */
 static int container_make(pod *p, const CreateContainerRequest *in, grpc_call *call, slice *id, error *e)
 {
@@ -18293,6 +19273,7 @@ static int container_make(pod *p, const CreateContainerRequest *in, grpc_call *c
     container *c = container_new(p);
     unlock_state(r);
     int done = !c ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a container") : container_describe(c, in, image, e);
+    if (done == 0) done = container_check_target(c, e);
     lock_state(r);
     if (done == 0) done = container_join(r, c->key, call, id, e);
     bool mine = done == 0;
@@ -18343,12 +19324,15 @@ static int container_launch(container *c, error *e)
     fault_point("container.start");
     int done = pod_ask(c->pod, &ask, &a, &reply, e);
     fault_point("container.started");
-    LOCKED(c->pod->runtime);
+    lock_state(c->pod->runtime);
     for (size_t i = 0; i < reply.containers.n; i++) container_heard(c->pod, &reply.containers.p[i]);
-    if (done == 0 || c->state == BOX_EXITED) return done;
-    ContainerExit failed = { .id = c->record.id, .exit_code = 128, .finished_at = clock_wall(),
-                             .reason = SLICE("StartError"), .message = slice_of(e->text) };
-    container_set_exit(c, &failed);
+    bool known = c->state != BOX_STARTING, answered = reply.version != 0;
+    unlock_state(c->pod->runtime);
+    if (done == 0 || known) return done;
+    if (!answered && e->code == GRPC_DEADLINE_EXCEEDED) return done; /* it may start yet: the link will tell */
+    if (!answered) cgroup_clear(c->pod->runtime, c->record.spec->cgroup); /* its monitor died on the way */
+    container_note_exit(c, &(ContainerExit){ .id = c->record.id, .exit_code = 128, .finished_at = clock_wall(),
+                                             .reason = SLICE("StartError"), .message = slice_of(e->text) });
     return done;
 }
 
@@ -18361,7 +19345,9 @@ static int container_start(runtime *r, slice id, grpc_call *call, error *e)
     pod *p = pod_hold(c->pod);
     container_hold(c);
     int done = container_take_turn(c, grpc_cancel_fd(call, e), e);
-    if (done == 0 && c->state != BOX_CREATED)
+    if (done == 0 && c->state == BOX_REMOVING)
+        done = fail(e, GRPC_NOT_FOUND, "container \"%.*s\" not found", PR(c->record.id)), container_give_turn(c);
+    else if (done == 0 && c->state != BOX_CREATED)
         done = fail(e, GRPC_FAILED_PRECONDITION, "container \"%.*s\" was started already", PR(c->record.id)), container_give_turn(c);
     else if (done == 0) {
         box_move(c, BOX_START);
@@ -18399,11 +19385,12 @@ static int container_wait_exit(container *c, int cancel, int64_t deadline, error
 static int container_end(container *c, int64_t grace_ns, int cancel, error *e)
 {
     runtime *r = c->pod->runtime;
-    while (c->state == BOX_STARTING)
-        if (wait_change(r, &c->waiters, cancel, 0, e) < 0) return -1;
-    if (c->state != BOX_RUNNING) return 0;
+    int64_t patience = clock_mono() + MONITOR_PATIENCE; /* what has not come to run by then is killed */
+    while (c->state == BOX_STARTING && clock_mono() < patience)
+        if (wait_change(r, &c->waiters, cancel, patience, e) < 0 && e->code != GRPC_DEADLINE_EXCEEDED) return -1;
+    if (c->state != BOX_RUNNING && c->state != BOX_STARTING) return 0;
     error lost; /* a monitor that cannot be asked has died: then the exit comes by another way */
-    if (grace_ns > 0) {
+    if (grace_ns > 0 && c->state == BOX_RUNNING) {
         int64_t deadline = clock_mono() + grace_ns;
         bool first = !c->stop_sent;
         c->stop_sent = true;
@@ -18414,7 +19401,12 @@ static int container_end(container *c, int64_t grace_ns, int cancel, error *e)
         if (waited == 0 || e->code != GRPC_DEADLINE_EXCEEDED) return waited;
     }
     unlock_state(r);
-    if (container_signal(c, 0, &lost) < 0) log_warn("container %.12s: %s", (const char *)c->record.id.p, lost.text);
+    if (container_signal(c, 0, &lost) < 0) {
+        char path[PATH_MAX];
+        log_warn("container %.12s: %s", (const char *)c->record.id.p, lost.text);
+        OWNED_FD cgroup = cgroup_open(r, c->record.spec->cgroup, path); /* then we kill, and its exit is told later */
+        if (cgroup >= 0 && cg_kill(cgroup, &lost) < 0) log_warn("container %.12s: %s", (const char *)c->record.id.p, lost.text);
+    }
     lock_state(r);
     if (container_wait_exit(c, cancel, clock_mono() + KILL_PATIENCE, e) == 0) return 0;
     return fail_in(e, "container \"%.12s\" was killed and has not ended", (const char *)c->record.id.p);
@@ -18488,36 +19480,43 @@ static int container_reopen_log(runtime *r, slice id, error *e)
  * streams share the room; what comes after it is full is read and dropped, so that the command
  * never blocks on us. */
 enum { EXEC_ROOM = 16 * MIB - 64 * KIB };
+#define EXEC_FAREWELL (30 * NS_PER_SEC)
 typedef struct { int fd; buf text; } exec_stream;
 
-/* Reads what is there now. False at the end of the file. */
+/* Reads what is there now, but no more than fits a pipe: who prints faster than we read must not
+ * keep us from looking at the clock. False at the end of the file. */
 static bool exec_read(exec_stream *s, size_t room)
 {
     uint8_t chunk[16 * KIB];
-    for (;;) {
+    for (size_t total = 0; total < 64 * KIB;) {
         ssize_t n = read(s->fd, chunk, sizeof chunk);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return errno == EAGAIN;
         if (n == 0) return false;
         buf_add(&s->text, chunk, MIN((size_t)n, room > s->text.n ? room - s->text.n : 0));
+        total += (size_t)n;
     }
+    return true;
 }
 
 /* Copies output until the monitor answers. When the caller is gone or out of time, our end of the
- * connection is shut, which has the monitor kill all that the command started; it still answers. */
+ * connection is shut, which has the monitor kill all that the command started; it still answers,
+ * or hangs itself: that is not waited for longer than EXEC_FAREWELL. */
 static int exec_follow(int conn, exec_stream out[2], int cancel, int64_t deadline)
 {
     bool told = false, more[2] = { true, true };
     for (;;) {
         struct pollfd fds[] = { { .fd = conn, .events = POLLIN }, { .fd = told ? -1 : cancel, .events = POLLIN },
                                 { .fd = more[0] ? out[0].fd : -1, .events = POLLIN }, { .fd = more[1] ? out[1].fd : -1, .events = POLLIN } };
-        int n = poll(fds, COUNT(fds), told ? -1 : clock_poll_ms(deadline));
+        int n = poll(fds, COUNT(fds), clock_poll_ms(deadline));
         if (n < 0 && errno != EINTR) return -1;
+        if (told && clock_mono() >= deadline) return 1;
         for (int i = 0; i < 2; i++)
             if (n > 0 && fds[2 + i].revents) more[i] = exec_read(&out[i], EXEC_ROOM - out[!i].text.n);
         if (n > 0 && fds[0].revents) break;
         if (!told && ((n > 0 && fds[1].revents) || (deadline && clock_mono() >= deadline))) {
             shutdown(conn, SHUT_WR);
+            deadline = clock_mono() + EXEC_FAREWELL;
             told = true;
         }
     }
@@ -18569,7 +19568,7 @@ static int container_exec_held(container *c, const ExecSyncRequest *in, grpc_cal
     MonitorReply answer = { 0 };
     monitor_wait patience = { .cancel_fd = -1, .deadline = clock_mono() + MONITOR_PATIENCE };
     if (ended < 0) return fail_sys(e, GRPC_INTERNAL, "wait for the command");
-    if (monitor_receive(conn, &patience, &a, &answer, e) < 0) return fail_in(e, "exec");
+    if (ended == 0 && monitor_receive(conn, &patience, &a, &answer, e) < 0) return fail_in(e, "exec");
     if (ended == 1) return fail(e, GRPC_DEADLINE_EXCEEDED, "the command timed out and was killed");
     if (monitor_verdict(&answer, e) < 0) return -1;
     reply->exit_code = answer.exit_code;
@@ -18614,7 +19613,7 @@ static bool id_valid(const char *name) /* 64 lower-case hex digits: what we name
 
 /* Reads one container back. Whether it had been started is seen by its upper directory, which the
  * monitor makes at the start; whether it has ended, by its exit record. */
-static int container_recover(pod *p, const char *id, bool alive, error *e)
+static int container_recover(pod *p, const char *id, error *e)
 {
     runtime *r = p->runtime;
     lock_state(r);
@@ -18625,7 +19624,9 @@ static int container_recover(pod *p, const char *id, bool alive, error *e)
     c->record.pod_id = p->record.id;
     OWNED_FD dir = container_dir(c, false, e);
     bool ok = dir >= 0 && state_read(dir, "container.json", &ContainerRecord_msg, &c->memory, &c->record, e) == 0;
-    if (ok && (!slice_is(c->record.id, id) || !c->record.spec || !c->record.config || !c->record.config->metadata))
+    const ContainerRecord *rec = &c->record;
+    if (ok && (!slice_is(rec->id, id) || !slice_eq(rec->pod_id, p->record.id) || !rec->spec || !rec->spec->user ||
+               !rec->config || !rec->config->metadata || !rec->config->image))
         ok = fail(e, GRPC_DATA_LOSS, "container.json is not whole") == 0;
     if (!ok) {
         container_free(&c->release);
@@ -18641,12 +19642,12 @@ static int container_recover(pod *p, const char *id, bool alive, error *e)
     c->state = BOX_CREATED;
     r->last_created = MAX(r->last_created, c->record.created_at);
     if (ended) container_set_exit(c, &exit);
-    else if (started && !alive) container_lost(c, "krun was not there when it ended");
+    else if (started) box_move(c, BOX_RAN), c->started_at = c->record.created_at; /* until its monitor says more */
     image_layers_hold(r->images, &c->record);
     return 0;
 }
 
-static void pod_recover_containers(pod *p, bool alive)
+static void pod_recover_containers(pod *p)
 {
     char path[96];
     error e;
@@ -18656,7 +19657,7 @@ static void pod_recover_containers(pod *p, bool alive)
     if (!list) return;
     for (struct dirent *entry; (entry = readdir(list));) {
         if (!id_valid(entry->d_name)) continue;
-        if (container_recover(p, entry->d_name, alive, &e) == 0) continue;
+        if (container_recover(p, entry->d_name, &e) == 0) continue;
         if (e.code == GRPC_NOT_FOUND) tree_remove(dir, entry->d_name, &e); /* its making or removal was cut short */
         else state_quarantine(dir, entry->d_name, e.text);
     }
@@ -18696,6 +19697,7 @@ static int pod_resume(runtime *r, const char *id, error *e)
     pod *p = pod_recover(r, id, e);
     if (!p) return -1;
     bool whole = p->record.state == PodSandboxState_SANDBOX_READY;
+    pod_adopt_monitor(p);
     bool alive = pod_monitor_answers(p);
     if (!p->record.was_ready) {
         int done = pod_tear_down(p, e);
@@ -18708,13 +19710,14 @@ static int pod_resume(runtime *r, const char *id, error *e)
     r->last_created = MAX(r->last_created, p->record.created_at);
     unlock_state(r);
     if (done < 0) return -1;
-    pod_recover_containers(p, alive);
-    if (!alive) p->record.state = PodSandboxState_SANDBOX_NOTREADY;
-    if (!alive || pod_follow(p, e) == 0) return 0;
-    log_warn("pod %.12s: %s", id, e->text);
-    pod_orphaned(p);
+    pod_recover_containers(p);
+    if (alive && pod_follow(p, e) == 0) return 0;
+    if (alive) log_warn("pod %.12s: %s", id, e->text);
+    if (p->monitor >= 0) sys_pidfd_kill(p->monitor, SIGKILL); /* one that cannot be asked is of no use */
+    pod_orphaned(p, "the pod's monitor died while krun was not there");
     LOCKED(r);
     p->state = POD_NOTREADY;
+    p->record.state = PodSandboxState_SANDBOX_NOTREADY;
     return 0;
 }
 
@@ -18745,7 +19748,7 @@ static int runtime_resume(runtime *r, error *e)
     for (struct dirent *entry; done == 0 && (entry = readdir(list));) {
         if (!id_valid(entry->d_name) || pod_resume(r, entry->d_name, e) == 0) continue;
         if (e->code == GRPC_NOT_FOUND) tree_remove(r->pods, entry->d_name, e);
-        else if (e->code == GRPC_FAILED_PRECONDITION) done = -1;
+        else if (e->code == GRPC_FAILED_PRECONDITION || e->sys == EMFILE || e->sys == ENFILE || e->sys == ENOMEM) done = -1;
         else {
             pod_abandon(r, entry->d_name);
             state_quarantine(r->pods, entry->d_name, e->text);
@@ -18931,13 +19934,13 @@ static int rows_of(const sorted *s, slice id, const char *what, size_t *first, s
     return e->code == GRPC_NOT_FOUND ? 0 : -1;
 }
 
-static int service_list_pods(grpc_call *c, const void *in, void *out, error *e)
+/* Fills the list; locked. Its texts are borrowed. */
+static int fill_pods(grpc_call *c, const void *in, void *out, error *e)
 {
-    runtime *r = service_runtime(c);
+    const runtime *r = service_runtime(c);
     const PodSandboxFilter *f = ((const ListPodSandboxRequest *)in)->filter;
     ListPodSandboxResponse *reply = out;
     size_t i, end;
-    LOCKED(r);
     if (rows_of(&r->pods_by_id, f ? f->id : SLICE(""), "pod sandbox", &i, &end, e) < 0) return -1;
     reply->items.p = call_alloc(c, MAX(end - i, (size_t)1) * sizeof *reply->items.p, e);
     if (!reply->items.p) return -1;
@@ -18954,6 +19957,12 @@ static int service_list_pods(grpc_call *c, const void *in, void *out, error *e)
         item->annotations.n = rec->config->annotations.n;
     }
     return 0;
+}
+
+static int service_list_pods(grpc_call *c, const void *in, void *out, error *e)
+{
+    LOCKED(service_runtime(c));
+    return fill_pods(c, in, out, e);
 }
 
 static int pod_fill_network(const pod *p, grpc_call *c, PodSandboxStatus *out, error *e)
@@ -19087,13 +20096,13 @@ static ImageSpec *container_image(const container *c, grpc_call *call, error *e)
     return image;
 }
 
-static int service_list_containers(grpc_call *call, const void *in, void *out, error *e)
+/* Fills the list; locked. Its texts are borrowed. */
+static int fill_containers(grpc_call *call, const void *in, void *out, error *e)
 {
     runtime *r = service_runtime(call);
     const ContainerFilter *f = ((const ListContainersRequest *)in)->filter;
     ListContainersResponse *reply = out;
     size_t i, end;
-    LOCKED(r);
     slice pod_id = SLICE("");
     if (f && f->pod_sandbox_id.n) {
         const pod *p = pod_find(r, f->pod_sandbox_id, e);
@@ -19120,6 +20129,12 @@ static int service_list_containers(grpc_call *call, const void *in, void *out, e
     return 0;
 }
 
+static int service_list_containers(grpc_call *call, const void *in, void *out, error *e)
+{
+    LOCKED(service_runtime(call));
+    return fill_containers(call, in, out, e);
+}
+
 /* Who the process is, and what it may use: as the request gave it, with what was looked up. */
 static int container_fill_parts(const container *c, grpc_call *call, ContainerStatus *out, error *e)
 {
@@ -19137,6 +20152,14 @@ static int container_fill_parts(const container *c, grpc_call *call, ContainerSt
     return 0;
 }
 
+/* CRI's number for a signal; the first of two names that mean the same. */
+static int32_t signal_to_cri(int number)
+{
+    for (size_t i = 1; i < Signal_enum.n; i++)
+        if (signal_number(slice_of(Signal_enum.names[i])) == number) return (int32_t)i;
+    return Signal_SIGNAL_RUNTIME_DEFAULT;
+}
+
 /* Locked. */
 static int container_fill_status(const container *c, grpc_call *call, ContainerStatus *out, error *e)
 {
@@ -19146,7 +20169,7 @@ static int container_fill_status(const container *c, grpc_call *call, ContainerS
         .created_at = rec->created_at, .started_at = c->started_at, .finished_at = c->exit.finished_at,
         .exit_code = c->exit.exit_code, .reason = c->exit.reason, .message = c->exit.message,
         .image = container_image(c, call, e), .image_ref = rec->image_ref, .image_id = rec->image_id,
-        .stop_signal = config->stop_signal };
+        .stop_signal = signal_to_cri(rec->spec->stop_signal) };
     out->labels.p = config->labels.p;
     out->labels.n = config->labels.n;
     out->annotations.p = config->annotations.p;
@@ -19215,61 +20238,107 @@ static int service_load_image(grpc_call *c, const void *in, void *out, error *e)
     return image_load(service_runtime(c)->images, arena_str(&c->arena, ask->path), &c->arena, out, e);
 }
 
+/* -- lists in pieces --------------------------------------------------------------------------- */
+
+/* The Stream calls give what the List calls give, some rows a message, so that no list is too long
+ * for one. Each of these messages is one list and nothing else, so a LIST of any type does for all. */
+enum { STREAM_ROWS = 256 };
+typedef LIST(char) any_list;
+
+static int stream_rows(grpc_call *c, any_list all, size_t row, error *e)
+{
+    for (size_t at = 0; at < all.n; at += STREAM_ROWS) {
+        any_list piece = { all.p + at * row, MIN(all.n - at, (size_t)STREAM_ROWS) };
+        if (grpc_send(c, &piece, e) < 0) return -1;
+    }
+    return 0;
+}
+
+/* Streams run in workers, where nothing may be borrowed: the list is copied under the lock. */
+static int stream_copy(grpc_call *c, const void *in, grpc_handler *fill, const pb_message *type, any_list *out, error *e)
+{
+    any_list borrowed = { 0 };
+    LOCKED(service_runtime(c));
+    if (fill(c, in, &borrowed, e) < 0) return -1;
+    return pb_copy(type, &borrowed, &c->arena, out) < 0 ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the list") : 0;
+}
+
+static int service_stream_pods(grpc_call *c, const void *in, void *out, error *e)
+{
+    any_list all = { 0 };
+    (void)out;
+    if (stream_copy(c, in, fill_pods, &ListPodSandboxResponse_msg, &all, e) < 0) return -1;
+    return stream_rows(c, all, sizeof(PodSandbox), e);
+}
+
+static int service_stream_containers(grpc_call *c, const void *in, void *out, error *e)
+{
+    any_list all = { 0 };
+    (void)out;
+    if (stream_copy(c, in, fill_containers, &ListContainersResponse_msg, &all, e) < 0) return -1;
+    return stream_rows(c, all, sizeof(Container), e);
+}
+
+static int service_stream_images(grpc_call *c, const void *in, void *out, error *e)
+{
+    any_list all = { 0 };
+    (void)out;
+    return service_list_images(c, in, &all, e) < 0 ? -1 : stream_rows(c, all, sizeof(Image), e);
+}
+
 /* -- the table --------------------------------------------------------------------------------- */
 
-#define RPC(service, name, where_, run_) \
-    { .path = "/runtime.v1." #service "/" #name, .in = &name##Request_msg, .out = &name##Response_msg, .where = GRPC_##where_, .run = (run_) }
-#define RPC_NOT_YET(service, name) \
-    { .path = "/runtime.v1." #service "/" #name, .in = &name##Request_msg, .out = &name##Response_msg, .where = GRPC_ON_LOOP }
-
-static const grpc_method services_methods[] = {
-    RPC(RuntimeService, Version,              ON_LOOP, service_version),
-    RPC(RuntimeService, Status,               SHORT,   service_status),
-    RPC(RuntimeService, RuntimeConfig,        ON_LOOP, service_runtime_config),
-    RPC(RuntimeService, UpdateRuntimeConfig,  ON_LOOP, service_update_runtime_config),
-    RPC(RuntimeService, RunPodSandbox,        LONG,    service_run_pod),
-    RPC(RuntimeService, StopPodSandbox,       LONG,    service_stop_pod),
-    RPC(RuntimeService, RemovePodSandbox,     LONG,    service_remove_pod),
-    RPC(RuntimeService, PodSandboxStatus,     ON_LOOP, service_pod_status),
-    RPC(RuntimeService, ListPodSandbox,       ON_LOOP, service_list_pods),
-    RPC(RuntimeService, CreateContainer,      SHORT,   service_create),
-    RPC(RuntimeService, StartContainer,       LONG,    service_start),
-    RPC(RuntimeService, StopContainer,        LONG,    service_stop),
-    RPC(RuntimeService, RemoveContainer,      LONG,    service_remove),
-    RPC(RuntimeService, ListContainers,       ON_LOOP, service_list_containers),
-    RPC(RuntimeService, ContainerStatus,      ON_LOOP, service_container_status),
-    RPC(RuntimeService, ReopenContainerLog,   SHORT,   service_reopen_log),
-    RPC(RuntimeService, ExecSync,             LONG,    service_exec_sync),
-    RPC(ImageService,   ListImages,           ON_LOOP, service_list_images),
-    RPC(ImageService,   ImageStatus,          ON_LOOP, service_image_status),
-    RPC(ImageService,   PullImage,            LONG,    service_pull),
-    RPC(ImageService,   RemoveImage,          LONG,    service_remove_image),
-    RPC(ImageService,   ImageFsInfo,          SHORT,   service_image_fs),
-    RPC_NOT_YET(RuntimeService, StreamPodSandboxes),
-    RPC_NOT_YET(RuntimeService, StreamContainers),
-    RPC_NOT_YET(RuntimeService, UpdateContainerResources),
-    RPC_NOT_YET(RuntimeService, Exec),
-    RPC_NOT_YET(RuntimeService, Attach),
-    RPC_NOT_YET(RuntimeService, PortForward),
-    RPC_NOT_YET(RuntimeService, ContainerStats),
-    RPC_NOT_YET(RuntimeService, ListContainerStats),
-    RPC_NOT_YET(RuntimeService, StreamContainerStats),
-    RPC_NOT_YET(RuntimeService, PodSandboxStats),
-    RPC_NOT_YET(RuntimeService, ListPodSandboxStats),
-    RPC_NOT_YET(RuntimeService, StreamPodSandboxStats),
-    RPC_NOT_YET(RuntimeService, CheckpointContainer),
-    RPC_NOT_YET(RuntimeService, CheckpointPod),
-    RPC_NOT_YET(RuntimeService, RestorePod),
-    { .path = "/runtime.v1.RuntimeService/GetContainerEvents", .in = &GetEventsRequest_msg, .out = &ContainerEventResponse_msg },
-    RPC_NOT_YET(RuntimeService, ListMetricDescriptors),
-    RPC_NOT_YET(RuntimeService, ListPodSandboxMetrics),
-    RPC_NOT_YET(RuntimeService, StreamPodSandboxMetrics),
-    RPC_NOT_YET(RuntimeService, UpdatePodSandboxResources),
-    RPC_NOT_YET(ImageService,   StreamImages),
-    /* our own, for `krun load`: CRI has no call that brings an image from a file */
-    { .path = "/krun.v1.Krun/LoadImage", .in = &KrunLoadImageRequest_msg, .out = &KrunLoadImageResponse_msg,
-      .where = GRPC_LONG, .run = service_load_image },
+/* A call of cri.proto that is built, and where it runs. */
+typedef struct { const char *name; enum grpc_where where; grpc_handler *run; } service;
+static const service services[] = {
+    { "Version",              GRPC_ON_LOOP, service_version },
+    { "Status",               GRPC_SHORT,   service_status },
+    { "RuntimeConfig",        GRPC_ON_LOOP, service_runtime_config },
+    { "UpdateRuntimeConfig",  GRPC_ON_LOOP, service_update_runtime_config },
+    { "RunPodSandbox",        GRPC_LONG,    service_run_pod },
+    { "StopPodSandbox",       GRPC_LONG,    service_stop_pod },
+    { "RemovePodSandbox",     GRPC_LONG,    service_remove_pod },
+    { "PodSandboxStatus",     GRPC_ON_LOOP, service_pod_status },
+    { "ListPodSandbox",       GRPC_ON_LOOP, service_list_pods },
+    { "StreamPodSandboxes",   GRPC_LONG,    service_stream_pods },
+    { "CreateContainer",      GRPC_SHORT,   service_create },
+    { "StartContainer",       GRPC_LONG,    service_start },
+    { "StopContainer",        GRPC_LONG,    service_stop },
+    { "RemoveContainer",      GRPC_LONG,    service_remove },
+    { "ListContainers",       GRPC_ON_LOOP, service_list_containers },
+    { "StreamContainers",     GRPC_LONG,    service_stream_containers },
+    { "ContainerStatus",      GRPC_ON_LOOP, service_container_status },
+    { "ReopenContainerLog",   GRPC_SHORT,   service_reopen_log },
+    { "ExecSync",             GRPC_LONG,    service_exec_sync },
+    { "ListImages",           GRPC_ON_LOOP, service_list_images },
+    { "StreamImages",         GRPC_LONG,    service_stream_images },
+    { "ImageStatus",          GRPC_ON_LOOP, service_image_status },
+    { "PullImage",            GRPC_LONG,    service_pull },
+    { "RemoveImage",          GRPC_LONG,    service_remove_image },
+    { "ImageFsInfo",          GRPC_SHORT,   service_image_fs },
 };
+
+static const service *service_find(const char *name) /* NULL: not built yet */
+{
+    for (size_t i = 0; i < COUNT(services); i++)
+        if (!strcmp(services[i].name, name)) return &services[i];
+    return NULL;
+}
+
+/* The paths that are served: all of cri.proto, those not built yet without a function, and our own
+ * for `krun load`, because CRI has no call that brings an image from a file. Paths are `a`'s. */
+enum { SERVICES_METHODS = COUNT(cri_rpcs) + 1 };
+static void services_methods(arena *a, grpc_method out[SERVICES_METHODS])
+{
+    for (size_t i = 0; i < COUNT(cri_rpcs); i++) {
+        const cri_rpc *call = &cri_rpcs[i];
+        const service *built = service_find(call->name);
+        out[i] = (grpc_method){ .path = arena_printf(a, "/%s/%s", call->service, call->name), .in = call->in, .out = call->out,
+                                .streams = call->streams, .where = built ? built->where : GRPC_ON_LOOP, .run = built ? built->run : NULL };
+    }
+    out[COUNT(cri_rpcs)] = (grpc_method){ .path = "/krun.v1.Krun/LoadImage", .in = &KrunLoadImageRequest_msg,
+                                          .out = &KrunLoadImageResponse_msg, .where = GRPC_LONG, .run = service_load_image };
+}
 
 /* == 24. Client ==============================================================================
  *
@@ -19408,6 +20477,7 @@ static const char *client_log_root(client *c)
     return root.n ? arena_printf(&c->arena, "%.*s/logs", PR(root)) : "/var/log/krun";
 }
 
+/* What the pod itself needs: a name, labels, namespaces, the log directory. */
 static void client_fill_pod(client_pod *p, const krun_pod *want)
 {
     slice uid = slice_of(p->uid), name_space = SLICE("default");
@@ -19451,6 +20521,7 @@ static int client_fill_user(client_pod *p, const char *text, error *e)
     return 0;
 }
 
+/* How many words are before the NULL; none in a NULL list. */
 static size_t client_words(const char *const *words)
 {
     size_t n = 0;
@@ -19511,6 +20582,7 @@ static int client_fill_words(client_pod *p, const krun_pod *want, arena *a, erro
     return 0;
 }
 
+/* What the container needs. Limits of 0 are absent: the CRI means "no limit" by them. */
 static int client_fill_container(client_pod *p, const krun_pod *want, arena *a, error *e)
 {
     p->metadata.name = p->name;
@@ -19571,6 +20643,7 @@ static int client_make_pod(client *c, PodSandboxConfig *config, slice *id, error
     return 0;
 }
 
+/* Makes a container, which does not run yet; its ID is in *id. */
 static int client_create(client *c, const CreateContainerRequest *in, slice *id, error *e)
 {
     CreateContainerResponse out = { 0 };
@@ -19579,6 +20652,7 @@ static int client_create(client *c, const CreateContainerRequest *in, slice *id,
     return 0;
 }
 
+/* Returns when the program has been executed, or with the reason why it could not be. */
 static int client_start(client *c, slice id, error *e)
 {
     StartContainerRequest in = { .container_id = id };
@@ -19586,6 +20660,7 @@ static int client_start(client *c, slice id, error *e)
     return CLIENT_CALL(c, RuntimeService, StartContainer, &in, &out, e);
 }
 
+/* Ends the pod's containers and gives back its network. No deadline: a container has its grace. */
 static int client_stop_pod(client *c, slice id, error *e)
 {
     StopPodSandboxRequest in = { .pod_sandbox_id = id };
@@ -19630,6 +20705,7 @@ static int client_pod_run(client *c, client_pod *p, slice *pod_id, slice *contai
     return -1;
 }
 
+/* Writes a whole buffer, e.g. to standard output. */
 static int client_write(const buf *out, int fd, error *e)
 {
     if (out->oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the output");
@@ -19731,6 +20807,7 @@ static int client_log_tail(client_log *l, int64_t lines, error *e)
 {
     char chunk[16 * KIB];
     off_t end = lseek(l->file, 0, SEEK_END), at = end;
+    if (!lines) return 0;
     while (at > 0) {
         size_t n = (size_t)MIN(at, (off_t)sizeof chunk);
         at -= (off_t)n;
@@ -19785,6 +20862,7 @@ static bool client_log_wait(client_log *l, int ms, int *sig)
     return closed;
 }
 
+/* NULL and *e, NOT_FOUND for one that is gone. The status lives in the arena. */
 static const ContainerStatus *client_status(client *c, slice id, error *e)
 {
     ContainerStatusRequest in = { .container_id = id };
@@ -19923,12 +21001,14 @@ static int settings_from_file(daemon_values *v, int dir, const char *path, error
 
 static int is_toml(const struct dirent *entry) { return slice_ends(slice_of(entry->d_name), ".toml"); }
 
-/* The file, then conf.d/ beside it in the order of the names. A file that is not there says nothing. */
-static int settings_from_files(daemon_values *v, const char *config, error *e)
+/* The file, then conf.d/ beside it in the order of the names. A file that is not there says nothing,
+ * unless somebody asked for it. */
+static int settings_from_files(daemon_values *v, const char *config, bool required, error *e)
 {
     struct dirent **list;
     const char *slash = strrchr(config, '/');
     const char *dir = arena_printf(v->a, "%.*s/conf.d", slash ? (int)(slash - config) : 1, slash ? config : ".");
+    if (required && access(config, F_OK) < 0) return fail_sys(e, GRPC_INVALID_ARGUMENT, "config %s", config);
     if (settings_from_file(v, AT_FDCWD, config, e) < 0) return -1;
     int n = scandir(dir, &list, is_toml, alphasort), done = 0;
     for (int i = 0; i < n; i++) {
@@ -19959,7 +21039,7 @@ static int settings_resolve(const krun_options *given, arena *a, runtime_options
     }
     int config = setting_find(SLICE("config"));
     if (from[config]) v.values[config] = from[config];
-    if (*v.values[config] && settings_from_files(&v, v.values[config], e) < 0) return -1;
+    if (*v.values[config] && settings_from_files(&v, v.values[config], from[config] != NULL, e) < 0) return -1;
     for (size_t i = 0; i < COUNT(daemon_settings); i++)
         if (from[i] && *from[i]) v.values[i] = arena_str(a, slice_of(from[i]));
     krun_options all;
@@ -19983,6 +21063,7 @@ typedef struct {
     runtime_options options;
     runtime runtime;
     loop loop;
+    grpc_method methods[SERVICES_METHODS];
     grpc_server *server;
     watch signals;             /* fd -1 when an embedding program has the signals */
     job stop;
@@ -20034,8 +21115,11 @@ static int runtime_open_dirs(runtime *r, error *e)
 static void runtime_open_cgroups(runtime *r)
 {
     error e;
-    r->monitors = cg_make(&r->cgroups, "krun/monitors", NULL, NULL, &e);
-    if (r->monitors < 0) log_warn("cgroup krun/monitors: %s", e.text);
+    struct stat root = { 0 }; /* its inode tells apart the daemons that one machine may have */
+    fstat(r->root, &root);
+    snprintf(r->home, sizeof r->home, "krun/monitors-%" PRIx64, (uint64_t)root.st_ino);
+    r->monitors = cg_make(&r->cgroups, r->home, &e);
+    if (r->monitors < 0) log_warn("cgroup %s: %s", r->home, e.text);
 }
 
 static int daemon_lock(krund *d, error *e)
@@ -20055,14 +21139,15 @@ static int daemon_open_state(krund *d, error *e)
     pthread_cond_init(&r->quiet, NULL);
     if (self_program(e) < 0 || read_boot_id(r->boot_id, e) < 0) return -1;
     if (runtime_open_dirs(r, e) < 0 || daemon_lock(d, e) < 0) return -1;
-    r->cgroups.ignore_missing = d->options.ignore_missing_controllers;
     if (cg_tree_open(&r->cgroups, e) < 0) return -1;
+    r->cgroups.ignore_missing = d->options.ignore_missing_controllers;
     runtime_open_cgroups(r);
     security_note_limits();
     image_options images = { .root_fd = r->root, .hosts_dir = d->options.hosts_dir, .root_path = d->options.root };
     r->images = images_open(&images, e);
-    if (!r->images) return -1;
-    return runtime_resume(r, e);
+    if (!r->images || runtime_resume(r, e) < 0) return -1;
+    images_collect(r->images); /* only now is it known which layers containers use */
+    return 0;
 }
 
 /* Frees what is in memory of pods and containers; on disk and in the kernel they stay as they are. */
@@ -20101,7 +21186,7 @@ static void daemon_close(krund *d)
         if (r->images) images_close(r->images);
     }
     if (r->monitors >= 0) { /* gone only when no pod is left: else rmdir(2) says EBUSY */
-        cg_remove_empty(&r->cgroups, "krun/monitors", &e);
+        cg_remove_empty(&r->cgroups, r->home, &e);
         cg_remove_empty(&r->cgroups, "krun", &e);
     }
     int *const fds[] = { &r->monitors, &r->run_pods, &r->pods, &r->run, &r->root, &r->cgroups.root, &d->signals.fd, &d->lock };
@@ -20110,6 +21195,19 @@ static void daemon_close(krund *d)
     arena_free(&d->memory);
     free(d);
 }
+
+#ifdef __GLIBC__
+#include <malloc.h>
+/* glibc keeps freed memory for later, and more of it the larger it was: after one 16 MiB reply the
+ * daemon would stay that much larger. What is large goes back to the kernel at once: mallopt(3). */
+static void daemon_thrift(void)
+{
+    mallopt(M_MMAP_THRESHOLD, 128 * KIB);
+    mallopt(M_ARENA_MAX, 2);
+}
+#else
+static void daemon_thrift(void) {}
+#endif
 
 /* Everything up to the listening socket. NULL: FAILED_PRECONDITION when another daemon has the
  * root, INVALID_ARGUMENT for a bad setting, INTERNAL. The caller has no other threads yet. */
@@ -20120,7 +21218,8 @@ static krund *daemon_open(const krun_options *given, error *e)
     d->memory = arena_make(4 * MIB);
     d->signals.fd = d->lock = d->loop.epoll = d->loop.wakeup = -1;
     d->runtime.root = d->runtime.run = d->runtime.pods = d->runtime.run_pods = d->runtime.monitors = d->runtime.cgroups.root = -1;
-    grpc_options serve = { .methods = services_methods, .nmethods = COUNT(services_methods), .user = &d->runtime,
+    services_methods(&d->memory, d->methods);
+    grpc_options serve = { .methods = d->methods, .nmethods = COUNT(d->methods), .user = &d->runtime,
                            .alias = "/runtime.v1alpha2.", .alias_of = "/runtime.v1." };
     if (settings_resolve(given, &d->memory, &d->options, e) == 0 && loop_open(&d->loop, e) == 0 && daemon_open_state(d, e) == 0) {
         serve.socket_path = d->options.socket;
@@ -20158,8 +21257,6 @@ static void daemon_signal(watch *w, uint32_t events)
     grpc_shutdown(d->server, clock_mono() + DAEMON_FAREWELL, daemon_served);
 }
 
-static const char *daemon_socket(const krund *d) { return d->options.socket; }
-
 /* Serves until daemon_stop, or a signal if daemon_main asked for them. */
 static void daemon_run(krund *d) { loop_run(&d->loop); }
 
@@ -20178,7 +21275,7 @@ static void notify_ready(void)
 
 static void daemon_usage(FILE *to)
 {
-    fputs("Usage: krun serve [FLAG]...\n\n"
+    fputs("usage: krun serve [FLAG]...\n\n"
           "Serves CRI on a unix socket until SIGTERM. Pods go on running without it.\n\n"
           "Flags (each is also a key of the configuration file, under the same name):\n", to);
     for (size_t i = 0; i < COUNT(daemon_settings); i++) {
@@ -20226,6 +21323,7 @@ static int daemon_main(int argc, char **argv)
     sigaddset(&set, SIGINT);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);
+    daemon_thrift();
     krund *d = daemon_open(&given, &e);
     if (!d || daemon_catch_signals(d, &set, &e) < 0) {
         fprintf(stderr, "krun serve: %s\n", e.text);
@@ -20284,12 +21382,14 @@ static bool cli_bytes(slice text, int64_t *out)
  * which PID 1 has no handler, SIGTERM too (pid_namespaces(7)); so each program here has one. */
 static void self_end(int sig) { _exit(128 + sig); }
 
+/* Says how a program is used; its exit code then. */
 static int self_usage(const char *text)
 {
     fprintf(stderr, "usage: krun self %s\n", text);
     return 2;
 }
 
+/* Sleeps that long although signals may come (nanosleep(2) tells what is left). */
 static void self_nap(int64_t ns)
 {
     struct timespec left = { (time_t)(ns / NS_PER_SEC), (long)(ns % NS_PER_SEC) };
@@ -20301,6 +21401,8 @@ static void self_words(int argc, char **argv, FILE *to)
     for (int i = 0; i < argc; i++) fprintf(to, "%s%s", i ? " " : "", argv[i]);
 }
 
+/* One line; or with --every a line again and again, each with its number, so that a reader of the
+ * log can see that none is missing. Output goes to a pipe, where stdio would hold back 4 KiB. */
 static int self_print(int argc, char **argv)
 {
     int64_t every = 0;
@@ -20324,6 +21426,7 @@ static int self_env(int argc, char **argv)
     return 0;
 }
 
+/* Without SECONDS it is what a pause image is elsewhere: a process that keeps a container alive. */
 static int self_sleep(int argc, char **argv)
 {
     int64_t ns = 0;
@@ -20421,6 +21524,7 @@ static int self_exit(int argc, char **argv)
     return (int)code;
 }
 
+/* Uses a CPU with as few system calls as it can, so that a quota bites: clock_gettime is none. */
 static int self_spin(int argc, char **argv)
 {
     int64_t ns = INT64_MAX / 2;
@@ -20547,6 +21651,7 @@ static cli_table cli_heading(cli *c, const char *columns)
 
 enum { CLI_MAX_COLUMNS = 10 };
 
+/* Each column is as wide as its widest cell; the last has no blanks after it. */
 static void cli_print(const cli_table *t)
 {
     size_t width[CLI_MAX_COLUMNS] = { 0 };
@@ -20651,15 +21756,22 @@ static void cli_info(cli *c, const pb_pair *info, size_t n, buf *out)
     if (!whole) buf_byte(out, '}');
 }
 
+/* A verbose reply: all of those in the CRI have a status message and such pairs. */
+typedef struct {
+    const pb_message *type;
+    const void *status;
+    const pb_pair *info;
+    size_t ninfo;
+} cli_verbose;
+
 /* Prints {"status": ..., "info": {...}}. */
-static int cli_inspection(cli *c, const pb_message *m, const void *status, const pb_pair *info,
-                          size_t ninfo, error *e)
+static int cli_inspection(cli *c, const cli_verbose *v, error *e)
 {
     OWNED_BUF text = { 0 }, out = { 0 };
     buf_str(&text, "{\"status\":");
-    pb_write_json(m, status, PB_DEFAULTS, &text);
+    pb_write_json(v->type, v->status, PB_DEFAULTS, &text);
     buf_str(&text, ",\"info\":");
-    cli_info(c, info, ninfo, &text);
+    cli_info(c, v->info, v->ninfo, &text);
     buf_byte(&text, '}');
     if (text.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the output");
     const json *tree = json_parse(buf_view(&text), &c->client.arena, e);
@@ -20671,7 +21783,9 @@ static int cli_inspection(cli *c, const pb_message *m, const void *status, const
 
 /* -- which pod, container or image is meant ---------------------------------------------------- */
 
-enum cli_what { CLI_CONTAINER = 1, CLI_POD = 2, CLI_AN_IMAGE = 4 }; /* bits, to ask for several */
+/* Bits, to ask for several. CLI_FIRST: which of them a name means that several things have. */
+enum cli_what { CLI_CONTAINER = 1, CLI_POD = 2, CLI_AN_IMAGE = 4, CLI_WHAT = 7 };
+#define CLI_FIRST(kind) ((unsigned)(kind) << 3)
 
 /* A thing with an ID and a name. `active`: a container that is running, a pod that is ready. */
 typedef struct { enum cli_what what; slice id, name; bool active; } cli_thing;
@@ -20752,15 +21866,15 @@ static int cli_list(cli *c, unsigned kinds, cli_things *all, error *e)
     return (kinds & CLI_POD) ? cli_add_pods(c, all, e) : 0;
 }
 
-/* Finds the one thing that `word` means: by its name, one of kind `rather` before others, since
- * `krun run` gives a pod and its container the same; else by the beginning of its ID, whatever it
- * is. NOT_FOUND; INVALID_ARGUMENT if it means more than one. */
-static int cli_find(cli *c, unsigned kinds, enum cli_what rather, const char *word, cli_thing *out,
-                    error *e)
+/* Finds the one thing that `word` means: by its name, else by the beginning of its ID. `krun run`
+ * gives a pod and its container the same name, so `wanted` may say which comes first.
+ * NOT_FOUND; INVALID_ARGUMENT if it means more than one. */
+static int cli_find(cli *c, unsigned wanted, const char *word, cli_thing *out, error *e)
 {
     cli_things all = { 0 };
+    unsigned kinds = wanted & CLI_WHAT;
     if (cli_list(c, kinds, &all, e) < 0) return -1;
-    size_t found = cli_count(&all, rather, word, true, out);
+    size_t found = cli_count(&all, wanted >> 3, word, true, out);
     if (!found) found = cli_count(&all, kinds, word, true, out);
     if (!found) found = cli_count(&all, kinds, word, false, out);
     if (!found && (kinds & CLI_AN_IMAGE)) {
@@ -20783,7 +21897,8 @@ static int cli_find(cli *c, unsigned kinds, enum cli_what rather, const char *wo
 static int cli_find_container(cli *c, const char *word, slice *id, error *e)
 {
     cli_thing one;
-    if (cli_find(c, CLI_CONTAINER | CLI_POD, CLI_CONTAINER, word, &one, e) < 0) return -1;
+    if (cli_find(c, CLI_CONTAINER | CLI_POD | CLI_FIRST(CLI_CONTAINER), word, &one, e) < 0)
+        return -1;
     *id = one.id;
     if (one.what == CLI_CONTAINER) return 0;
     ContainerFilter filter = { .pod_sandbox_id = one.id };
@@ -20799,6 +21914,7 @@ static int cli_find_container(cli *c, const char *word, slice *id, error *e)
 
 /* -- lists ------------------------------------------------------------------------------------- */
 
+/* The CRI lists know filters for state, labels and IDs; an absent filter is everything. */
 static int cli_do_pods(cli *c, error *e)
 {
     ListPodSandboxRequest in = { 0 };
@@ -20835,6 +21951,8 @@ static slice cli_pod_name(const cli_things *pods, slice id)
     return SLICE("");
 }
 
+/* Only what runs, unless --all, as docker and crictl do. The list has the IDs of the pods but not
+ * their names, so those are asked for too. */
 static int cli_do_ps(cli *c, error *e)
 {
     ContainerStateValue running = { ContainerState_CONTAINER_RUNNING };
@@ -20842,7 +21960,7 @@ static int cli_do_ps(cli *c, error *e)
     ListContainersRequest in = { .filter = &filter };
     ListContainersResponse out = { 0 };
     cli_thing of;
-    if (c->of_pod && cli_find(c, CLI_POD, CLI_POD, c->of_pod, &of, e) < 0) return -1;
+    if (c->of_pod && cli_find(c, CLI_POD, c->of_pod, &of, e) < 0) return -1;
     if (c->of_pod) filter.pod_sandbox_id = of.id;
     if (CLI_CALL(c, ListContainers, &in, &out, e) < 0) return -1;
     if (cli_wants_json(c)) return cli_json(&ListContainersResponse_msg, &out, e);
@@ -20902,6 +22020,8 @@ static int cli_do_images(cli *c, error *e)
 
 /* -- images ------------------------------------------------------------------------------------ */
 
+/* A pull lasts as long as it lasts, so no deadline is sent with it. Asked twice at once, the daemon
+ * does it once. */
 static int cli_pull_image(cli *c, const char *name, slice *id, error *e)
 {
     ImageSpec spec = { .image = slice_of(name) };
@@ -20976,6 +22096,8 @@ static int cli_do_rmi(cli *c, error *e)
     return CLI_OK;
 }
 
+/* Reads the file that ContainerStatus names; it is there from the start of the container until the
+ * pod's log directory is removed, whether the container runs or not. */
 static int cli_do_logs(cli *c, error *e)
 {
     slice id;
@@ -20997,6 +22119,8 @@ static int cli_do_logs(cli *c, error *e)
 
 /* -- one container or pod ---------------------------------------------------------------------- */
 
+/* ExecSync: the daemon collects what the command writes and sends it at its end, with its exit
+ * code. Nothing can be typed to it; that is what the CRI's streaming Exec is for. */
 static int cli_do_exec(cli *c, error *e)
 {
     slice id;
@@ -21015,12 +22139,15 @@ static int cli_do_exec(cli *c, error *e)
     return out.exit_code & 255;
 }
 
+/* Verbose statuses: beside what a kubelet sees, `info` has the daemon's own record, with all that
+ * it has resolved (the final command line, mounts, limits, capabilities). */
 static int cli_inspect_container(cli *c, slice id, error *e)
 {
     ContainerStatusRequest in = { .container_id = id, .verbose = true };
     ContainerStatusResponse out = { 0 };
     if (CLI_CALL(c, ContainerStatus, &in, &out, e) < 0) return -1;
-    return cli_inspection(c, &ContainerStatus_msg, out.status, out.info.p, out.info.n, e);
+    cli_verbose v = { &ContainerStatus_msg, out.status, out.info.p, out.info.n };
+    return cli_inspection(c, &v, e);
 }
 
 static int cli_inspect_pod(cli *c, slice id, error *e)
@@ -21028,8 +22155,8 @@ static int cli_inspect_pod(cli *c, slice id, error *e)
     PodSandboxStatusRequest in = { .pod_sandbox_id = id, .verbose = true };
     PodSandboxStatusResponse out = { 0 };
     if (CLI_CALL(c, PodSandboxStatus, &in, &out, e) < 0) return -1;
-    return cli_inspection(c, &PodSandboxStatus_msg, out.status, out.info.p, out.info.n,
-                          e);
+    cli_verbose v = { &PodSandboxStatus_msg, out.status, out.info.p, out.info.n };
+    return cli_inspection(c, &v, e);
 }
 
 static int cli_inspect_image(cli *c, slice id, error *e)
@@ -21038,14 +22165,15 @@ static int cli_inspect_image(cli *c, slice id, error *e)
     ImageStatusRequest in = { .image = &spec, .verbose = true };
     ImageStatusResponse out = { 0 };
     if (CLI_IMAGE(c, ImageStatus, &in, &out, e) < 0) return -1;
-    return cli_inspection(c, &Image_msg, out.image, out.info.p, out.info.n, e);
+    cli_verbose v = { &Image_msg, out.image, out.info.p, out.info.n };
+    return cli_inspection(c, &v, e);
 }
 
 static int cli_do_inspect(cli *c, error *e)
 {
     for (int i = 0; i < c->nargs; i++) {
         cli_thing one;
-        if (cli_find(c, CLI_CONTAINER | CLI_POD | CLI_AN_IMAGE, CLI_CONTAINER, c->args[i], &one,
+        if (cli_find(c, CLI_WHAT | CLI_FIRST(CLI_CONTAINER), c->args[i], &one,
                      e) < 0)
             return -1;
         int done = one.what == CLI_CONTAINER ? cli_inspect_container(c, one.id, e)
@@ -21080,7 +22208,8 @@ static int cli_do_stop(cli *c, error *e)
 {
     for (int i = 0; i < c->nargs; i++) {
         cli_thing one;
-        if (cli_find(c, CLI_CONTAINER | CLI_POD, CLI_POD, c->args[i], &one, e) < 0) return -1;
+        if (cli_find(c, CLI_CONTAINER | CLI_POD | CLI_FIRST(CLI_POD), c->args[i], &one, e) < 0)
+            return -1;
         int done = one.what == CLI_POD ? cli_stop_gently(c, &one, c->timeout, e)
                                        : cli_stop_container(c, one.id, c->timeout, e);
         if (done < 0) return fail_in(e, "stop %s", c->args[i]);
@@ -21089,6 +22218,7 @@ static int cli_do_stop(cli *c, error *e)
     return CLI_OK;
 }
 
+/* The CRI would stop what runs and remove it. A person must ask for that. */
 static int cli_remove(cli *c, const cli_thing *one, error *e)
 {
     const char *busy = one->what == CLI_POD ? "is ready" : "is running";
@@ -21101,6 +22231,7 @@ static int cli_remove(cli *c, const cli_thing *one, error *e)
     return CLI_CALL(c, RemoveContainer, &in, &out, e);
 }
 
+/* All is looked up before anything is removed: a name that is wrong spoils nothing. */
 static int cli_do_rm(cli *c, error *e)
 {
     cli_things all = { 0 };
@@ -21108,7 +22239,8 @@ static int cli_do_rm(cli *c, error *e)
     if (c->all && cli_add_pods(c, &all, e) < 0) return -1;
     for (int i = 0; i < c->nargs; i++) {
         cli_thing one;
-        if (cli_find(c, CLI_CONTAINER | CLI_POD, CLI_POD, c->args[i], &one, e) < 0) return -1;
+        if (cli_find(c, CLI_CONTAINER | CLI_POD | CLI_FIRST(CLI_POD), c->args[i], &one, e) < 0)
+            return -1;
         if (cli_add(c, &all, one, e) < 0) return -1;
     }
     for (size_t i = 0; i < all.n; i++) {
@@ -21163,6 +22295,8 @@ static int cli_attend(cli *c, slice id, int signals, error *e)
     return client_log_follow(&c->client, &l, &exit_code, e) < 0 ? -1 : exit_code & 255;
 }
 
+/* All of a pod's life. The signals are caught before there is a pod, so that Ctrl-C at any moment
+ * leaves none behind: it is looked at when the container has started. */
 static int cli_do_run(cli *c, error *e)
 {
     client_pod p;
@@ -21196,6 +22330,7 @@ static int cli_do_run(cli *c, error *e)
 
 enum { CLI_CONFIG_MAX = 4 * MIB };
 
+/* A configuration in protobuf's JSON form, as crictl reads it. A misspelt field is an error. */
 static int cli_read_config(cli *c, const char *path, const pb_message *m, void *out, error *e)
 {
     slice text;
@@ -21213,6 +22348,8 @@ static int cli_do_runp(cli *c, error *e)
     return CLI_OK;
 }
 
+/* CreateContainer wants the pod's configuration again, though the daemon has it: a remnant of
+ * runtimes that kept none. */
 static int cli_do_create(cli *c, error *e)
 {
     PodSandboxConfig pod_config;
@@ -21221,7 +22358,7 @@ static int cli_do_create(cli *c, error *e)
     slice id;
     if (cli_read_config(c, c->args[1], &ContainerConfig_msg, &config, e) < 0) return -1;
     if (cli_read_config(c, c->args[2], &PodSandboxConfig_msg, &pod_config, e) < 0) return -1;
-    if (cli_find(c, CLI_POD, CLI_POD, c->args[0], &in, e) < 0) return -1;
+    if (cli_find(c, CLI_POD, c->args[0], &in, e) < 0) return -1;
     CreateContainerRequest request = { .pod_sandbox_id = in.id,
                                        .config = &config,
                                        .sandbox_config = &pod_config };
@@ -21234,7 +22371,7 @@ static int cli_do_start(cli *c, error *e)
 {
     for (int i = 0; i < c->nargs; i++) {
         cli_thing one;
-        if (cli_find(c, CLI_CONTAINER, CLI_CONTAINER, c->args[i], &one, e) < 0) return -1;
+        if (cli_find(c, CLI_CONTAINER, c->args[i], &one, e) < 0) return -1;
         if (client_start(&c->client, one.id, e) < 0) return fail_in(e, "start %s", c->args[i]);
         printf("%s\n", c->args[i]);
     }
@@ -21243,6 +22380,7 @@ static int cli_do_start(cli *c, error *e)
 
 /* -- the daemon -------------------------------------------------------------------------------- */
 
+/* The client's line comes first: it is true without a daemon, too. */
 static int cli_do_version(cli *c, error *e)
 {
     VersionRequest in = { .version = SLICE("v1") };
@@ -21260,9 +22398,8 @@ static int cli_do_info(cli *c, error *e)
     StatusRequest in = { .verbose = true };
     StatusResponse out = { 0 };
     if (CLI_CALL(c, Status, &in, &out, e) < 0) return -1;
-    if (cli_wants_json(c))
-        return cli_inspection(c, &RuntimeStatus_msg, out.status, out.info.p, out.info.n,
-                              e);
+    cli_verbose v = { &RuntimeStatus_msg, out.status, out.info.p, out.info.n };
+    if (cli_wants_json(c)) return cli_inspection(c, &v, e);
     cli_table t = cli_heading(c, "CONDITION|STATUS|REASON|MESSAGE");
     for (size_t i = 0; out.status && i < out.status->conditions.n; i++) {
         const RuntimeCondition *one = &out.status->conditions.p[i];
@@ -21450,6 +22587,7 @@ static void cli_help_option(const cli_option *o)
     printf("  %-31s %s\n", left, o->does);
 }
 
+/* Generated from the two tables, so that no help can disagree with what is done. */
 static int cli_help_command(enum cli_command which)
 {
     const cli_command *row = &cli_commands[which];
@@ -21485,6 +22623,7 @@ static int cli_help(void)
 
 /* -- the line that was typed ------------------------------------------------------------------- */
 
+/* Whether the value is one of "a|b|c"; where there is no '|', any is. */
 static bool cli_is_choice(const char *value, const char *choices)
 {
     for (slice rest = slice_of(choices); rest.n;)
@@ -21492,6 +22631,7 @@ static bool cli_is_choice(const char *value, const char *choices)
     return !strchr(choices, '|');
 }
 
+/* Options that may be given again are few, so each one copies the list. */
 static bool cli_add_word(cli *c, cli_words *words, const char *value)
 {
     const char **p = arena_alloc(&c->client.arena, (words->n + 2) * sizeof *p); /* a NULL after */
@@ -21582,6 +22722,7 @@ static int cli_parse(cli *c, cli_line line, bool rest)
     return CLI_OK;
 }
 
+/* CLI_COMMANDS if there is none of that name. */
 static int cli_find_command(const char *name)
 {
     int i = 0;
@@ -21693,8 +22834,8 @@ typedef struct { const char *name; int (*run)(int argc, char **argv); } main_rol
 static const main_role main_roles[] = {
     { "monitor", monitor_main }, /* chapter 18: keeps one pod */
     { "fetch", fetch_main },     /* chapter 12: speaks to registries, as nobody */
-    { "read", read_main },       /* chapter 13: reads an archive for `krun load` */
-    { "archive", archive_main },
+    { "read", read_main },       /* chapter 13: takes manifests apart, with no rights at all */
+    { "archive", archive_main }, /* chapter 13: reads an archive for `krun load` */
     { "unpack", unpack_main },   /* chapter 13: fills one directory, chrooted into it */
 };
 
@@ -21824,24 +22965,24 @@ int krun_remove_pod(krun *k, const char *pod_id, krun_error *e)
 }
 
 /* The row of a unary call that has this name, e.g. "ListPodSandbox". */
-static const grpc_method *main_method(const char *name)
+static const cri_rpc *main_call(const char *name)
 {
-    for (size_t i = 0; i < COUNT(services_methods); i++) {
-        const char *last = strrchr(services_methods[i].path, '/') + 1;
-        if (!strcmp(last, name) && !services_methods[i].streams) return &services_methods[i];
-    }
+    for (size_t i = 0; i < COUNT(cri_rpcs); i++)
+        if (!strcmp(cri_rpcs[i].name, name) && !cri_rpcs[i].streams) return &cri_rpcs[i];
     return NULL;
 }
 
 int krun_call(krun *k, const char *method, const char *request, char **reply, krun_error *e)
 {
-    const grpc_method *m = main_method(method);
+    const cri_rpc *m = main_call(method);
     if (!m) return main_fail(e, GRPC_UNIMPLEMENTED, "the CRI has no unary call of that name");
     OWNED_CLIENT c = main_client(k);
     error inner;
     void *in = arena_alloc(&c.arena, m->in->size), *out = arena_alloc(&c.arena, m->out->size);
     if (!in || !out) return main_fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
-    grpc_request r = { .path = m->path, .in_msg = m->in, .in = in, .out_msg = m->out, .out = out };
+    char path[128];
+    snprintf(path, sizeof path, "/%s/%s", m->service, m->name);
+    grpc_request r = { .path = path, .in_msg = m->in, .in = in, .out_msg = m->out, .out = out };
     if (pb_read_json(m->in, slice_of(request), &c.arena, in, &inner) < 0 ||
         client_call(&c, &r, &inner) < 0)
         return main_report(&inner, e);

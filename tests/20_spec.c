@@ -100,9 +100,9 @@ TEST(spec_resolv_file_is_as_the_peers_write_it)
     error e;
     slice servers[] = { SLICE("10.0.0.1"), SLICE("10.0.0.2") }, searches[] = { SLICE("a.local"), SLICE("b") }, options[] = { SLICE("ndots:5") }, out;
     DNSConfig dns = { .servers = { servers, 2 }, .searches = { searches, 2 }, .options = { options, 1 } }, empty = { 0 };
-    CHECK_INT(resolv_file(&(PodSandboxConfig){ .dns_config = &dns }, &a, &out, &e), 0);
+    CHECK_INT(resolv_file(&(PodRecord){ .config = &(PodSandboxConfig){ .dns_config = &dns } }, &a, &out, &e), 0);
     CHECK_TEXT(out, "search a.local b\nnameserver 10.0.0.1\nnameserver 10.0.0.2\noptions ndots:5\n");
-    CHECK_INT(resolv_file(&(PodSandboxConfig){ .dns_config = &empty }, &a, &out, &e), 0);
+    CHECK_INT(resolv_file(&(PodRecord){ .config = &(PodSandboxConfig){ .dns_config = &empty } }, &a, &out, &e), 0);
     CHECK_TEXT(out, "");
 }
 

@@ -46,6 +46,22 @@ def remove_cgroups(top):
     return not os.path.exists(top)
 
 
+def wait_for(question):
+    while not question():
+        signal.sigtimedwait([], 0.005)
+
+
+def move_out(pid, tree):
+    """unshare(1) waits in the cgroup that has become the sandbox's root. Controllers can be handed on
+    only by a cgroup that has no process of its own (cgroup-v2.rst, "No Internal Process Constraint")."""
+    with open("/proc/self/cgroup") as f:
+        home = next(line[3:].strip() for line in f if line.startswith("0::"))
+    try:
+        write(f"{tree}{home}/cgroup.procs", str(pid))
+    except OSError:
+        pass  # it has ended, and says why
+
+
 def outside(command):
     """Makes the namespaces and waits. Our cgroup becomes the root of the sandbox's cgroup tree."""
     tree = cgroup2_mount()
@@ -60,6 +76,9 @@ def outside(command):
     arguments = ["unshare", "--mount", "--pid", "--net", "--cgroup", "--fork", "--kill-child",
                  "--mount-proc", "--propagation", "private", sys.executable, __file__, "--inside"]
     sandbox = subprocess.Popen(arguments + command, preexec_fn=enter)
+    if top:
+        wait_for(lambda: os.path.isdir(top + "/tests") or sandbox.poll() is not None)
+        move_out(sandbox.pid, tree)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: sandbox.kill())
     status = sandbox.wait()
@@ -75,10 +94,9 @@ def furnish():
     if tree:
         subprocess.check_call(["umount", "-l", tree])
         subprocess.check_call(["mount", "-t", "cgroup2", "cgroup2", tree])
-        # Controllers can be handed on only by a cgroup that has no process of its own
-        # (cgroup-v2.rst, "No Internal Process Constraint"), so we step aside.
         os.mkdir(tree + "/tests")
         write(tree + "/tests/cgroup.procs", "0")
+        wait_for(lambda: not open(tree + "/cgroup.procs").read())  # see move_out
     os.makedirs("/run/netns", exist_ok=True)
     subprocess.check_call(["mount", "-t", "tmpfs", "-o", "mode=755", "netns", "/run/netns"])
     # As systemd leaves it: mount propagation into containers has something to propagate from.

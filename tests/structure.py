@@ -201,7 +201,10 @@ class Book:
                 self.complain(f.first, f'{f.name} has {f.lines} lines')
             if f.parameters > 5 and '...' not in f.text.split('{')[0]:
                 self.complain(f.first, f'{f.name} has {f.parameters} parameters')
-            before = ' '.join(self.code[max(0, f.first - 3):f.first])
+            begin = f.first - 1
+            while begin and not re.search(r'^\s*(#.*)?$|[;}]\s*$', self.code[begin - 1]):
+                begin -= 1
+            before = ' '.join(self.code[begin:f.first])
             public = f.name == 'main' or f.name.startswith('krun_')
             if 'static' not in before and not public:
                 self.complain(f.first, f'{f.name} is visible outside')

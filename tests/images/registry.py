@@ -61,6 +61,7 @@ class FakeRegistry:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = 1 << 16  # header and body in one segment
 
             def log_message(self, *_):
                 pass

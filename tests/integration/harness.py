@@ -97,10 +97,10 @@ def load_messages():
     """Python classes for every message of cri.proto, compiled by protoc into a directory that goes."""
     proto = os.environ.get("KRUN_PROTO", os.path.join(TOP, "cri.proto"))
     where = tempfile.mkdtemp(prefix="krun-proto-")
+    sys.path.insert(0, where)
     try:
         shutil.copy(proto, where + "/krun_cri.proto")
         subprocess.check_call(["protoc", "-I", where, "--python_out", where, "krun_cri.proto"])
-        sys.path.insert(0, where)
         return importlib.import_module("krun_cri_pb2")
     finally:
         sys.path.remove(where)
@@ -269,9 +269,10 @@ class Krun:
         return f"{prefix}{self.names}"
 
     def command(self):
-        return [KRUN, "serve", "--root", self.root, "--run", self.run, "--socket", self.socket,
-                "--missing-controllers=ignore", "--cni-conf-dir", self.cni, "--cni-bin-dir",
-                "/usr/lib/cni", "--hosts-dir", self.certs, *self.flags]
+        return [KRUN, "serve", "--config", "", "--root", self.root, "--run", self.run,
+                "--socket", self.socket, "--missing-controllers=ignore",
+                "--cni-conf-dir", self.cni, "--cni-bin-dir", "/usr/lib/cni",
+                "--hosts-dir", self.certs, *self.flags]
 
     def spawn(self):
         """Starts the daemon and does not wait for it."""
@@ -463,13 +464,13 @@ def world(krun):
     return {
         "mounts": mounts(),
         "network namespaces": sorted(os.listdir("/run/netns")),
-        "links": sorted(link["ifname"] for link in links),
+        "links": sorted(link["ifname"] for link in links if link["ifname"] != BRIDGE),
         "addresses": krun.reserved_addresses(),
         "cgroups": cgroups(),
         "processes": sorted(v for k, v in processes().items() if k not in mine),
         "descriptors": descriptors(krun.process.pid) if alive else [],
         "run directory": tree(krun.run),
-        "root directory": tree(krun.root, ("images", "layers")),
+        "root directory": [p for p in tree(krun.root, ("images", "layers")) if p != "logs"],
     }
 
 
@@ -552,7 +553,9 @@ def describe(error):
 
 
 def one_test(krun, function):
-    """A test, the removal of what it made, and the look around whether anything stayed."""
+    """A test, the removal of what it made, and the look around whether anything stayed. A group may
+    have a function before_each, for what its tests change."""
+    getattr(sys.modules[function.__module__], "before_each", lambda _: None)(krun)
     before = world(krun)
     try:
         function(krun)
@@ -616,7 +619,6 @@ def begin_group(krun, module):
 def end_group(krun, before):
     """After SIGTERM with no pods nothing may remain but images."""
     equal(krun.stop(), 0, "the daemon's exit status")
-    subprocess.call(["ip", "link", "del", BRIDGE], stderr=subprocess.DEVNULL)  # the plugin's, not ours
     compare_worlds(krun, before, ("root directory", "run directory"))
     left = [p for p in tree(krun.root, ("images", "layers")) if p.startswith(("pods/", "tmp/"))]
     equal(left, [], "files left in the root directory")

@@ -30,16 +30,19 @@ class Scenario:
         self.config = merge(k.pod_config(**own), {"metadata": {"name": "fault", "uid": "fault"}})
 
     def run(self):
-        cri, image = self.k.cri, {"image": REGISTRY + "test/docker:1"}
+        cri, image = self.k.cri, {"image": REGISTRY + "test/configured:1"}
         cri.RemoveImage(image=image)
         cri.PullImage(image=image)
         pod = cri.RunPodSandbox(config=self.config).pod_sandbox_id
-        made = {}
+        # A kubelet makes no second container beside one that it finds.
+        made = {c.metadata.name: c.id for c in cri.ListContainers(
+            filter={"pod_sandbox_id": pod}).containers}
         for name, command in (("long", ["sleep", "98765"]), ("short", ["sh", "-c", "exit 3"])):
             config = {"metadata": {"name": name}, "image": image, "command": command,
                       "log_path": name + ".log"}
-            made[name] = cri.CreateContainer(pod_sandbox_id=pod, config=config,
-                                             sandbox_config=self.config).container_id
+            if name not in made:
+                made[name] = cri.CreateContainer(pod_sandbox_id=pod, config=config,
+                                                 sandbox_config=self.config).container_id
         for name in made:
             self.start(made[name])
         long = made["long"]

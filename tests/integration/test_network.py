@@ -38,8 +38,14 @@ def setup(k):
     k.restart()
 
 
+def before_each(k):
+    k.write_cni()
+    for name in os.listdir(k.calls):
+        os.unlink(os.path.join(k.calls, name))
+
+
 def with_recorder(k):
-    """Makes the network end in our recording plugin, until the next write_cni."""
+    """Makes the network end in our recording plugin, for this test."""
     path = k.cni + "/10-test.conflist"
     with open(path) as f:
         conf = json.load(f)
@@ -48,8 +54,6 @@ def with_recorder(k):
     with open(k.cni + "/.new", "w") as f:
         json.dump(conf, f)
     os.rename(k.cni + "/.new", path)
-    for name in os.listdir(k.calls):
-        os.unlink(os.path.join(k.calls, name))
 
 
 def recorded(k):
@@ -145,7 +149,6 @@ def a_pod_on_the_hosts_network_meets_no_plugin(k):
     with_recorder(k)
     k.pod().start().remove()
     equal(recorded(k), [], "calls")
-    k.write_cni()
 
 
 @test
@@ -169,7 +172,6 @@ def plugins_are_told_what_the_CNI_specification_says(k):
         equal((mapping["hostPort"], mapping["containerPort"], mapping["protocol"].lower()),
               (12090, 80, "udp"), "port mapping")
         check("prevResult" in conf, "prevResult")
-    k.write_cni()
 
 
 @test
@@ -193,7 +195,6 @@ def a_failed_ADD_is_undone_and_its_reason_told(k):  # T45
     equal([p.id for p in k.cri.ListPodSandbox(filter={"state": {"state": pb.SANDBOX_READY}}).items],
           [], "ready pods")
     k.cri.RunPodSandbox(config=config)  # the retry, with the same metadata
-    k.write_cni()
 
 
 @test

@@ -1,0 +1,540 @@
+/* Tests of chapter 11: a server with made-up methods on a thread of its own, and the client. */
+
+typedef struct { slice text; uint32_t n; uint64_t size; } Probe;
+static const pb_field Probe_fields[] = {
+    PB(1, STRING, Probe, text), PB(2, UINT32, Probe, n), PB(3, UINT64, Probe, size),
+};
+PB_MSG(Probe);
+
+static _Atomic int probes_alive, probes_peak, probes_cancelled, probes_sent;
+
+/* Answers with what it got; with a text of `size` bytes if that is set. */
+static int probe_echo(grpc_call *c, const void *in, void *out, error *e)
+{
+    const Probe *p = in;
+    Probe *reply = out;
+    (void)e;
+    *reply = *p;
+    if (!p->size) return 0;
+    uint8_t *text = arena_alloc(&c->arena, p->size);
+    if (!text) return fail(e, GRPC_RESOURCE_EXHAUSTED, "no memory");
+    memset(text, 'x', p->size);
+    reply->text = (slice){ text, p->size };
+    return 0;
+}
+
+/* Waits n milliseconds, or until it is cancelled. */
+static int probe_sleep(grpc_call *c, const void *in, void *out, error *e)
+{
+    const Probe *p = in;
+    int alive = ++probes_alive;
+    if (alive > probes_peak) probes_peak = alive;
+    struct pollfd cancel = { grpc_cancel_fd(c, e), POLLIN, 0 };
+    int woken = poll(&cancel, 1, (int)p->n);
+    probes_alive--;
+    if (woken) probes_cancelled++;
+    ((Probe *)out)->n = p->n;
+    return woken ? fail(e, GRPC_CANCELLED, "cancelled") : 0;
+}
+
+/* Does not listen when it is cancelled. */
+static int probe_stubborn(grpc_call *c, const void *in, void *out, error *e)
+{
+    (void)c, (void)out, (void)e;
+    probes_alive++;
+    poll(NULL, 0, (int)((const Probe *)in)->n);
+    probes_alive--;
+    return 0;
+}
+
+static int probe_fail(grpc_call *c, const void *in, void *out, error *e)
+{
+    const Probe *p = in;
+    (void)c, (void)out;
+    return fail(e, (int)p->n, "%.*s", PR(p->text));
+}
+
+/* Sends n messages of `size` bytes. */
+static int probe_stream(grpc_call *c, const void *in, void *out, error *e)
+{
+    const Probe *p = in;
+    (void)out;
+    uint8_t *text = arena_alloc(&c->arena, p->size + 1);
+    memset(text, 'y', p->size);
+    for (uint32_t i = 0; i < p->n; i++) {
+        probes_sent++;
+        Probe reply = { .n = i, .text = { text, p->size } };
+        if (grpc_send(c, &reply, e) == 0) continue;
+        probes_cancelled++;
+        return -1;
+    }
+    return p->text.n ? fail(e, GRPC_ABORTED, "%.*s", PR(p->text)) : 0;
+}
+
+static const grpc_method probe_methods[] = {
+    { "/t.v1.T/Loop", &Probe_msg, &Probe_msg, GRPC_ON_LOOP, false, probe_echo },
+    { "/t.v1.T/Short", &Probe_msg, &Probe_msg, GRPC_SHORT, false, probe_echo },
+    { "/t.v1.T/Long", &Probe_msg, &Probe_msg, GRPC_LONG, false, probe_echo },
+    { "/t.v1.T/Sleep", &Probe_msg, &Probe_msg, GRPC_LONG, false, probe_sleep },
+    { "/t.v1.T/Stubborn", &Probe_msg, &Probe_msg, GRPC_LONG, false, probe_stubborn },
+    { "/t.v1.T/Fail", &Probe_msg, &Probe_msg, GRPC_SHORT, false, probe_fail },
+    { "/t.v1.T/Stream", &Probe_msg, &Probe_msg, GRPC_LONG, true, probe_stream },
+    { "/t.v1.T/Later", &Probe_msg, &Probe_msg, GRPC_LONG, false, NULL },
+};
+
+/* A server on a thread, and a client of it. */
+typedef struct {
+    char dir[PATH_MAX], path[PATH_MAX + 8];
+    grpc_options options;
+    loop loop;
+    pthread_t thread;
+    grpc_server *server;
+    grpc_client *client;
+    job shutdown;
+    int64_t grace;
+    bool stopping, stopped;
+    arena arena;
+    error e;
+} grpc_test;
+
+static grpc_test *grpc_tested; /* `stopped` is told nothing but the server */
+
+static void *grpc_test_loop(void *t)
+{
+    loop_run(&((grpc_test *)t)->loop);
+    return NULL;
+}
+
+static void grpc_test_stopped(grpc_server *s)
+{
+    grpc_tested->stopped = true;
+    grpc_server_free(s);
+    loop_stop(&grpc_tested->loop);
+}
+
+static void grpc_test_shutdown(job *j)
+{
+    grpc_test *t = OWNER(j, grpc_test, shutdown);
+    grpc_shutdown(t->server, clock_mono() + t->grace, grpc_test_stopped);
+}
+
+static void grpc_test_start(grpc_test *t)
+{
+    close(temp_dir(t->dir));
+    snprintf(t->path, sizeof t->path, "%s/s", t->dir);
+    grpc_tested = t;
+    probes_alive = probes_peak = probes_cancelled = probes_sent = 0;
+    t->options.socket_path = t->path;
+    t->options.methods = probe_methods;
+    t->options.nmethods = COUNT(probe_methods);
+    t->options.alias = "/t.alpha.";
+    t->options.alias_of = "/t.v1.";
+    t->arena = arena_make(256 * MIB);
+    t->grace = 5 * NS_PER_SEC;
+    t->shutdown.run = grpc_test_shutdown;
+    if (loop_open(&t->loop, &t->e) < 0) abort();
+    t->server = grpc_serve(&t->loop, &t->options, &t->e);
+    if (!t->server) abort();
+    pthread_create(&t->thread, NULL, grpc_test_loop, t);
+    t->client = grpc_dial(t->path, &t->e);
+    CHECK(t->client != NULL);
+}
+
+static void grpc_test_stop(grpc_test *t)
+{
+    t->stopping = true;
+    loop_post(&t->loop, &t->shutdown);
+}
+
+static void grpc_test_end(grpc_test *t)
+{
+    grpc_hangup(t->client);
+    if (!t->stopping) grpc_test_stop(t);
+    pthread_join(t->thread, NULL);
+    CHECK(t->stopped);
+    CHECK(access(t->path, F_OK) < 0);
+    loop_close(&t->loop);
+    arena_free(&t->arena);
+    rmdir(t->dir);
+}
+#define GRPC_TEST(t, ...) \
+    __attribute__((cleanup(grpc_test_end))) grpc_test t = { .options = { __VA_ARGS__ } }; \
+    grpc_test_start(&t)
+
+/* Calls /t.v1.T/<method>: the gRPC code. */
+static int ask(grpc_test *t, const char *method, Probe in, Probe *out, int64_t timeout)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/t.v1.T/%s", method);
+    *out = (Probe){ 0 };
+    grpc_request r = { .path = path, .in_msg = &Probe_msg, .in = &in, .out_msg = &Probe_msg,
+                       .out = out, .timeout_ns = timeout };
+    return grpc_invoke(t->client, &r, &t->arena, &t->e) < 0 ? t->e.code : GRPC_OK;
+}
+
+static bool soon(const _Atomic int *value, int wanted) /* becomes so within two seconds */
+{
+    for (int i = 0; i < 400 && *value != wanted; i++) poll(NULL, 0, 5);
+    return *value == wanted;
+}
+
+TEST(grpc_call_is_answered_wherever_its_handler_runs)
+{
+    static const char *const methods[] = { "Loop", "Short", "Long" };
+    GRPC_TEST(t, 0);
+    for (size_t i = 0; i < 30; i++) {
+        Probe out, in = { SLICE("hello"), (uint32_t)i, 0 };
+        CHECK_INT(ask(&t, methods[i % 3], in, &out, 0), GRPC_OK);
+        CHECK_TEXT(out.text, "hello");
+        CHECK_INT(out.n, i);
+    }
+}
+
+TEST(grpc_passes_16_mib_both_ways_and_not_a_byte_more) /* T7 */
+{
+    GRPC_TEST(t, 0);
+    size_t most = GRPC_MESSAGE_MAX - 5; /* the field's tag and length */
+    Probe out, in = { { arena_alloc(&t.arena, most + 1), most }, 0, 0 };
+    memset((uint8_t *)in.text.p, 'z', most + 1);
+    CHECK_INT(ask(&t, "Loop", in, &out, 0), GRPC_OK);
+    CHECK(slice_eq(out.text, in.text));
+    CHECK_INT(ask(&t, "Long", in, &out, 0), GRPC_OK);
+    CHECK(slice_eq(out.text, in.text));
+    in.text.n++;
+    CHECK_INT(ask(&t, "Long", in, &out, 0), GRPC_RESOURCE_EXHAUSTED);
+    in = (Probe){ .size = most }; /* the reply holds that number and as many bytes */
+    CHECK_INT(ask(&t, "Loop", in, &out, 0), GRPC_RESOURCE_EXHAUSTED);
+    CHECK_INT(ask(&t, "Short", in, &out, 0), GRPC_RESOURCE_EXHAUSTED);
+    in.size = most - 5;
+    CHECK_INT(ask(&t, "Short", in, &out, 0), GRPC_OK);
+    CHECK_INT(out.text.n, most - 5);
+}
+
+TEST(grpc_status_and_text_arrive_as_they_were_given)
+{
+    static const struct { const char *text, *got; } texts[] = {
+        { "plain", "plain" }, { "100% of \"it\"", "100% of \"it\"" }, { "%41", "%41" },
+        { "\xC3\xA9\xE2\x82\xAC", "\xC3\xA9\xE2\x82\xAC" }, { "", "" },
+        { "two\nlines\x1b[0m", "two\\x0alines\\x1b[0m" },
+    };
+    GRPC_TEST(t, 0);
+    Probe out;
+    for (size_t i = 0; i < COUNT(texts); i++) {
+        Probe in = { slice_of(texts[i].text), GRPC_NOT_FOUND, 0 };
+        CHECK_INT(ask(&t, "Fail", in, &out, 0), GRPC_NOT_FOUND);
+        CHECK_TEXT(slice_of(t.e.text), texts[i].got);
+    }
+    CHECK_INT(ask(&t, "Fail", (Probe){ 0 }, &out, 0), GRPC_UNKNOWN); /* -1 without a code */
+    CHECK_INT(ask(&t, "Later", (Probe){ 0 }, &out, 0), GRPC_UNIMPLEMENTED);
+    CHECK_TEXT(slice_of(t.e.text), "t.v1.T/Later is not implemented");
+    CHECK_INT(ask(&t, "loop", (Probe){ 0 }, &out, 0), GRPC_UNIMPLEMENTED);
+}
+
+TEST(grpc_routes_an_alias_and_nothing_like_it) /* T8 */
+{
+    static const struct { const char *path; bool known; } paths[] = {
+        { "/t.v1.T/Loop", true }, { "/t.alpha.T/Loop", true }, { "/t.alpha.T/Loo", false },
+        { "/t.alpha./Loop", false }, { "/t.alpha.t.v1.T/Loop", false }, { "t.v1.T/Loop", false },
+        { "/t.v1.T/Loop/", false }, { "", false }, { "/t.v1.T/Loo", false },
+        { "//t.v1.T/Loop", false }, { "/t.V1.T/Loop", false },
+    };
+    grpc_options o = { .methods = probe_methods, .nmethods = COUNT(probe_methods),
+                       .alias = "/t.alpha.", .alias_of = "/t.v1." };
+    for (size_t i = 0; i < COUNT(paths); i++)
+        CHECK_INT(grpc_route(&o, slice_of(paths[i].path)) == &probe_methods[0], paths[i].known);
+}
+
+TEST(grpc_deadline_is_answered_while_the_handler_still_runs) /* T9 */
+{
+    GRPC_TEST(t, 0);
+    Probe out, in = { .n = 800 };
+    int64_t start = clock_mono();
+    CHECK_INT(ask(&t, "Stubborn", in, &out, 50 * NS_PER_MS), GRPC_DEADLINE_EXCEEDED);
+    CHECK(clock_mono() - start < 500 * NS_PER_MS);
+    CHECK_INT(probes_alive, 1);
+    CHECK_INT(ask(&t, "Short", (Probe){ .n = 1 }, &out, NS_PER_SEC), GRPC_OK);
+    CHECK(soon(&probes_alive, 0));
+    CHECK_INT(ask(&t, "Sleep", (Probe){ .n = 5000 }, &out, 20 * NS_PER_MS), GRPC_DEADLINE_EXCEEDED);
+    CHECK(soon(&probes_cancelled, 1));
+}
+
+/* -- a client of raw bytes --------------------------------------------------------------------- */
+
+static void add_call(buf *b, uint32_t id, const char *method, const char *message_hex)
+{
+    OWNED_BUF block = { 0 };
+    uint8_t message[64];
+    hpack_put_indexed(&block, HPACK_POST);
+    hpack_put_indexed(&block, HPACK_HTTP);
+    hpack_put_named(&block, HPACK_PATH, slice_of(method));
+    hpack_put_named(&block, HPACK_CONTENT_TYPE, SLICE("application/grpc"));
+    add_frame(b, H2_HEADERS_FRAME, H2_END_HEADERS, id, buf_view(&block));
+    add_frame(b, H2_DATA, H2_END_STREAM, id, from_hex(slice_of(message_hex), message));
+}
+
+static int raw_dial(const grpc_test *t)
+{
+    struct sockaddr_un a;
+    error e;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (grpc_address(t->path, &a, &e) < 0) abort();
+    if (connect(fd, (struct sockaddr *)&a, sizeof a) < 0) abort();
+    return fd;
+}
+
+static bool raw_hung_up(int fd, int ms) /* the server closes the connection within that time */
+{
+    char bytes[4096];
+    struct pollfd p = { fd, POLLIN, 0 };
+    while (poll(&p, 1, ms) > 0)
+        if (recv(fd, bytes, sizeof bytes, 0) <= 0) return true;
+    return false;
+}
+
+TEST(grpc_handlers_of_reset_streams_keep_their_slots) /* T13 */
+{
+    GRPC_TEST(t, 0);
+    OWNED_FD fd = raw_dial(&t);
+    OWNED_BUF out = { 0 };
+    buf_str(&out, h2_preface);
+    add_frame(&out, H2_SETTINGS, 0, 0, (slice){ NULL, 0 });
+    for (uint32_t id = 1; id < 20001; id += 2) { /* Stubborn { n: 300 } */
+        add_call(&out, id, "/t.v1.T/Stubborn", "000000000310ac02");
+        add_u32(&out, H2_RST_STREAM, id, H2_CANCEL);
+    }
+    for (slice rest = buf_view(&out); rest.n;) {
+        ssize_t n = send(fd, rest.p, rest.n, MSG_NOSIGNAL);
+        if (n <= 0) break;
+        rest = (slice){ rest.p + n, rest.n - (size_t)n };
+    }
+    CHECK(raw_hung_up(fd, 2000));
+    CHECK(probes_alive <= 250);
+    CHECK(soon(&probes_alive, 0));
+    Probe p;
+    CHECK_INT(ask(&t, "Loop", (Probe){ 0 }, &p, 0), GRPC_OK);
+}
+
+TEST(grpc_cancels_what_a_vanished_client_has_asked_for)
+{
+    GRPC_TEST(t, .long_workers = 4);
+    OWNED_FD fd = raw_dial(&t);
+    OWNED_BUF out = { 0 };
+    buf_str(&out, h2_preface);
+    add_frame(&out, H2_SETTINGS, 0, 0, (slice){ NULL, 0 });
+    for (uint32_t id = 1; id < 200; id += 2) /* 12 s */
+        add_call(&out, id, "/t.v1.T/Sleep", "000000000310e05d");
+    CHECK_INT(write_all(fd, out.p, out.n), 0);
+    CHECK(soon(&probes_alive, 4));
+    close_fd(&fd);
+    fd = -1;
+    CHECK(soon(&probes_alive, 0)); /* those that wait for a worker need not begin */
+    CHECK(probes_cancelled >= 4);
+    Probe p;
+    CHECK_INT(ask(&t, "Long", (Probe){ 0 }, &p, NS_PER_SEC), GRPC_OK);
+    CHECK_INT(probes_peak, 4);
+}
+
+TEST(grpc_long_calls_never_use_up_the_workers_of_short_ones)
+{
+    GRPC_TEST(t, .long_workers = 8, .short_workers = 2);
+    OWNED_FD fd = raw_dial(&t);
+    OWNED_BUF out = { 0 };
+    Probe p;
+    buf_str(&out, h2_preface);
+    add_frame(&out, H2_SETTINGS, 0, 0, (slice){ NULL, 0 });
+    for (uint32_t id = 1; id < 400; id += 2) /* 12 s */
+        add_call(&out, id, "/t.v1.T/Sleep", "000000000310e05d");
+    CHECK_INT(write_all(fd, out.p, out.n), 0);
+    CHECK(soon(&probes_alive, 8));
+    for (int i = 0; i < 20; i++)
+        CHECK_INT(ask(&t, "Short", (Probe){ .n = 1 }, &p, NS_PER_SEC), GRPC_OK);
+    CHECK_INT(ask(&t, "Long", (Probe){ .n = 1 }, &p, 50 * NS_PER_MS), GRPC_DEADLINE_EXCEEDED);
+}
+
+TEST(grpc_bytes_that_wait_are_bounded_for_all_together) /* R14 */
+{
+    GRPC_TEST(t, .max_buffered = 100 * KIB);
+    Probe p;
+    for (int i = 0; i < 3; i++) {
+        Probe large = { { arena_alloc(&t.arena, 200 * KIB), 200 * KIB }, 0, 0 };
+        CHECK_INT(ask(&t, "Loop", large, &p, 0), GRPC_RESOURCE_EXHAUSTED);
+        CHECK_INT(ask(&t, "Loop", (Probe){ .size = 200 * KIB }, &p, 0), GRPC_RESOURCE_EXHAUSTED);
+        CHECK_INT(ask(&t, "Loop", (Probe){ .size = 90 * KIB }, &p, 0), GRPC_OK);
+    }
+}
+
+TEST(grpc_message_grows_with_what_came_not_with_what_is_claimed) /* T6 */
+{
+    grpc_inbox in = { 0 };
+    error e;
+    slice data = SLICE("\0\0\xff\xff\xff" "abc");
+    CHECK_INT(grpc_collect(&in, &data, GRPC_MESSAGE_MAX, &e), 0);
+    CHECK(!in.full && in.body.cap <= 256);
+    buf_free(&in.body);
+    static const struct { const char *bytes; int code; } bad[] = {
+        { "00ffffffff", GRPC_RESOURCE_EXHAUSTED }, { "0001000001", GRPC_RESOURCE_EXHAUSTED },
+        { "0100000000", GRPC_INTERNAL }, { "ff00000000", GRPC_INTERNAL },
+    };
+    for (size_t i = 0; i < COUNT(bad); i++) {
+        uint8_t bytes[8];
+        in = (grpc_inbox){ 0 };
+        data = from_hex(slice_of(bad[i].bytes), bytes);
+        CHECK_INT(grpc_collect(&in, &data, GRPC_MESSAGE_MAX, &e), -1);
+        CHECK_INT(e.code, bad[i].code);
+    }
+}
+
+/* -- streaming --------------------------------------------------------------------------------- */
+
+typedef struct { unsigned n, stop_at; size_t bytes; int pause_ms; } heard;
+
+static int hear(void *user, const void *out, error *e)
+{
+    heard *h = user;
+    const Probe *p = out;
+    CHECK_INT(p->n, h->n);
+    h->bytes += p->text.n;
+    if (h->pause_ms) poll(NULL, 0, h->pause_ms);
+    return ++h->n == h->stop_at ? fail(e, GRPC_ABORTED, "enough") : 0;
+}
+
+static int ask_stream(grpc_test *t, Probe in, heard *h, int64_t timeout)
+{
+    grpc_request r = { .path = "/t.v1.T/Stream", .in_msg = &Probe_msg, .in = &in,
+                       .out_msg = &Probe_msg, .each = hear, .user = h, .timeout_ns = timeout };
+    return grpc_invoke(t->client, &r, &t->arena, &t->e) < 0 ? t->e.code : GRPC_OK;
+}
+
+TEST(grpc_streams_arrive_whole_and_end_with_their_status)
+{
+    GRPC_TEST(t, 0);
+    heard h = { 0 };
+    CHECK_INT(ask_stream(&t, (Probe){ .n = 500, .size = 3000 }, &h, 0), GRPC_OK);
+    CHECK_INT(h.n, 500);
+    CHECK_INT(h.bytes, 1500000);
+    h = (heard){ 0 };
+    CHECK_INT(ask_stream(&t, (Probe){ .n = 0 }, &h, 0), GRPC_OK);
+    CHECK_INT(ask_stream(&t, (Probe){ .n = 3, .text = SLICE("why") }, &h, 0), GRPC_ABORTED);
+    CHECK_INT(h.n, 3);
+    CHECK_TEXT(slice_of(t.e.text), "why");
+}
+
+TEST(grpc_stream_waits_for_a_slow_reader_and_ends_with_it)
+{
+    GRPC_TEST(t, 0);
+    heard h = { .pause_ms = 20, .stop_at = 10 };
+    CHECK_INT(ask_stream(&t, (Probe){ .n = 100000, .size = 100000 }, &h, 0), GRPC_ABORTED);
+    CHECK(soon(&probes_cancelled, 1));
+    CHECK(probes_sent < 60); /* 1 MiB of window and what the socket holds, not 10 GB */
+    Probe p;
+    CHECK_INT(ask(&t, "Loop", (Probe){ .n = 4 }, &p, 0), GRPC_OK);
+    h = (heard){ 0 };
+    Probe endless = { .n = 100000000, .size = 10 };
+    CHECK_INT(ask_stream(&t, endless, &h, 100 * NS_PER_MS), GRPC_DEADLINE_EXCEEDED);
+    CHECK(soon(&probes_cancelled, 2));
+}
+
+/* -- start, stop, and the machine's limits ----------------------------------------------------- */
+
+TEST(grpc_socket_is_private_and_replaces_a_stale_one) /* R23 */
+{
+    char dir[PATH_MAX], path[PATH_MAX + 8], temp[PATH_MAX + 16];
+    struct stat st, now;
+    error e;
+    close(temp_dir(dir));
+    snprintf(path, sizeof path, "%s/s", dir);
+    snprintf(temp, sizeof temp, "%s.new", path);
+    close(open(path, O_CREAT | O_WRONLY, 0644)); /* what was there before */
+    close(open(temp, O_CREAT | O_WRONLY, 0644));
+    umask(0);
+    OWNED_FD fd = grpc_listen(path, &st, &e);
+    umask(022);
+    CHECK(fd >= 0 && lstat(path, &now) == 0);
+    CHECK_INT(now.st_mode, S_IFSOCK | 0600);
+    CHECK_INT(now.st_ino, st.st_ino);
+    CHECK(access(temp, F_OK) < 0);
+    unlink(path);
+    rmdir(dir);
+    char longest[200];
+    memset(longest, 'a', sizeof longest);
+    longest[sizeof longest - 1] = '\0';
+    CHECK_INT(grpc_listen(longest, &st, &e), -1);
+    CHECK_INT(e.code, GRPC_INVALID_ARGUMENT);
+}
+
+TEST(grpc_shutdown_lets_a_running_call_finish)
+{
+    GRPC_TEST(t, 0);
+    OWNED_FD fd = raw_dial(&t);
+    OWNED_BUF out = { 0 };
+    char reply[4096];
+    buf_str(&out, h2_preface);
+    add_frame(&out, H2_SETTINGS, 0, 0, (slice){ NULL, 0 });
+    add_call(&out, 1, "/t.v1.T/Sleep", "000000000310ac02"); /* 300 ms */
+    CHECK_INT(write_all(fd, out.p, out.n), 0);
+    CHECK(soon(&probes_alive, 1));
+    grpc_test_stop(&t);
+    size_t n = 0;
+    for (ssize_t more; (more = recv(fd, reply + n, sizeof reply - n, 0)) > 0;) n += (size_t)more;
+    CHECK_INT(probes_cancelled, 0);
+    CHECK(memmem(reply, n, "shutting down", 13) && memmem(reply, n, "grpc-status\0010", 13));
+    grpc_client *late = grpc_dial(t.path, &t.e);
+    CHECK(late == NULL);
+    CHECK_INT(t.e.code, GRPC_UNAVAILABLE);
+    CHECK(strstr(t.e.text, "is krun serve running?"));
+}
+
+TEST(grpc_server_outlives_a_lack_of_descriptors) /* T60 */
+{
+    log_least = LOG_ERROR; /* before there are threads; it stays so: what follows is as noisy */
+    GRPC_TEST(t, 0);
+    struct rlimit was, none;
+    Probe p;
+    CHECK_INT(ask(&t, "Loop", (Probe){ 0 }, &p, 0), GRPC_OK);
+    OWNED_FD fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_un a;
+    error e;
+    getrlimit(RLIMIT_NOFILE, &was);
+    none = (struct rlimit){ (rlim_t)fd + 1, was.rlim_max };
+    CHECK_INT(setrlimit(RLIMIT_NOFILE, &none), 0);
+    CHECK_INT(grpc_address(t.path, &a, &e), 0);
+    CHECK_INT(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
+    CHECK_INT(ask(&t, "Loop", (Probe){ .n = 1 }, &p, NS_PER_SEC), GRPC_OK); /* old clients are */
+    poll(NULL, 0, 250);
+    CHECK_INT(ask(&t, "Loop", (Probe){ .n = 2 }, &p, NS_PER_SEC), GRPC_OK);
+    setrlimit(RLIMIT_NOFILE, &was);
+    struct pollfd greeting = { fd, POLLIN, 0 };
+    CHECK_INT(poll(&greeting, 1, 2000), 1); /* the one that had to wait too */
+}
+
+TEST(grpc_client_says_what_is_wrong)
+{
+    char dir[PATH_MAX], path[PATH_MAX + 8];
+    struct stat st;
+    error e = { 0 };
+    Probe in = { 0 }, out = { 0 };
+    close(temp_dir(dir));
+    snprintf(path, sizeof path, "%s/s", dir);
+    CHECK(!grpc_dial(path, &e));
+    CHECK_INT(e.code, GRPC_UNAVAILABLE);
+    OWNED_FD listener = grpc_listen(path, &st, &e);
+    grpc_client *k = grpc_dial(path, &e);
+    OWNED_ARENA a = arena_make(MIB);
+    grpc_request r = { .path = "/x/Y", .in_msg = &Probe_msg, .in = &in, .out_msg = &Probe_msg,
+                       .out = &out, .timeout_ns = 20 * NS_PER_MS };
+    CHECK_INT(grpc_invoke(k, &r, &a, &e), -1); /* nobody answers */
+    CHECK_INT(e.code, GRPC_DEADLINE_EXCEEDED);
+    r.timeout_ns = 0;
+    OWNED_FD other = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    CHECK(write(other, "HTTP/1.1 400 Bad Request\r\n", 26) == 26); /* not HTTP/2 */
+    CHECK_INT(grpc_invoke(k, &r, &a, &e), -1);
+    CHECK_INT(e.code, GRPC_UNAVAILABLE);
+    grpc_hangup(k);
+    k = grpc_dial(path, &e);
+    close(accept(listener, NULL, NULL)); /* hangs up */
+    CHECK_INT(grpc_invoke(k, &r, &a, &e), -1);
+    CHECK_INT(e.code, GRPC_UNAVAILABLE);
+    grpc_hangup(k);
+    unlink(path);
+    rmdir(dir);
+}

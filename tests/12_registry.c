@@ -1,0 +1,388 @@
+/* Chapter 12: references, URLs, names, HTTP replies, hosts.toml, and (with a registry of our own on
+ * loopback, which answers as badly as it is told to) pulls. The fetch process itself is tested by
+ * chapter 13's tests, through the daemon's side of it. */
+
+/* Covers T29. */
+TEST(image_ref_knows_good_names_from_bad)
+{
+    static const struct { const char *given, *full; } rows[] = { /* full NULL: refused */
+        { "busybox", "docker.io/library/busybox:latest" },
+        { "busybox:1.36", "docker.io/library/busybox:1.36" },
+        { "library/busybox", "docker.io/library/busybox:latest" },
+        { "index.docker.io/library/busybox", "docker.io/library/busybox:latest" },
+        { "docker.io/busybox", "docker.io/library/busybox:latest" },
+        { "user/app:v1", "docker.io/user/app:v1" },
+        { "localhost/app", "localhost/app:latest" },
+        { "localhost:5000/a/b/c:x", "localhost:5000/a/b/c:x" },
+        { "127.0.0.1:5000/app", "127.0.0.1:5000/app:latest" },
+        { "[::1]:5000/app:1", "[::1]:5000/app:1" },
+        { "[::1]/app:1", "[::1]/app:1" },
+        { "registry.k8s.io/pause:3.10", "registry.k8s.io/pause:3.10" },
+        { "a.b/c__d/e-f---g.h:T_a.g-1", "a.b/c__d/e-f---g.h:T_a.g-1" },
+        { "x@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+          "docker.io/library/x@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" },
+        { "x:1@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+          "docker.io/library/x@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" },
+        { "", NULL }, { ":tag", NULL }, { "x:", NULL }, { "x@", NULL }, { "x@sha256:ab", NULL },
+        { "x@md5:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", NULL },
+        { "x@sha256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", NULL },
+        { "Upper", NULL }, { "HOST.io/x", NULL }, { "host:99999/x", NULL }, { "host:0/x", NULL },
+        { "host:/x", NULL }, { "a//b", NULL }, { "a/", NULL }, { "/a", NULL }, { "../x", NULL },
+        { "a/../b", NULL }, { "a..b", NULL }, { "a___b", NULL }, { "-a", NULL }, { "a-", NULL },
+        { "a b", NULL }, { "a\nb", NULL }, { "http://host/x", NULL }, { "x:tag/y", NULL },
+        { "host..io/x", NULL }, { "-host.io/x", NULL }, { "[::g]:1/x", NULL }, { "[::1/x", NULL },
+        { "x:-tag", NULL }, { "x:t\x01", NULL }, { "\xff", NULL },
+        { "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", NULL },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        image_ref ref;
+        error e = { 0 };
+        OWNED_ARENA a = arena_make(64 * KIB);
+        slice given = at_page_end(rows[i].given, strlen(rows[i].given));
+        int got = image_ref_parse(given, &a, &ref, &e);
+        if ((got == 0) != (rows[i].full != NULL)) fprintf(stderr, "row %zu: %s\n", i, rows[i].given);
+        CHECK_INT(got, rows[i].full ? 0 : -1);
+        if (got == 0 && rows[i].full) CHECK_TEXT(ref.full, rows[i].full);
+        if (got < 0) CHECK_INT(e.code, GRPC_INVALID_ARGUMENT);
+    }
+}
+
+static int ref_of(const char *prefix, size_t n, const char *suffix, image_ref *out, arena *a, error *e)
+{
+    char *text = malloc(n + 1);
+    memset(text, 'a', n);
+    text[n] = '\0';
+    int got = image_ref_parse(slice_of(arena_printf(a, "%s%s%s", prefix, text, suffix)), a, out, e);
+    free(text);
+    return got;
+}
+
+/* Covers T29. */
+TEST(image_ref_has_limits)
+{
+    image_ref ref;
+    error e;
+    OWNED_ARENA a = arena_make(8 * MIB);
+    CHECK_INT(ref_of("h.io/", 250, "", &ref, &a, &e), 0);
+    CHECK_INT(ref_of("h.io/", 251, "", &ref, &a, &e), -1);
+    CHECK_INT(ref_of("x:", 128, "", &ref, &a, &e), 0);
+    CHECK_INT(ref_of("x:", 129, "", &ref, &a, &e), -1);
+    CHECK_INT(ref_of("x", MIB, "", &ref, &a, &e), -1);
+    CHECK(strlen(e.text) < 200);
+}
+
+TEST(url_refuses_what_could_end_a_request_line)
+{
+    static const struct { const char *given, *host, *path; int port; } rows[] = {
+        { "http://a/b", "a", "/b", 80 },
+        { "https://A.b:444/x?y=z#frag", "A.b", "/x?y=z", 444 },
+        { "http://[::1]:5000", "::1", "/", 5000 },
+        { "http://h?q", "h", "/?q", 80 },
+        { "ftp://h/", NULL, NULL, 0 }, { "file:///etc/passwd", NULL, NULL, 0 }, { "http://", NULL, NULL, 0 },
+        { "http://u:p@h/", NULL, NULL, 0 }, { "http://h/a b", NULL, NULL, 0 },
+        { "http://h/a\r\nX: y", NULL, NULL, 0 }, { "http://h:70000/", NULL, NULL, 0 },
+        { "http://h\\x/", NULL, NULL, 0 }, { "http://h:1:2/", NULL, NULL, 0 },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        url_parts u;
+        error e;
+        OWNED_ARENA a = arena_make(64 * KIB);
+        int got = url_parse(at_page_end(rows[i].given, strlen(rows[i].given)), &a, &u, &e);
+        CHECK_INT(got, rows[i].host ? 0 : -1);
+        if (got < 0 || !rows[i].host) continue;
+        CHECK_TEXT(slice_of(u.host), rows[i].host);
+        CHECK_TEXT(slice_of(u.path), rows[i].path);
+        CHECK_INT(u.port, rows[i].port);
+    }
+}
+
+TEST(url_follows_a_location_as_the_rfc_says)
+{
+    static const struct { const char *location, *host, *path; bool tls; } rows[] = {
+        { "/new", "h", "/new", true }, { "//other/x", "other", "/x", true }, { "http://p/q", "p", "/q", false },
+        { "relative", NULL, NULL, false }, { "", NULL, NULL, false },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        url_parts base, u;
+        error e;
+        OWNED_ARENA a = arena_make(64 * KIB);
+        CHECK_INT(url_parse(SLICE("https://h/v2/"), &a, &base, &e), 0);
+        int got = url_follow(&base, slice_of(rows[i].location), &a, &u, &e);
+        CHECK_INT(got, rows[i].host ? 0 : -1);
+        if (got < 0) continue;
+        CHECK_TEXT(slice_of(u.host), rows[i].host);
+        CHECK_TEXT(slice_of(u.path), rows[i].path);
+        CHECK(u.tls == rows[i].tls);
+    }
+}
+
+TEST(dns_config_reads_resolv_conf)
+{
+    dns_config c = dns_config_parse(SLICE("# a comment\nnameserver 10.0.0.1\nnameserver ::1\nnameserver bad\n"
+                                          "search one.example two.example\noptions ndots:5 timeout:1 attempts:3 x:y\n"));
+    CHECK_INT(c.nservers, 2);
+    CHECK_INT(c.ndots, 5);
+    CHECK_INT(c.tries, 3);
+    CHECK_INT(c.nsearch, 2);
+    CHECK_TEXT(slice_of(c.search[1]), "two.example");
+    CHECK_INT(dns_config_parse((slice){ NULL, 0 }).nservers, 1);
+}
+
+TEST(hosts_file_gives_all_addresses_of_a_name)
+{
+    ip_addresses out = { 0 };
+    hosts_find(SLICE("127.0.0.1 localhost\n10.1.2.3\treg.example  Reg # reg2\n::1 reg\nnonsense reg"), "reg", 80, &out);
+    CHECK_INT(out.n, 2);
+}
+
+/* A reply to the question, with its answer section as given. */
+static slice dns_reply_to(const dns_question *q, const char *answers, size_t n, unsigned count, uint8_t flags, buf *out)
+{
+    out->n = 0;
+    buf_add(out, q->packet, q->n);
+    out->p[2] = (uint8_t)(0x80 | flags);
+    out->p[3] = 0x80;
+    out->p[7] = (uint8_t)count;
+    buf_add(out, answers, n);
+    return at_page_end(out->p, out->n);
+}
+
+/* Covers T44. */
+TEST(dns_takes_addresses_and_no_more_than_the_reply_holds)
+{
+    static const char cname_then_a[] = "\300\014\000\005\000\001\000\000\000\001\000\002\300\014"
+                                       "\300\014\000\001\000\001\000\000\000\001\000\004\012\001\002\003";
+    static const struct { const char *answers; size_t n; unsigned count; int addresses; } rows[] = {
+        { cname_then_a, sizeof cname_then_a - 1, 2, 1 },
+        { cname_then_a, sizeof cname_then_a - 2, 2, 0 },       /* cut in the address */
+        { "\300", 1, 1, 0 }, { "\100", 1, 255, 0 }, { "", 0, 255, 0 },
+        { "\077abc", 4, 1, 0 },                                /* a label longer than what follows */
+        { "\000\000\001\000\001\000\000\000\001\377\377\001", 12, 1, 0 }, /* a length of 65535 */
+        { "\000\000\001\000\001\000\000\000\001\000\003\001\002\003", 14, 1, 0 }, /* an A of 3 bytes */
+    };
+    dns_question q;
+    OWNED_BUF reply = { 0 };
+    CHECK(dns_ask("reg.example", DNS_A, &q));
+    CHECK_INT(q.n, 12 + 13 + 4);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        ip_addresses out = { 0 };
+        dns_question again = q;
+        CHECK(dns_take_reply(dns_reply_to(&q, rows[i].answers, rows[i].n, rows[i].count, 0, &reply), &again, 80, &out));
+        CHECK_INT(out.n, rows[i].addresses);
+        CHECK(again.answered);
+    }
+    ip_addresses out = { 0 };
+    dns_question other = q;
+    other.packet[0] ^= 1;
+    slice good = dns_reply_to(&q, cname_then_a, sizeof cname_then_a - 1, 2, 0, &reply);
+    CHECK(!dns_take_reply(good, &other, 80, &out)); /* another id */
+    for (size_t n = 0; n < q.n; n++) CHECK(!dns_take_reply((slice){ good.p, n }, &q, 80, &out));
+    dns_take_reply(dns_reply_to(&q, "", 0, 0, 2, &reply), &q, 80, &out);
+    CHECK(q.truncated && !q.answered);
+    CHECK(!dns_ask("a..b", DNS_A, &q));
+}
+
+/* Covers T44: nobody answers; bounded time. */
+TEST(dns_gives_up_on_silent_servers)
+{
+    struct sockaddr_in at = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    socklen_t size = sizeof at;
+    OWNED_FD silent = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    CHECK(bind(silent, (struct sockaddr *)&at, size) == 0 && getsockname(silent, (struct sockaddr *)&at, &size) == 0);
+    dns_config c = { .nservers = 1, .ndots = 1, .tries = 2, .wait = 50 * NS_PER_MS };
+    ip_addresses out = { 0 };
+    error e;
+    memcpy(&c.servers[0].v4, &at, sizeof at);
+    int64_t start = clock_mono();
+    CHECK_INT(dns_resolve(&c, "no.example", 80, &out, &e), -1);
+    CHECK_INT(e.code, GRPC_UNAVAILABLE);
+    CHECK(strstr(e.text, "no.example"));
+    CHECK(clock_mono() - start < 2 * NS_PER_SEC);
+}
+
+/* Parses one raw reply as if a server had sent it and closed. */
+static int http_reply_of(slice raw, http_reply *r, buf *body, error *e)
+{
+    int pair[2];
+    static http_conn c;
+    OWNED_ARENA a = arena_make(MIB);
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) < 0) abort();
+    int big = 4 * MIB;
+    setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &big, sizeof big);
+    if (raw.n && send(pair[1], raw.p, raw.n, 0) < 0) abort();
+    close(pair[1]);
+    c = (http_conn){ .fd = pair[0] };
+    int got = http_read_head(&c, &a, r, e);
+    if (got == 0) got = http_body_all(&c, r, 1000, body, e);
+    close(pair[0]);
+    return got;
+}
+
+/* Covers T41: what a reply may be. */
+TEST(http_reply_is_strict_about_where_it_ends)
+{
+    static const struct { const char *raw; int want; const char *body; } rows[] = {
+        { "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokmore", 0, "ok" },
+        { "HTTP/1.1 200 OK\r\ncontent-length:2\r\nConnection: close\r\n\r\nok", 0, "ok" },
+        { "HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", 0, "" },
+        { "HTTP/1.0 200 OK\r\n\r\nuntil close", 0, "until close" },
+        { "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx", 0, "x" },
+        { "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nTrailer: x\r\n\r\n", 0, "abcde" },
+        { "", -1, NULL },
+        { "SSH-2.0-x\r\n\r\n", -1, NULL },
+        { "HTTP/2 200 OK\r\n\r\n", -1, NULL },
+        { "HTTP/1.1 abc\r\n\r\n", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nok", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\nok", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10000000000000000\r\nabc", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", -1, NULL },
+        { "HTTP/1.1 200 OK\r\n: x\r\n\r\n", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nA : x\r\n\r\n", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nA: x", -1, NULL },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        http_reply r;
+        error e = { 0 };
+        OWNED_BUF body = { 0 };
+        int got = http_reply_of(slice_of(rows[i].raw), &r, &body, &e);
+        if (got != rows[i].want) fprintf(stderr, "row %zu: %s\n", i, e.text);
+        CHECK_INT(got, rows[i].want);
+        if (got == 0 && rows[i].body) CHECK_TEXT(buf_view(&body), rows[i].body);
+    }
+}
+
+/* Covers T41: a header of 1 MB, more fields than there may be, a body past its bound. */
+TEST(http_reply_is_bounded)
+{
+    http_reply r;
+    error e;
+    OWNED_BUF raw = { 0 }, body = { 0 };
+    buf_str(&raw, "HTTP/1.1 200 OK\r\nX: ");
+    for (int i = 0; i < MIB / 16; i++) buf_str(&raw, "aaaaaaaaaaaaaaaa");
+    CHECK_INT(http_reply_of(buf_view(&raw), &r, &body, &e), -1);
+    raw.n = 0;
+    buf_str(&raw, "HTTP/1.1 200 OK\r\n");
+    for (int i = 0; i < 101; i++) buf_str(&raw, "A: b\r\n");
+    buf_str(&raw, "\r\n");
+    CHECK_INT(http_reply_of(buf_view(&raw), &r, &body, &e), -1);
+    raw.n = 0;
+    buf_printf(&raw, "HTTP/1.1 200 OK\r\nContent-Length: 1001\r\n\r\n%01001d", 0);
+    CHECK_INT(http_reply_of(buf_view(&raw), &r, &body, &e), -1);
+}
+
+TEST(challenge_parameters_are_found_in_any_order_and_quoting)
+{
+    OWNED_ARENA a = arena_make(64 * KIB);
+    slice c = SLICE("realm=\"https://auth.example/token?a=b\",service=reg, scope=\"repository:x\\\"y:pull,push\"");
+    CHECK_TEXT(challenge_get(c, "realm", &a), "https://auth.example/token?a=b");
+    CHECK_TEXT(challenge_get(c, "service", &a), "reg");
+    CHECK_TEXT(challenge_get(c, "scope", &a), "repository:x\"y:pull,push");
+    CHECK_INT(challenge_get(c, "other", &a).n, 0);
+    CHECK_INT(challenge_get(SLICE("realm=\"unterminated"), "service", &a).n, 0);
+    CHECK_INT(challenge_get(SLICE("="), "realm", &a).n, 0);
+}
+
+TEST(auth_takes_both_forms_of_a_password)
+{
+    OWNED_ARENA a = arena_make(64 * KIB);
+    AuthConfig pair = { .username = SLICE("u"), .password = SLICE("p") }, coded = { .auth = SLICE("dTpwAA==") };
+    CHECK_TEXT(auth_basic(&pair, &a), "dTpw");
+    CHECK_TEXT(auth_basic(&coded, &a), "dTpw"); /* the NUL padding of a kubelet is dropped */
+    CHECK_INT(auth_basic(NULL, &a).n, 0);
+}
+
+/* Covers T41: where a password may go. */
+TEST(realm_gets_the_password_only_where_the_registry_itself_would)
+{
+    static const struct { const char *registry, *realm; bool trusted; } rows[] = {
+        { "https://reg.example/", "https://auth.example/t", true },
+        { "http://reg.example/", "http://reg.example:81/t", true },
+        { "http://reg.example/", "http://169.254.169.254/t", false },
+        { "https://reg.example/", "http://reg.example/t", false },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        url_parts registry, realm;
+        error e;
+        OWNED_ARENA a = arena_make(64 * KIB);
+        CHECK_INT(url_parse(slice_of(rows[i].registry), &a, &registry, &e) + url_parse(slice_of(rows[i].realm), &a, &realm, &e), 0);
+        CHECK(realm_trusted(&realm, &registry) == rows[i].trusted);
+    }
+}
+
+static void put_hosts_toml(const char *dir, const char *host, const char *text)
+{
+    char path[PATH_MAX + 64];
+    error e;
+    snprintf(path, sizeof path, "%s/%s", dir, host);
+    mkdir(path, 0700);
+    OWNED_FD at = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    CHECK_INT(file_replace(at, "hosts.toml", slice_of(text), ATOMIC, &e), 0);
+}
+
+/* The bases that a reference leads to, with a space after each; '*' marks who gets the credentials. */
+static int hosts_for(const char *dir, const char *name, buf *out, error *e)
+{
+    image_ref ref;
+    FetchSetup setup = { 0 };
+    OWNED_ARENA a = arena_make(MIB);
+    if (image_ref_parse(slice_of(name), &a, &ref, e) < 0) return -1;
+    if (registry_hosts(dir, &ref, &a, &setup, e) < 0) return -1;
+    for (size_t i = 0; i < setup.hosts.n; i++)
+        buf_printf(out, "%.*s%s%s%s ", PR(setup.hosts.p[i].base), setup.hosts.p[i].resolve ? "r" : "",
+                   setup.hosts.p[i].pull ? "p" : "", setup.hosts.p[i].credentials ? "*" : "");
+    return 0;
+}
+
+TEST(hosts_toml_says_whom_to_ask)
+{
+    char dir[PATH_MAX];
+    static const struct { const char *image, *want; } rows[] = {
+        { "busybox", "https://registry-1.docker.io/v2rp* " },
+        { "localhost:5000/x", "http://localhost:5000/v2rp* " },
+        { "127.0.0.1:5000/x", "http://127.0.0.1:5000/v2rp* " },
+        { "[::1]:5000/x", "http://[::1]:5000/v2rp* " },
+        { "registry.k8s.io/pause:1", "http://127.0.0.1:5000/v2rp https://registry.k8s.io/v2rp* " },
+        { "gcr.io/x", "http://m1/v2r http://m2/pathp https://h3:9/v2rp http://127.0.0.1:7/v2rp* " },
+        { "ghcr.io:443/x", "http://underscored/v2rp https://ghcr.io:443/v2rp* " },
+    };
+    error e;
+    close(temp_dir(dir));
+    put_hosts_toml(dir, "registry.k8s.io", "[host.\"http://127.0.0.1:5000\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
+    put_hosts_toml(dir, "gcr.io", "server = \"http://127.0.0.1:7/\"\n[host.\"http://m1\"]\ncapabilities = [\"resolve\"]\n"
+                   "[host.\"http://m2/path\"]\ncapabilities = [\"pull\"]\noverride_path = true\n[host.\"h3:9/v2\"]\n");
+    put_hosts_toml(dir, "ghcr.io_443_", "[host.\"http://underscored\"]\n");
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        OWNED_BUF got = { 0 };
+        CHECK_INT(hosts_for(dir, rows[i].image, &got, &e), 0);
+        CHECK_TEXT(buf_view(&got), rows[i].want);
+    }
+    put_hosts_toml(dir, "_default", "[host.\"http://all\"]\n");
+    OWNED_BUF got = { 0 };
+    CHECK_INT(hosts_for(dir, "quay.io/x", &got, &e), 0);
+    CHECK_TEXT(buf_view(&got), "http://all/v2rp https://quay.io/v2rp* ");
+    CHECK_INT(hosts_for("/nonexistent", "quay.io/x", &got, &e), 0);
+    tree_remove(AT_FDCWD, dir, &e);
+}
+
+/* Covers T28's part for this file: a broken one stops the pull and is named. */
+TEST(hosts_toml_that_is_broken_stops_the_pull)
+{
+    static const char *const rows[] = { "server = ", "[host.\"ftp://x\"]\n", "[host.\"http://h/a b\"]\n",
+                                        "[host.\"http://h\".header]\nx = \"a\\nb: c\"\n" };
+    char dir[PATH_MAX];
+    error e;
+    close(temp_dir(dir));
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        OWNED_BUF got = { 0 };
+        put_hosts_toml(dir, "reg.example", rows[i]);
+        CHECK_INT(hosts_for(dir, "reg.example/x", &got, &e), -1);
+        CHECK(strstr(e.text, "hosts.toml"));
+    }
+    tree_remove(AT_FDCWD, dir, &e);
+}

@@ -1,0 +1,184 @@
+/* Chapter 24: the configurations of a one-container pod, and the reading of logs. */
+
+TEST(client_uuid_is_random_and_version_4)
+{
+    char a[37], b[37];
+    CHECK(client_uuid(a) && client_uuid(b));
+    CHECK(strlen(a) == 36 && a[8] == '-' && a[14] == '4' && strchr("89ab", a[19]));
+    CHECK(strcmp(a, b));
+}
+
+TEST(client_name_valid_takes_only_what_can_be_a_hostname_and_a_file)
+{
+    static const struct { const char *name; bool valid; } rows[] = {
+        { "web", true }, { "a", true }, { "Web-1.x_y", true }, { "", false }, { "-web", false },
+        { ".", false }, { "a/b", false }, { "a b", false }, { "a\n", false },
+        { "123456789012345678901234567890123456789012345678901234567890123", true },
+        { "1234567890123456789012345678901234567890123456789012345678901234", false },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) CHECK_INT(client_name_valid(rows[i].name), rows[i].valid);
+}
+
+TEST(client_fill_user_tells_numbers_from_names)
+{
+    static const struct { const char *text; int64_t uid, gid; const char *name; } rows[] = {
+        { "0", 0, -1, "" }, { "1000:100", 1000, 100, "" }, { "www", -1, -1, "www" },
+        { "www:33", -1, 33, "www" }, { "12x", -1, -1, "12x" }, { "4294967296", -1, -1, "4294967296" },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        client_pod p = { 0 };
+        error e;
+        CHECK_INT(client_fill_user(&p, rows[i].text, &e), 0);
+        CHECK_INT(p.security.run_as_user ? p.security.run_as_user->value : -1, rows[i].uid);
+        CHECK_INT(p.security.run_as_group ? p.security.run_as_group->value : -1, rows[i].gid);
+        CHECK_TEXT(p.security.run_as_username, rows[i].name);
+    }
+    client_pod p = { 0 };
+    error e;
+    CHECK_INT(client_fill_user(&p, "0:wheel", &e), -1);
+    CHECK_INT(e.code, GRPC_INVALID_ARGUMENT);
+}
+
+TEST(client_fill_env_takes_a_lone_name_from_our_environment)
+{
+    const char *env[] = { "A=1", "B=", "C=x=y", "KRUN_UNIT_SET", "KRUN_UNIT_UNSET", NULL };
+    static const struct { const char *key, *value; } want[] = {
+        { "A", "1" }, { "B", "" }, { "C", "x=y" }, { "KRUN_UNIT_SET", "ours" },
+    };
+    OWNED_ARENA a = arena_make(MIB);
+    client_pod p = { 0 };
+    error e;
+    setenv("KRUN_UNIT_SET", "ours", 1);
+    CHECK_INT(client_fill_env(&p, env, &a, &e), 0);
+    CHECK_INT(p.container.envs.n, COUNT(want));
+    for (size_t i = 0; i < COUNT(want) && i < p.container.envs.n; i++) {
+        CHECK_TEXT(p.container.envs.p[i].key, want[i].key);
+        CHECK_TEXT(p.container.envs.p[i].value, want[i].value);
+    }
+    const char *nameless[] = { "=1", NULL };
+    CHECK_INT(client_fill_env(&p, nameless, &a, &e), -1);
+}
+
+TEST(client_fill_volumes_refuses_what_is_not_two_paths_and_a_mode)
+{
+    static const struct { const char *text, *from, *to; bool readonly; } rows[] = {
+        { "/a:/b", "/a", "/b", false }, { "/a:/b:ro", "/a", "/b", true }, { "/a:/b:rw", "/a", "/b", false },
+        { "/a", NULL, NULL, false }, { "/a:b", NULL, NULL, false }, { ":/b", NULL, NULL, false },
+        { "/a:/b:rx", NULL, NULL, false }, { "", NULL, NULL, false }, { "/a:/b:ro:x", NULL, NULL, false },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        OWNED_ARENA a = arena_make(MIB);
+        client_pod p = { 0 };
+        error e;
+        const char *volumes[] = { rows[i].text, NULL };
+        CHECK_INT(client_fill_volumes(&p, volumes, &a, &e), rows[i].from ? 0 : -1);
+        if (!rows[i].from || p.container.mounts.n != 1) continue;
+        CHECK_TEXT(p.container.mounts.p[0].host_path, rows[i].from);
+        CHECK_TEXT(p.container.mounts.p[0].container_path, rows[i].to);
+        CHECK_INT(p.container.mounts.p[0].readonly, rows[i].readonly);
+    }
+}
+
+TEST(client_fill_volumes_makes_a_relative_path_absolute)
+{
+    OWNED_ARENA a = arena_make(MIB);
+    client_pod p = { 0 };
+    error e;
+    const char *volumes[] = { "./data:/data", NULL };
+    char cwd[PATH_MAX], want[PATH_MAX + 16];
+    CHECK(getcwd(cwd, sizeof cwd) != NULL);
+    snprintf(want, sizeof want, "%s/./data", cwd);
+    CHECK_INT(client_fill_volumes(&p, volumes, &a, &e), 0);
+    CHECK_TEXT(p.container.mounts.p[0].host_path, want);
+}
+
+TEST(client_remove_logs_takes_no_name_that_leaves_its_directory)
+{
+    static const char *const names[] = { "..", ".", "../x", "a/b", "x", "" };
+    client c = { .socket = "/nonexistent" };
+    for (size_t i = 0; i < COUNT(names); i++) {
+        error e;
+        CHECK_INT(client_remove_logs(&c, slice_of(names[i]), &e), 0);
+        CHECK(!c.grpc); /* it did not even ask where the logs are */
+    }
+}
+
+/* A log file with this content, opened. */
+static void client_test_log(client_log *l, char dir[PATH_MAX], const char *text)
+{
+    error e;
+    int at = temp_dir(dir);
+    file_replace(at, "log", slice_of(text), ATOMIC, &e);
+    close(at);
+    *l = client_log_make(SLICE("x"), -1);
+    static char path[PATH_MAX + 8];
+    snprintf(path, sizeof path, "%s/log", dir);
+    l->path = path;
+    CHECK_INT(client_log_open(l, true, &e), 0);
+}
+
+static void client_test_end(const char *dir)
+{
+    error e;
+    CHECK_INT(tree_remove(AT_FDCWD, dir, &e), 0);
+}
+
+TEST(client_log_line_joins_partial_lines_and_keeps_spaces)
+{
+    OWNED_LOG l = client_log_make(SLICE("x"), -1);
+    error e;
+    l.timestamps = true;
+    CHECK_INT(client_log_line(&l, SLICE("T1 stdout P one "), &e), 0);
+    CHECK_INT(client_log_line(&l, SLICE("T2 stdout F  two"), &e), 0);
+    CHECK_INT(client_log_line(&l, SLICE("T3 stdout F "), &e), 0);
+    CHECK_INT(client_log_line(&l, SLICE("T4 stdout F:more x"), &e), 0);
+    CHECK_TEXT(buf_view(&l.out), "T1 one  two\nT3 \nT4 x\n");
+}
+
+TEST(client_log_tail_finds_the_beginning_of_the_last_lines)
+{
+    static const struct { const char *text; int64_t lines; off_t at; } rows[] = {
+        { "a\nb\nc\n", 1, 4 }, { "a\nb\nc\n", 2, 2 }, { "a\nb\nc\n", 3, 0 }, { "a\nb\nc\n", 9, 0 },
+        { "a\nb\nc\n", 0, 6 }, { "", 1, 0 }, { "a\nb", 1, 2 },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        char dir[PATH_MAX];
+        OWNED_LOG l;
+        error e;
+        client_test_log(&l, dir, rows[i].text);
+        CHECK_INT(client_log_tail(&l, rows[i].lines, &e), 0);
+        CHECK_INT(lseek(l.file, 0, SEEK_CUR), rows[i].at);
+        client_test_end(dir);
+    }
+}
+
+TEST(client_log_rotated_notices_another_file_under_the_name)
+{
+    char dir[PATH_MAX], old[PATH_MAX + 16];
+    OWNED_LOG l;
+    error e;
+    client_test_log(&l, dir, "x\n");
+    CHECK(!client_log_rotated(&l));
+    snprintf(old, sizeof old, "%s/log.1", dir);
+    CHECK_INT(rename(l.path, old), 0);
+    CHECK(!client_log_rotated(&l)); /* the writer has not opened the new one yet */
+    OWNED_FD at = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    CHECK_INT(file_replace(at, "log", SLICE("y\n"), ATOMIC, &e), 0);
+    CHECK(client_log_rotated(&l));
+    client_test_end(dir);
+}
+
+TEST(client_log_wait_tells_a_closed_writer_from_a_written_line)
+{
+    char dir[PATH_MAX];
+    OWNED_LOG l;
+    int sig;
+    client_test_log(&l, dir, "");
+    int writer = open(l.path, O_WRONLY | O_APPEND | O_CLOEXEC);
+    CHECK(write(writer, "x\n", 2) == 2);
+    CHECK(!client_log_wait(&l, 1000, &sig));
+    close(writer);
+    CHECK(client_log_wait(&l, 1000, &sig));
+    CHECK(!client_log_wait(&l, 0, &sig)); /* told once */
+    client_test_end(dir);
+}

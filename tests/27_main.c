@@ -1,0 +1,44 @@
+/* Chapter 27: krun.h. */
+
+TEST(krun_main_role_returns_when_the_words_are_the_embedders_own)
+{
+    krun_main_role(1, (char *[]){ "krun", NULL });
+    krun_main_role(2, (char *[]){ "appliance", "monitor", NULL });
+    krun_main_role(2, (char *[]){ "krun", "status", NULL });
+    CHECK(true); /* a role would have ended this process */
+}
+
+TEST(krun_connect_refuses_a_path_that_is_no_sockets)
+{
+    char path[200];
+    krun_error e = { 0 };
+    memset(path, 'x', sizeof path - 1);
+    path[sizeof path - 1] = '\0';
+    CHECK(!krun_connect(path, &e));
+    CHECK_INT(e.code, GRPC_INVALID_ARGUMENT);
+    CHECK(!krun_connect("", &e) && !krun_connect(NULL, &e));
+    path[107] = '\0';
+    krun *k = krun_connect(path, &e);
+    CHECK(k != NULL);
+    krun_close(k);
+}
+
+TEST(krun_call_needs_a_name_that_the_cri_has_and_a_daemon)
+{
+    krun_error e = { 0 };
+    char *reply = NULL;
+    krun *k = krun_connect("/nonexistent/krun.sock", &e);
+    CHECK_INT(krun_call(k, "Nope", "{}", &reply, &e), -1);
+    CHECK_INT(e.code, GRPC_UNIMPLEMENTED);
+    CHECK_INT(krun_call(k, "Version", "{\"nope\": 1}", &reply, &e), -1);
+    CHECK_INT(e.code, GRPC_INVALID_ARGUMENT);
+    CHECK_INT(krun_call(k, "Version", "{}", &reply, &e), -1);
+    CHECK_INT(e.code, GRPC_UNAVAILABLE);
+    CHECK_INT(krun_pull(k, "x", NULL, &e), -1);
+    CHECK_INT(krun_serve(k, &e), -1);
+    CHECK_INT(e.code, GRPC_FAILED_PRECONDITION);
+    CHECK(!reply);
+    krun_stop(k);
+    krun_close(k);
+    krun_close(NULL);
+}

@@ -1,0 +1,32 @@
+#!/bin/sh
+# Compiles krun.c and the tests with every warning of the house as an error: with gcc and clang,
+# under each C standard that it must live with, and in each form that a switch gives it. What
+# compiler is not here is named and left out. CROSS=1 adds Debian's cross compilers.
+set -u
+cd "$(dirname "$0")/.."
+common="-Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wvla -Wimplicit-fallthrough -Werror"
+failed=0
+
+# try COMPILER FLAG... FILE: one compilation, nothing kept.
+try() {
+    command -v "$1" >/dev/null || { echo "skipped, not here: $1"; return; }
+    if "$@" $common -c -o /dev/null; then echo "no warnings: $*"; else failed=1; fi
+}
+
+for cc in gcc clang; do
+    try $cc -std=gnu11 -O2 krun.c
+    try $cc -std=gnu11 -O0 krun.c
+    try $cc -std=gnu17 -O1 krun.c
+    try $cc -std=gnu2x -O1 krun.c
+    # Without main or a command line, some of the file's functions serve nobody.
+    try $cc -std=gnu11 -O1 -Wno-unused -DKRUN_NO_MAIN krun.c
+    try $cc -std=gnu11 -O1 -Wno-unused -DKRUN_NO_CLI krun.c
+    try $cc -std=gnu11 -O1 examples/embed.c
+done
+multiarch=$(gcc -print-multiarch 2>/dev/null)
+try musl-gcc -std=gnu11 -O1 -idirafter /usr/include -idirafter "/usr/include/$multiarch" krun.c
+if [ "${CROSS:-}" ]; then
+    try aarch64-linux-gnu-gcc -std=gnu11 -O2 krun.c
+    try riscv64-linux-gnu-gcc -std=gnu11 -O2 krun.c
+fi
+exit $failed
