@@ -103,7 +103,8 @@
  * descriptor that closes itself (OWNED_FD), a clock, and the log.
  *
  * Gives  slice_*, buf_*, arena_*, fail, fail_sys, OWNED_FD, clock_*, log_*, parse_u64, text_escape
- * Bounds a slice never owns; an arena never gives more than its budget; an error text is 511 bytes */
+ * Bounds a slice never owns; an arena never gives more than its budget; an error text is 511 bytes
+ *        */
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 /* The struct of type T of which `p` is the member `m`: how a callback finds its owner. */
@@ -153,8 +154,8 @@ static int slice_cmp(slice a, slice b)
     return c ? c : (a.n > b.n) - (a.n < b.n);
 }
 
-/* Takes n bytes off the front of *s. False, *s untouched and *out empty, if there are fewer. A length
- * from outside is compared with what is left; added to a pointer first, it could wrap. */
+/* Takes n bytes off the front of *s. False, *s untouched and *out empty, if there are fewer. A
+ * length from outside is compared with what is left; added to a pointer first, it could wrap. */
 static bool slice_take(slice *s, size_t n, slice *out)
 {
     *out = (slice){ NULL, 0 };
@@ -190,7 +191,9 @@ static bool parse_u64(slice s, unsigned base, uint64_t max, uint64_t *out)
     uint64_t value = 0;
     if (!s.n) return false;
     for (size_t i = 0; i < s.n; i++) {
-        unsigned c = s.p[i], digit = c - '0' < 10 ? c - '0' : (c | 32) - 'a' < 26 ? (c | 32) - 'a' + 10 : 99;
+        unsigned c = s.p[i], digit = c - '0' < 10          ? c - '0'
+                                     : (c | 32) - 'a' < 26 ? (c | 32) - 'a' + 10
+                                                           : 99;
         if (digit >= base || value > (max - digit) / base || digit > max) return false;
         value = value * base + digit;
     }
@@ -198,7 +201,7 @@ static bool parse_u64(slice s, unsigned base, uint64_t max, uint64_t *out)
     return true;
 }
 
-/* -- errors: a gRPC code for the caller, an errno for the machine, a sentence for a person ------ */
+/* -- errors: a gRPC code for the caller, an errno for the machine, a sentence for a person ----- */
 
 /* google.golang.org/grpc/codes; the numbers are part of the protocol. */
 enum grpc_code {
@@ -211,7 +214,8 @@ enum grpc_code {
 
 typedef struct { int code, sys; char text[512]; } error; /* gRPC code; errno or 0; a sentence */
 
-/* Fills *e and returns -1. Takes errno at once: a cleanup's close() on the way out may change it. */
+/* Fills *e and returns -1. Takes errno at once: a cleanup's close() on the way out may change
+ * it. */
 __attribute__((format(printf, 4, 5))) static int fail_with(error *e, int code, int sys,
                                                            const char *format, ...)
 {
@@ -239,7 +243,8 @@ __attribute__((format(printf, 2, 3))) static int fail_in(error *e, const char *f
     int n = vsnprintf(e->text, sizeof e->text, format, args);
     va_end(args);
     size_t used = n < 0 ? 0 : MIN((size_t)n, sizeof e->text - 1);
-    snprintf(e->text + used, sizeof e->text - used, ": %.*s", (int)(sizeof e->text - 3 - MIN(used, sizeof e->text - 3)), inner);
+    snprintf(e->text + used, sizeof e->text - used, ": %.*s",
+             (int)(sizeof e->text - 3 - MIN(used, sizeof e->text - 3)), inner);
     return -1;
 }
 
@@ -425,7 +430,8 @@ static void text_escape(buf *b, slice s, size_t max)
     for (size_t n, used = 0; s.n; s = (slice){ s.p + n, s.n - n }, used += n) {
         n = utf8_char(s);
         if (used + MAX(n, 1) > max) { buf_str(b, "..."); return; }
-        bool plain = n > 1 ? !(n == 2 && s.p[0] == 0xC2 && s.p[1] < 0xA0) : n && s.p[0] >= 32 && s.p[0] != 127;
+        bool plain = n > 1 ? !(n == 2 && s.p[0] == 0xC2 && s.p[1] < 0xA0)
+                           : n && s.p[0] >= 32 && s.p[0] != 127;
         if (plain) buf_add(b, s.p, n);
         else for (size_t i = 0; i < MAX(n, 1); i++) buf_printf(b, "\\x%02x", s.p[i]);
         n = MAX(n, 1);
@@ -456,7 +462,8 @@ static void clock_text(int64_t wall_ns, char out[TIME_TEXT])
     snprintf(out + n, TIME_TEXT - n, ".%09" PRId64 "Z", wall_ns % NS_PER_SEC);
 }
 
-/* How many milliseconds poll(2) may wait until `deadline` (monotonic; 0 is none): -1 is for ever. */
+/* How many milliseconds poll(2) may wait until `deadline` (monotonic; 0 is none): -1 is for
+ * ever. */
 static int clock_poll_ms(int64_t deadline)
 {
     if (!deadline) return -1;
@@ -471,7 +478,8 @@ static enum log_level log_least = LOG_INFO; /* set once at start, before there a
 
 /* One line on stderr in one write(2), so that lines of threads and roles never mix. What came from
  * outside is escaped here, once, whoever logs it. */
-__attribute__((format(printf, 2, 3))) static void log_line(enum log_level level, const char *format, ...)
+__attribute__((format(printf, 2, 3))) static void log_line(enum log_level level, const char *format,
+                                                           ...)
 {
     static const char *const names[] = { "DEBUG", "INFO", "WARN", "ERROR" };
     if (level < log_least) return;
@@ -484,7 +492,8 @@ __attribute__((format(printf, 2, 3))) static void log_line(enum log_level level,
     clock_text(clock_wall(), time);
     OWNED_BUF line = { 0 };
     buf_printf(&line, "%s %-5s ", time, names[level]);
-    text_escape(&line, (slice){ (uint8_t *)text, n < 0 ? 0 : MIN((size_t)n, sizeof text - 1) }, sizeof text);
+    text_escape(&line, (slice){ (uint8_t *)text, n < 0 ? 0 : MIN((size_t)n, sizeof text - 1) },
+                sizeof text);
     buf_byte(&line, '\n');
     ssize_t done = line.oom ? 0 : write(STDERR_FILENO, line.p, line.n);
     (void)done; /* a full or closed log must not stop a container */
@@ -523,9 +532,10 @@ static void fault_point(const char *step)
  * under us; write a record so that a reader sees the old one or the new one, never half; remove a
  * tree of any depth; start a process without fork; wait for many descriptors at once.
  *
- * Defined by  openat2(2), rename(2), mount_setattr(2), fsopen(2) and friends, clone(2) (CLONE_VFORK,
- *             CLONE_PIDFD), memfd_create(2), epoll(7)
- * Uses        1                                Gives  open_inside, file_*, tree_remove, sys_*, spawn, loop_*
+ * Defined by  openat2(2), rename(2), mount_setattr(2), fsopen(2) and friends, clone(2)
+ *             (CLONE_VFORK, CLONE_PIDFD), memfd_create(2), epoll(7)
+ * Uses        1                                Gives  open_inside, file_*, tree_remove, sys_*,
+ *             spawn, loop_*
  * Bounds      a record 64 MiB; a removal holds at most 64 open directories */
 
 /* -- system calls that a libc may be too old to have ------------------------------------------- */
@@ -549,7 +559,8 @@ static void fault_point(const char *step)
 enum {
     K_OPEN_TREE_CLONE = 1, K_MOVE_MOUNT_F_EMPTY_PATH = 4, K_MOVE_MOUNT_T_EMPTY_PATH = 0x40,
     K_FSOPEN_CLOEXEC = 1, K_FSMOUNT_CLOEXEC = 1,
-    K_FSCONFIG_SET_FLAG = 0, K_FSCONFIG_SET_STRING = 1, K_FSCONFIG_SET_FD = 5, K_FSCONFIG_CMD_CREATE = 6,
+    K_FSCONFIG_SET_FLAG = 0, K_FSCONFIG_SET_STRING = 1, K_FSCONFIG_SET_FD = 5,
+    K_FSCONFIG_CMD_CREATE = 6,
     K_ATTR_RDONLY = 1, K_ATTR_NOSUID = 2, K_ATTR_NODEV = 4, K_ATTR_NOEXEC = 8,
     K_ATTR_NOATIME = 0x10, K_ATTR_IDMAP = 0x100000,
     K_AT_RECURSIVE = 0x8000
@@ -561,7 +572,8 @@ static int sys_open_tree(int at, const char *path, unsigned flags)
 {
     return (int)syscall(SYS_open_tree, at, path, flags | O_CLOEXEC);
 }
-static int sys_move_mount(int from, const char *from_path, int to, const char *to_path, unsigned flags)
+static int sys_move_mount(int from, const char *from_path, int to, const char *to_path,
+                          unsigned flags)
 {
     return (int)syscall(SYS_move_mount, from, from_path, to, to_path, flags);
 }
@@ -570,22 +582,33 @@ static int sys_fsconfig(int fs, unsigned command, const char *key, const void *v
 {
     return (int)syscall(SYS_fsconfig, fs, command, key, value, aux);
 }
-static int sys_fsmount(int fs, unsigned attr) { return (int)syscall(SYS_fsmount, fs, K_FSMOUNT_CLOEXEC, attr); }
-static int sys_mount_setattr(int at, const char *path, unsigned flags, const struct k_mount_attr *attr)
+static int sys_fsmount(int fs, unsigned attr)
+{
+    return (int)syscall(SYS_fsmount, fs, K_FSMOUNT_CLOEXEC, attr);
+}
+static int sys_mount_setattr(int at, const char *path, unsigned flags,
+                             const struct k_mount_attr *attr)
 {
     return (int)syscall(SYS_mount_setattr, at, path, flags, attr, sizeof *attr);
 }
 static int sys_pidfd_open(pid_t pid) { return (int)syscall(SYS_pidfd_open, pid, 0); }
-static int sys_pidfd_kill(int pidfd, int sig) { return (int)syscall(SYS_pidfd_send_signal, pidfd, sig, NULL, 0); }
+static int sys_pidfd_kill(int pidfd, int sig)
+{
+    return (int)syscall(SYS_pidfd_send_signal, pidfd, sig, NULL, 0);
+}
 static int sys_close_range(unsigned first, unsigned last, unsigned flags)
 {
     return (int)syscall(SYS_close_range, first, last, flags);
 }
-static int sys_pivot_root(const char *to, const char *old) { return (int)syscall(SYS_pivot_root, to, old); }
+static int sys_pivot_root(const char *to, const char *old)
+{
+    return (int)syscall(SYS_pivot_root, to, old);
+}
 
 /* -- reading and writing ----------------------------------------------------------------------- */
 
-/* Writes all n bytes, however many write(2) calls that takes. -1 and errno; some may be out then. */
+/* Writes all n bytes, however many write(2) calls that takes. -1 and errno; some may be out
+ * then. */
 static int write_all(int fd, const void *p, size_t n)
 {
     for (const char *at = p; n;) {
@@ -616,7 +639,8 @@ static ssize_t read_all(int fd, void *p, size_t n)
 
 /* Opens `path` inside the tree `root` as if `root` were "/", whatever links are planted there.
  * root     an open directory, borrowed.   flags  as open(2), not O_CREAT; O_CLOEXEC is added
- * Returns  a descriptor, the caller's; or -1: NOT_FOUND (ENOENT), INVALID_ARGUMENT (ELOOP), INTERNAL
+ * Returns  a descriptor, the caller's; or -1: NOT_FOUND (ENOENT), INVALID_ARGUMENT (ELOOP),
+ *          INTERNAL
  * Why      a container owns its tree and can swap a directory for a link between our check and
  *          our open (CVE-2021-30465). openat2(2) does both in one step. */
 static int open_inside(int root, const char *path, int flags, error *e)
@@ -643,11 +667,13 @@ static int make_dir_inside(int root, const char *path, mode_t mode, error *e)
     while (at >= 0 && rest.n) {
         done = slice_cut(&rest, '/');
         if (!done.n || slice_is(done, ".")) continue;
-        if (done.n > NAME_MAX) return errno = ENAMETOOLONG, fail_sys(e, GRPC_INVALID_ARGUMENT, "mkdir %s", path);
+        if (done.n > NAME_MAX)
+            return errno = ENAMETOOLONG, fail_sys(e, GRPC_INVALID_ARGUMENT, "mkdir %s", path);
         snprintf(name, sizeof name, "%.*s", PR(done));
         if (!slice_is(done, "..") && mkdirat(at, name, mode) < 0 && errno != EEXIST)
             return fail_sys(e, GRPC_INTERNAL, "mkdir %s", path);
-        snprintf(prefix, sizeof prefix, "%.*s", (int)(done.p + done.n - (const uint8_t *)path), path);
+        snprintf(prefix, sizeof prefix, "%.*s", (int)(done.p + done.n - (const uint8_t *)path),
+                 path);
         int next = open_inside(root, prefix, O_PATH | O_DIRECTORY, e);
         close_fd(&at);
         at = next;
@@ -656,7 +682,8 @@ static int make_dir_inside(int root, const char *path, mode_t mode, error *e)
 }
 
 /* Whether `fd` lies on a file system of this kind, e.g. PROC_SUPER_MAGIC: statfs(2). Before writing
- * to what should be /proc, since a container may have mounted its own files there (CVE-2019-16884). */
+ * to what should be /proc, since a container may have mounted its own files there
+ * (CVE-2019-16884). */
 static bool fd_is_on(int fd, long magic)
 {
     struct statfs s;
@@ -665,32 +692,36 @@ static bool fd_is_on(int fd, long magic)
 
 /* -- records ----------------------------------------------------------------------------------- */
 
-/* Reads a whole file of at most `max` bytes into the arena; it is followed by a NUL that out->n does
- * not count. -1: NOT_FOUND, RESOURCE_EXHAUSTED (longer than max), INVALID_ARGUMENT (no regular file;
- * O_NONBLOCK so that a FIFO in its place cannot hang us) or INTERNAL. */
+/* Reads a whole file of at most `max` bytes into the arena; it is followed by a NUL that out->n
+ * does not count. -1: NOT_FOUND, RESOURCE_EXHAUSTED (longer than max), INVALID_ARGUMENT (no regular
+ * file; O_NONBLOCK so that a FIFO in its place cannot hang us) or INTERNAL. */
 static int file_read(int at, const char *path, size_t max, arena *a, slice *out, error *e)
 {
     OWNED_FD fd = openat(at, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     struct stat st;
-    if (fd < 0) return fail_sys(e, errno == ENOENT ? GRPC_NOT_FOUND : GRPC_INTERNAL, "open %s", path);
+    if (fd < 0)
+        return fail_sys(e, errno == ENOENT ? GRPC_NOT_FOUND : GRPC_INTERNAL, "open %s", path);
     if (fstat(fd, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat %s", path);
-    if (!S_ISREG(st.st_mode)) return fail(e, GRPC_INVALID_ARGUMENT, "%s is not a regular file", path);
+    if (!S_ISREG(st.st_mode))
+        return fail(e, GRPC_INVALID_ARGUMENT, "%s is not a regular file", path);
     OWNED_BUF text = { 0 };
     for (;;) { /* files of /proc say they are empty, so the end is where read(2) says it is */
-        if (!buf_reserve(&text, 4 * KIB)) return fail(e, GRPC_RESOURCE_EXHAUSTED, "read %s: out of memory", path);
+        if (!buf_reserve(&text, 4 * KIB))
+            return fail(e, GRPC_RESOURCE_EXHAUSTED, "read %s: out of memory", path);
         ssize_t n = read(fd, text.p + text.n, MIN(text.cap - text.n, max + 1 - text.n));
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return fail_sys(e, GRPC_INTERNAL, "read %s", path);
         if (n == 0) break;
         text.n += (size_t)n;
-        if (text.n > max) return fail(e, GRPC_RESOURCE_EXHAUSTED, "%s is larger than %zu bytes", path, max);
+        if (text.n > max)
+            return fail(e, GRPC_RESOURCE_EXHAUSTED, "%s is larger than %zu bytes", path, max);
     }
     *out = arena_copy(a, buf_view(&text));
     return a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "read %s: out of memory", path) : 0;
 }
 
-/* ATOMIC: after a crash of krun a reader finds the old or the new bytes. DURABLE: also after a power
- * cut (fsync(2) of the file before the rename and of the directory after it). */
+/* ATOMIC: after a crash of krun a reader finds the old or the new bytes. DURABLE: also after a
+ * power cut (fsync(2) of the file before the rename and of the directory after it). */
 enum durability { ATOMIC, DURABLE };
 
 /* Writes `bytes` as the file `name` (no slash) of the directory `at`, replacing what was there in
@@ -709,7 +740,8 @@ static int file_replace(int at, const char *name, slice bytes, enum durability h
         unlinkat(at, temp, 0);
         return -1;
     }
-    if (how == DURABLE && fsync(at) < 0) return fail_sys(e, GRPC_INTERNAL, "sync the directory of %s", name);
+    if (how == DURABLE && fsync(at) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "sync the directory of %s", name);
     return 0;
 }
 
@@ -763,7 +795,8 @@ static int tree_remove(int at, const char *name, error *e)
         if (unlinkat(top, child, AT_REMOVEDIR) < 0 && errno != ENOENT)
             return fail_sys(e, GRPC_INTERNAL, "remove %s/%s", name, child);
     }
-    if (unlinkat(at, name, AT_REMOVEDIR) < 0 && errno != ENOENT) return fail_sys(e, GRPC_INTERNAL, "remove %s", name);
+    if (unlinkat(at, name, AT_REMOVEDIR) < 0 && errno != ENOENT)
+        return fail_sys(e, GRPC_INTERNAL, "remove %s", name);
     return 0;
 }
 
@@ -812,8 +845,8 @@ static int spawn_child_main(void *arg)
 
 enum { SPAWN_STACK = 64 * KIB, SPAWN_FDS = 16 };
 
-/* Starts a program and returns its pidfd, the caller's, to wait on with reap(); *pid is for the log.
- * When it comes back, the program is running: execve has been done or its errno is in *e.
+/* Starts a program and returns its pidfd, the caller's, to wait on with reap(); *pid is for the
+ * log. When it comes back, the program is running: execve has been done or its errno is in *e.
  * The parent's memory is not copied (clone(2), CLONE_VM | CLONE_VFORK), so a daemon with threads
  * can do this at any time and at the same price however large it is. */
 static int spawn(const spawn_args *s, pid_t *pid, error *e)
@@ -821,16 +854,20 @@ static int spawn(const spawn_args *s, pid_t *pid, error *e)
     int moved[SPAWN_FDS], pidfd = -1;
     assert(s->nfds <= SPAWN_FDS);
     struct spawn_child c = { .args = s, .moved = moved };
-    char *stack = mmap(NULL, SPAWN_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
-    if (stack == MAP_FAILED) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "spawn %s: stack", s->argv[0]);
+    char *stack = mmap(NULL, SPAWN_STACK, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    if (stack == MAP_FAILED)
+        return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "spawn %s: stack", s->argv[0]);
     sigset_t all;
     sigfillset(&all); /* no handler of ours may run in the child's half of our memory */
     pthread_sigmask(SIG_SETMASK, &all, &c.mask);
-    int child = clone(spawn_child_main, stack + SPAWN_STACK, CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD, &c, &pidfd);
+    int child = clone(spawn_child_main, stack + SPAWN_STACK,
+                      CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD, &c, &pidfd);
     int why = errno;
     pthread_sigmask(SIG_SETMASK, &c.mask, NULL);
     munmap(stack, SPAWN_STACK);
-    if (child < 0) return errno = why, fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "spawn %s: clone", s->argv[0]);
+    if (child < 0)
+        return errno = why, fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "spawn %s: clone", s->argv[0]);
     if (pid) *pid = child;
     if (!c.failed) return pidfd;
     while (waitid(P_PIDFD, (id_t)pidfd, NULL, WEXITED) < 0 && errno == EINTR) {}
@@ -861,12 +898,15 @@ static int self_program(error *e)
     if (sealed >= 0) return sealed;
     OWNED_FD file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
     if (file < 0) return fail_sys(e, GRPC_INTERNAL, "open /proc/self/exe");
-    if (fcntl(file, F_GET_SEALS) >= 0) return sealed = give_fd(&file); /* we run from the memfd already */
-    OWNED_FD copy = (int)syscall(SYS_memfd_create, "krun", 2U | 1U /* MFD_ALLOW_SEALING | MFD_CLOEXEC */);
+    if (fcntl(file, F_GET_SEALS) >= 0)
+        return sealed = give_fd(&file); /* we run from the memfd already */
+    OWNED_FD copy =
+        (int)syscall(SYS_memfd_create, "krun", 2U | 1U /* MFD_ALLOW_SEALING | MFD_CLOEXEC */);
     if (copy < 0) return fail_sys(e, GRPC_INTERNAL, "memfd_create krun");
     char chunk[16 * KIB];
     for (ssize_t n; (n = read_all(file, chunk, sizeof chunk)) != 0;)
-        if (n < 0 || write_all(copy, chunk, (size_t)n) < 0) return fail_sys(e, GRPC_INTERNAL, "copy krun to memory");
+        if (n < 0 || write_all(copy, chunk, (size_t)n) < 0)
+            return fail_sys(e, GRPC_INTERNAL, "copy krun to memory");
     if (fcntl(copy, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) < 0)
         return fail_sys(e, GRPC_INTERNAL, "seal krun's program");
     return sealed = give_fd(&copy);
@@ -876,7 +916,8 @@ static int self_program(error *e)
 
 /* One descriptor that someone waits for; embed it in its owner and use OWNER() in `ready`. */
 typedef struct watch { int fd; void (*ready)(struct watch *, uint32_t events); } watch;
-/* A moment (monotonic ns) that someone waits for; embed it. slot is its place in the heap, from 1. */
+/* A moment (monotonic ns) that someone waits for; embed it. slot is its place in the heap, from
+ * 1. */
 typedef struct timer { int64_t at; void (*due)(struct timer *); size_t slot; } timer;
 /* Work that another thread hands to the loop's thread. */
 typedef struct job { void (*run)(struct job *); struct job *next; } job;
@@ -886,7 +927,8 @@ enum { LOOP_BATCH = 64 };
 typedef struct {
     int epoll, wakeup;
     bool stop;
-    struct epoll_event batch[LOOP_BATCH]; /* events of this round; a watch that goes away is struck out */
+    struct epoll_event
+        batch[LOOP_BATCH]; /* events of this round; a watch that goes away is struck out */
     int nbatch;
     timer **heap; /* heap[1] is the next to be due; heap[0] is not used */
     size_t ntimers, heap_cap;
@@ -896,10 +938,13 @@ typedef struct {
 
 static int loop_open(loop *l, error *e)
 {
-    *l = (loop){ .epoll = epoll_create1(EPOLL_CLOEXEC), .wakeup = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) };
+    *l = (loop){ .epoll = epoll_create1(EPOLL_CLOEXEC),
+                 .wakeup = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) };
     pthread_mutex_init(&l->mailbox, NULL);
     struct epoll_event mail = { .events = EPOLLIN, .data.ptr = NULL };
-    if (l->epoll >= 0 && l->wakeup >= 0 && epoll_ctl(l->epoll, EPOLL_CTL_ADD, l->wakeup, &mail) == 0) return 0;
+    if (l->epoll >= 0 && l->wakeup >= 0 &&
+        epoll_ctl(l->epoll, EPOLL_CTL_ADD, l->wakeup, &mail) == 0)
+        return 0;
     return fail_sys(e, GRPC_INTERNAL, "event loop");
 }
 
@@ -915,7 +960,8 @@ static void loop_close(loop *l)
 static int loop_watch(loop *l, watch *w, uint32_t events, error *e)
 {
     struct epoll_event want = { .events = events, .data.ptr = w };
-    if (epoll_ctl(l->epoll, EPOLL_CTL_ADD, w->fd, &want) < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "watch a descriptor");
+    if (epoll_ctl(l->epoll, EPOLL_CTL_ADD, w->fd, &want) < 0)
+        return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "watch a descriptor");
     return 0;
 }
 
@@ -937,9 +983,11 @@ static void loop_forget(loop *l, watch *w)
 
 static void heap_put(loop *l, timer *t, size_t slot) { l->heap[t->slot = slot] = t; }
 
-static void heap_settle(loop *l, timer *t, size_t slot) /* up, then down, until its place is right */
+static void heap_settle(loop *l, timer *t,
+                        size_t slot) /* up, then down, until its place is right */
 {
-    for (; slot > 1 && l->heap[slot / 2]->at > t->at; slot /= 2) heap_put(l, l->heap[slot / 2], slot);
+    for (; slot > 1 && l->heap[slot / 2]->at > t->at; slot /= 2)
+        heap_put(l, l->heap[slot / 2], slot);
     for (size_t child; (child = slot * 2) <= l->ntimers; slot = child) {
         if (child < l->ntimers && l->heap[child + 1]->at < l->heap[child]->at) child++;
         if (l->heap[child]->at >= t->at) break;
@@ -983,7 +1031,8 @@ static void loop_post(loop *l, job *j)
     l->posted = j;
     pthread_mutex_unlock(&l->mailbox);
     uint64_t one = 1;
-    if (first && write(l->wakeup, &one, sizeof one) < 0) assert(errno == EAGAIN); /* full: it is awake */
+    if (first && write(l->wakeup, &one, sizeof one) < 0)
+        assert(errno == EAGAIN); /* full: it is awake */
 }
 
 static void loop_mail(loop *l)
@@ -1010,7 +1059,8 @@ static void loop_mail(loop *l)
 static void loop_run(loop *l)
 {
     for (l->stop = false; !l->stop;) {
-        l->nbatch = epoll_wait(l->epoll, l->batch, LOOP_BATCH, l->ntimers ? clock_poll_ms(l->heap[1]->at) : -1);
+        l->nbatch = epoll_wait(l->epoll, l->batch, LOOP_BATCH,
+                               l->ntimers ? clock_poll_ms(l->heap[1]->at) : -1);
         for (int i = 0; i < l->nbatch; i++) {
             watch *w = l->batch[i].data.ptr;
             if (!w) loop_mail(l);
@@ -7403,6 +7453,16 @@ static h2_stream *h2_find(const h2 *h, uint32_t id)
     return s;
 }
 
+/* Visits every open stream; the visitor may close the one it visits. */
+static void h2_each(h2 *h, void (*visit)(h2_stream *, int64_t), int64_t argument)
+{
+    for (size_t i = 0; i < H2_BUCKETS; i++)
+        for (h2_stream *s = h->bucket[i], *next; s; s = next) {
+            next = s->in_bucket;
+            visit(s, argument);
+        }
+}
+
 /* What holds of a stream between any two calls. */
 static void h2_check(const h2_stream *s)
 {
@@ -7777,21 +7837,16 @@ static void h2_take_reset(h2 *h, const h2_frame *f)
 }
 
 /* A new first window moves those of all open streams, below zero too (RFC 9113, section 6.9.2). */
-static void h2_move_windows(h2 *h, int64_t first_window)
+static void h2_move_window(h2_stream *s, int64_t change)
 {
-    int64_t change = first_window - h->first_window;
-    h->first_window = first_window;
-    for (size_t i = 0; change && i < H2_BUCKETS; i++)
-        for (h2_stream *s = h->bucket[i]; s; s = s->in_bucket) {
-            if (s->send_window + change > H2_WINDOW_MAX) {
-                h2_fail(h, H2_FLOW_CONTROL_ERROR, "SETTINGS overflow a window");
-                return;
-            }
-            s->send_window += change;
-            if (s->send_window <= 0) h2_unqueue(s);
-            h2_queue(s);
-            h2_check(s);
-        }
+    if (s->send_window + change > H2_WINDOW_MAX) {
+        h2_fail(s->conn, H2_FLOW_CONTROL_ERROR, "SETTINGS overflow a window");
+        return;
+    }
+    s->send_window += change;
+    if (s->send_window <= 0) h2_unqueue(s);
+    h2_queue(s);
+    h2_check(s);
 }
 
 static void h2_take_setting(h2 *h, slice row, int64_t *first_window)
@@ -7815,7 +7870,10 @@ static void h2_take_settings(h2 *h, const h2_frame *f)
     if (rest.n % 6 || (ack && rest.n)) { h2_fail(h, H2_FRAME_SIZE_ERROR, "SETTINGS"); return; }
     int64_t first_window = h->first_window;
     while (slice_take(&rest, 6, &row) && !h->failed) h2_take_setting(h, row, &first_window);
-    if (!h->failed) h2_move_windows(h, first_window);
+    if (!h->failed && first_window != h->first_window) {
+        h2_each(h, h2_move_window, first_window - h->first_window);
+        h->first_window = first_window;
+    }
     if (!h->failed && !ack) h2_put_head(h, 0, H2_SETTINGS, H2_ACK, 0);
     h2_spend_idle(h);
 }
@@ -7835,17 +7893,18 @@ static void h2_take_ping(h2 *h, const h2_frame *f)
     h2_spend_idle(h);
 }
 
+static void h2_not_served(h2_stream *s, int64_t last_id)
+{
+    if (s->id > last_id) h2_move(s, H2_RESET, H2_REFUSED_STREAM);
+}
+
 static void h2_take_goaway(h2 *h, const h2_frame *f)
 {
     if (f->id) { h2_fail(h, H2_PROTOCOL_ERROR, "GOAWAY of a stream"); return; }
     if (f->payload.n < 8) { h2_fail(h, H2_FRAME_SIZE_ERROR, "GOAWAY"); return; }
     h2_spend_idle(h);
     h->peer_last_id = h2_get32(f->payload.p) & H2_ID_MAX;
-    for (size_t i = 0; h->client && i < H2_BUCKETS; i++)
-        for (h2_stream *s = h->bucket[i], *next; s; s = next) {
-            next = s->in_bucket;
-            if (s->id > h->peer_last_id) h2_move(s, H2_RESET, H2_REFUSED_STREAM);
-        }
+    if (h->client) h2_each(h, h2_not_served, h->peer_last_id);
 }
 
 static void h2_take_window_update(h2 *h, const h2_frame *f)
@@ -8033,16 +8092,17 @@ static h2_stream *h2_open(h2 *h)
     return s;
 }
 
+static void h2_expire_stream(h2_stream *s, int64_t then)
+{
+    bool waits = s->sent < s->out.n || (!s->conn->client && s->state == H2_OPEN);
+    if (waits && s->progress < then) h2_reset(s, H2_CANCEL);
+}
+
 /* Ends the streams on which one side has waited for the other since before `then`: half a request,
  * or a reply that the peer gives no window for (CVE-2019-9517). */
 static void h2_expire(h2 *h, int64_t then)
 {
-    for (size_t i = 0; i < H2_BUCKETS; i++)
-        for (h2_stream *s = h->bucket[i], *next; s; s = next) {
-            next = s->in_bucket;
-            bool waits = s->sent < s->out.n || (!h->client && s->state == H2_OPEN);
-            if (waits && s->progress < then) h2_reset(s, H2_CANCEL);
-        }
+    h2_each(h, h2_expire_stream, then);
     h2_sweep(h);
 }
 
@@ -8238,8 +8298,8 @@ struct grpc_server {
     grpc_options o;
     watch listener; /* fd -1: closed */
     struct stat socket;
-    bool paused;
-    timer retry;    /* accept(2) failed */
+    bool paused;    /* accept(2) has failed since it last worked */
+    timer retry;
     grpc_conn *conns; /* newest first */
     unsigned nconns;
     size_t ncalls, buffered;
@@ -8838,7 +8898,8 @@ static int grpc_add_conn(grpc_server *s, int *fd, error *e)
 static void grpc_pause(grpc_server *s)
 {
     error e;
-    log_warn("grpc: accept: %s", strerror(errno));
+    if (!s->paused) log_warn("grpc: accept: %s", strerror(errno));
+    s->paused = true;
     if (loop_arm(s->loop, &s->retry, clock_mono() + GRPC_ACCEPT_PAUSE, &e) < 0) return;
     loop_forget(s->loop, &s->listener);
 }
@@ -8858,8 +8919,9 @@ static void grpc_accept(watch *w, uint32_t events)
     (void)events;
     OWNED_FD fd = accept4(w->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED)) return;
-    if (fd < 0) grpc_pause(s);
-    else if (grpc_add_conn(s, &fd, &e) < 0) log_warn("grpc: a connection is refused: %s", e.text);
+    if (fd < 0) { grpc_pause(s); return; }
+    s->paused = false;
+    if (grpc_add_conn(s, &fd, &e) < 0) log_warn("grpc: a connection is refused: %s", e.text);
 }
 
 static int grpc_address(const char *path, struct sockaddr_un *a, error *e)
@@ -8997,8 +9059,18 @@ static void grpc_stop_tick(timer *t)
     if (loop_arm(s->loop, &s->stop, s->stop_at, &e) < 0) log_error("grpc: %s", e.text);
 }
 
-/* Stops taking connections and calls, and lets those that run finish until `deadline` (monotonic);
- * the loop must go on meanwhile. Then, or when all has ended before, calls stopped(s), once, which
+static void grpc_end_streaming(h2_stream *s, int64_t unused) /* it would never end by itself */
+{
+    grpc_call *c = s->owner;
+    error e;
+    (void)unused;
+    if (c->phase != GRPC_HANDLED || !c->method->streams) return;
+    fail(&e, GRPC_UNAVAILABLE, "the server is shutting down");
+    grpc_answer(c, 200, &e);
+}
+
+/* Stops taking connections and calls, ends streaming replies, and lets other calls finish until
+ * `deadline` (monotonic); the loop must go on meanwhile. Then, or when all has ended before, calls stopped(s), once, which
  * may free the server. */
 static void grpc_shutdown(grpc_server *s, int64_t deadline, void (*stopped)(grpc_server *))
 {
@@ -9015,6 +9087,7 @@ static void grpc_shutdown(grpc_server *s, int64_t deadline, void (*stopped)(grpc
         k->h2.now = now;
         k->leaving = true;
         h2_going_away(&k->h2);
+        h2_each(&k->h2, grpc_end_streaming, 0);
         grpc_flush(k);
     }
 }
@@ -11042,7 +11115,8 @@ static int doc_descriptor(const json *v, const char *what, Descriptor *out, erro
 static uint64_t platform_level(slice variant, slice architecture)
 {
     uint64_t level;
-    if (!variant.n) return slice_is(architecture, "arm64") ? 8 : slice_is(architecture, "arm") ? 7 : 1;
+    if (!variant.n && slice_is(architecture, "arm64")) return 8;
+    if (!variant.n) return slice_is(architecture, "arm") ? 7 : 1;
     slice digits = { variant.p + 1, variant.n - 1 };
     return variant.p[0] == 'v' && parse_u64(digits, 10, 99, &level) ? level : 99;
 }
@@ -13120,9 +13194,6 @@ static void images_collect(image_store *s)
 
 /* -- what the services ask --------------------------------------------------------------------- */
 
-/* Borrowed until images_close: the directory in which a layer is <its name>/. */
-static int images_layers_fd(const image_store *s) { return s->layers_fd; }
-
 /* The image of that name, ID or beginning of an ID, which cannot go (nor its layers) before
  * image_drop; NULL if there is none. Memory only, from any thread. */
 static const ImageRecord *image_hold(image_store *s, slice name)
@@ -14618,10 +14689,14 @@ static int64_t cg_oom_kills(int cgroup) { return MAX(cg_counter(cgroup, "memory.
  * unless ambient capabilities were asked for: filled, it gives files with capabilities more than
  * they should have (CVE-2022-24769).
  *
- * Defined by  capabilities(7), prctl(2), getrlimit(2), proc_pid_oom_score_adj(5); the lists of paths
- *             are those that containerd and Docker hide
+ * Making device nodes is one of those powers, so which devices may be opened is decided elsewhere: by
+ * a program of a few instructions that the kernel runs at every open in the container's cgroup.
+ *
+ * Defined by  capabilities(7), prctl(2), getrlimit(2), proc_pid_oom_score_adj(5), bpf(2) and
+ *             cgroup-v2.rst ("Device controller"); the lists of paths are those that containerd and
+ *             Docker hide
  * Uses        1, 2, 9                          Gives  security_caps_from_names, security_become, ...
- * Bounds      64 capabilities; 65536 supplementary groups, the kernel's own limit */
+ * Bounds      64 capabilities; 65536 supplementary groups, the kernel's own limit; 256 device rules */
 
 static const char *const security_cap_names[] = { /* the place is the number: linux/capability.h */
     "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID",
@@ -14789,6 +14864,107 @@ static int security_become(const ContainerSpec *spec, error *e)
     if (prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0) < 0) return fail_sys(e, GRPC_INTERNAL, "keep capabilities");
     if (spec->no_new_privs && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) return fail_sys(e, GRPC_INTERNAL, "no_new_privs");
     return 0;
+}
+
+/* -- which devices a cgroup may use ------------------------------------------------------------ */
+
+/* One thing that is allowed: type 1 is a block, 2 a character device; -1 is any number; access is the
+ * sum of 1 (mknod), 2 (read), 4 (write), as linux/bpf.h has them. */
+typedef struct { int type, major, minor, access; } device_rule;
+enum { DEVICE_RULES_MAX = 256, DEVICE_RULE_SIZE = 9, DEVICE_HEAD_SIZE = 6 };
+
+/* What every container may: make any node, but open only these. */
+static const device_rule device_defaults[] = {
+    { 2, -1, -1, 1 }, { 1, -1, -1, 1 },
+    { 2, 1, 3, 7 }, { 2, 1, 5, 7 }, { 2, 1, 7, 7 }, { 2, 1, 8, 7 }, { 2, 1, 9, 7 }, /* null zero full random urandom */
+    { 2, 5, 0, 7 }, { 2, 5, 1, 7 }, { 2, 5, 2, 7 }, { 2, 136, -1, 7 },              /* tty console ptmx pts */
+};
+
+/* The kernel's instruction: linux/bpf.h. regs: source register << 4 | destination register. */
+typedef struct { uint8_t code, regs; int16_t jump; int32_t value; } bpf_code;
+enum { BPF_LOAD_WORD = 0x61, BPF_AND = 0x57, BPF_SHIFT_RIGHT = 0x77, BPF_COPY = 0xbf, BPF_SET = 0xb7,
+       BPF_UNLESS_VALUE = 0x55, BPF_UNLESS_EQUAL = 0x5d, BPF_EXIT = 0x95 };
+
+/* Writes the program: r2 type, r3 access, r4 major, r5 minor of the attempt; each rule that does not fit
+ * jumps to the next, one that fits returns 1; after the last comes 0. Returns its length. */
+static size_t device_program(const device_rule *rules, size_t n, bpf_code *out)
+{
+    static const bpf_code head[DEVICE_HEAD_SIZE] = { /* r1: struct bpf_cgroup_dev_ctx, access << 16 | type first */
+        { BPF_LOAD_WORD, 1 << 4 | 2, 0, 0 }, { BPF_COPY, 2 << 4 | 3, 0, 0 }, { BPF_AND, 2, 0, 0xffff },
+        { BPF_SHIFT_RIGHT, 3, 0, 16 }, { BPF_LOAD_WORD, 1 << 4 | 4, 4, 0 }, { BPF_LOAD_WORD, 1 << 4 | 5, 8, 0 },
+    };
+    static const bpf_code yes[] = { { BPF_SET, 0, 0, 1 }, { BPF_EXIT, 0, 0, 0 } }, no[] = { { BPF_SET, 0, 0, 0 }, { BPF_EXIT, 0, 0, 0 } };
+    size_t k = COUNT(head);
+    memcpy(out, head, sizeof head);
+    for (size_t i = 0; i < n; i++) {
+        const device_rule *r = &rules[i];
+        bool major = r->major >= 0, minor = r->minor >= 0;
+        int16_t left = (int16_t)(5 + major + minor); /* instructions between the first test and the next rule */
+        out[k++] = (bpf_code){ BPF_UNLESS_VALUE, 2, left--, r->type };
+        out[k++] = (bpf_code){ BPF_COPY, 3 << 4 | 0, 0, 0 };
+        out[k++] = (bpf_code){ BPF_AND, 0, 0, r->access };
+        left = (int16_t)(left - 2);
+        out[k++] = (bpf_code){ BPF_UNLESS_EQUAL, 3 << 4 | 0, left--, 0 };
+        if (major) out[k++] = (bpf_code){ BPF_UNLESS_VALUE, 4, left--, r->major };
+        if (minor) out[k++] = (bpf_code){ BPF_UNLESS_VALUE, 5, left--, r->minor };
+        memcpy(out + k, yes, sizeof yes);
+        k += COUNT(yes);
+    }
+    memcpy(out + k, no, sizeof no);
+    return k + COUNT(no);
+}
+
+/* Adds the rules for a device of the request, or for all in a directory of them. */
+static int device_add(device_rule *rules, size_t *n, const char *path, int access, error *e)
+{
+    struct stat st;
+    if (stat(path, &st) < 0) return fail_sys(e, GRPC_INVALID_ARGUMENT, "device %s", path);
+    DIR *d = S_ISDIR(st.st_mode) ? opendir(path) : NULL;
+    for (struct dirent *entry = NULL; !d || (entry = readdir(d));) {
+        if (d && fstatat(dirfd(d), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0) continue;
+        bool device = S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode);
+        if (device && *n == DEVICE_RULES_MAX) break;
+        if (device) rules[(*n)++] = (device_rule){ S_ISBLK(st.st_mode) ? 1 : 2, (int)major(st.st_rdev), (int)minor(st.st_rdev), access };
+        if (!d) break;
+    }
+    if (d) closedir(d);
+    return *n < DEVICE_RULES_MAX ? 0 : fail(e, GRPC_INVALID_ARGUMENT, "device %s: more than %d devices", path, DEVICE_RULES_MAX);
+}
+
+/* Has the kernel check a program and take it. Returns its descriptor, the caller's, or -1 and errno. */
+static int device_load(const bpf_code *program, size_t n)
+{
+    struct { uint32_t type, count; uint64_t code, license; uint32_t log_level, log_size; uint64_t log; } load = {
+        .type = 15 /* BPF_PROG_TYPE_CGROUP_DEVICE */, .count = (uint32_t)n, .code = (uint64_t)(uintptr_t)program,
+        .license = (uint64_t)(uintptr_t)"Apache-2.0" };
+    return (int)syscall(SYS_bpf, 5 /* BPF_PROG_LOAD */, &load, sizeof load);
+}
+
+/* Lets the processes of a cgroup, and of those below it, use the devices of the request and the usual
+ * ones only; what a cgroup above it forbids stays forbidden. Before anything runs in it. */
+static int security_devices(int cgroup, const ContainerSpec *spec, error *e)
+{
+    static int usual = -1; /* the program of all containers that ask for no device, checked by the kernel once */
+    device_rule rules[DEVICE_RULES_MAX];
+    bpf_code program[DEVICE_HEAD_SIZE + DEVICE_RULE_SIZE * DEVICE_RULES_MAX + 2];
+    size_t n = COUNT(device_defaults);
+    memcpy(rules, device_defaults, sizeof device_defaults);
+    for (size_t i = 0; i < spec->devices.n; i++) {
+        OWNED_ARENA a = arena_make(8 * KIB);
+        slice may = spec->devices.p[i].permissions;
+        int access = (slice_has(may, 'm') ? 1 : 0) | (slice_has(may, 'r') ? 2 : 0) | (slice_has(may, 'w') ? 4 : 0);
+        if (device_add(rules, &n, arena_str(&a, spec->devices.p[i].host_path), access, e) < 0) return -1;
+    }
+    bool own = spec->devices.n > 0;
+    OWNED_FD loaded = own || usual < 0 ? device_load(program, device_program(rules, n, program)) : -1;
+    int use = own || usual < 0 ? loaded : usual;
+    struct { uint32_t cgroup, program, type, flags; } attach = { (uint32_t)cgroup, (uint32_t)use, 6 /* BPF_CGROUP_DEVICE */, 2 /* BPF_F_ALLOW_MULTI */ };
+    if (use >= 0 && syscall(SYS_bpf, 8 /* BPF_PROG_ATTACH */, &attach, sizeof attach) == 0) {
+        if (!own && usual < 0) usual = give_fd(&loaded);
+        return 0;
+    }
+    if (spec->ignore_missing_controllers) return 0;
+    return fail_sys(e, GRPC_FAILED_PRECONDITION, "the kernel takes no device rules for cgroups (CONFIG_CGROUP_BPF)");
 }
 
 /* == 17. Namespaces and container init =======================================================
@@ -15261,6 +15437,8 @@ static int init_clone(const init_args *a, init_started *out, error *e)
     bool shared_pids = a->pidns >= 0 || a->spec->pid == NamespaceMode_NODE;
     birth b = { .spec = a->spec, .stdio = a->spec->tty ? NULL : a->stdio, .flags = (uint64_t)CLONE_NEWNS | (shared_pids ? 0 : CLONE_NEWPID),
                 .fds = { -1, a->cgroup, a->layers_dir, a->state_dir, a->shm_ns }, .pidns = a->pidns, .join = CLONE_NEWPID, .run = init_main };
+    *out = (init_started){ .pidfd = -1, .report = -1 };
+    if (a->cgroup >= 0 && !a->spec->privileged && security_devices(a->cgroup, a->spec, e) < 0) return -1;
     return birth_start(&b, out, e);
 }
 
@@ -15462,7 +15640,8 @@ static int monitor_frame(const pb_message *m, const void *msg, buf *out, error *
     if (pb_encode(m, msg, out) < 0 || out->oom)
         return fail(e, GRPC_RESOURCE_EXHAUSTED, "monitor: out of memory for a message");
     size_t n = out->n - start - 4;
-    if (n > MONITOR_MESSAGE_MAX) return fail(e, GRPC_RESOURCE_EXHAUSTED, "monitor: a message of %zu bytes", n);
+    if (n > MONITOR_MESSAGE_MAX)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "monitor: a message of %zu bytes", n);
     for (int i = 0; i < 4; i++) out->p[start + (size_t)i] = (uint8_t)(n >> 8 * i);
     return 0;
 }
@@ -15472,7 +15651,7 @@ static size_t monitor_frame_length(const uint8_t head[4])
     return (size_t)head[0] | (size_t)head[1] << 8 | (size_t)head[2] << 16 | (size_t)head[3] << 24;
 }
 
-/* -- the daemon's end: blocking, a connection a call, from any thread ---------------------------- */
+/* -- the daemon's end: blocking, a connection a call, from any thread -------------------------- */
 
 /* A unix address has room for 107 bytes of path (unix(7)); a --run directory may be deeper. So the
  * directory is opened and the socket named through it. Returns the directory, the caller's. */
@@ -15480,12 +15659,14 @@ static int monitor_address(const char *path, struct sockaddr_un *to, error *e)
 {
     char dir[PATH_MAX];
     const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
-    snprintf(dir, sizeof dir, "%.*s", slash ? (int)MIN(slash - path, PATH_MAX - 2) + 1 : 1, slash ? path : ".");
+    slice parent = slash ? (slice){ (const uint8_t *)path, (size_t)(name - path) } : SLICE(".");
+    snprintf(dir, sizeof dir, "%.*s", PR(parent));
     OWNED_FD at = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (at < 0) return fail_sys(e, GRPC_UNAVAILABLE, "monitor: open %s", dir);
     *to = (struct sockaddr_un){ .sun_family = AF_UNIX };
     int n = snprintf(to->sun_path, sizeof to->sun_path, "/proc/self/fd/%d/%s", at, name);
-    if (n >= (int)sizeof to->sun_path) return fail(e, GRPC_INVALID_ARGUMENT, "monitor: socket name %s is too long", name);
+    if (n >= (int)sizeof to->sun_path)
+        return fail(e, GRPC_INVALID_ARGUMENT, "monitor: socket name %s is too long", name);
     return give_fd(&at);
 }
 
@@ -15500,7 +15681,8 @@ static int monitor_listen(const char *path, error *e)
     if (s < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "monitor: socket");
     unlinkat(dir, strrchr(to.sun_path, '/') + 1, 0);
     fchmod(s, 0600); /* bind(2) gives the file the socket's mode: it is never open to others */
-    if (bind(s, (struct sockaddr *)&to, sizeof to) < 0) return fail_sys(e, GRPC_INTERNAL, "monitor: bind %s", path);
+    if (bind(s, (struct sockaddr *)&to, sizeof to) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "monitor: bind %s", path);
     if (listen(s, 64) < 0) return fail_sys(e, GRPC_INTERNAL, "monitor: listen at %s", path);
     return give_fd(&s);
 }
@@ -15516,7 +15698,8 @@ static int monitor_connect(const char *socket_path, error *e)
     if (s < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "monitor: socket");
     setsockopt(s, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
     while (connect(s, (struct sockaddr *)&to, sizeof to) < 0)
-        if (errno != EINTR) return fail_sys(e, GRPC_UNAVAILABLE, "monitor: connect to %s", socket_path);
+        if (errno != EINTR)
+            return fail_sys(e, GRPC_UNAVAILABLE, "monitor: connect to %s", socket_path);
     return give_fd(&s);
 }
 
@@ -15529,7 +15712,7 @@ static ssize_t monitor_send_some(int conn, slice bytes, const int *fds, int nfds
     memset(&control, 0, sizeof control);
     if (nfds > 0) {
         size_t n = (size_t)nfds * sizeof *fds;
-        control.head = (struct cmsghdr){ .cmsg_len = CMSG_LEN(n), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS };
+        control.head = (struct cmsghdr){ CMSG_LEN(n), SOL_SOCKET, SCM_RIGHTS };
         memcpy(CMSG_DATA(&control.head), fds, n);
         msg.msg_control = &control;
         msg.msg_controllen = CMSG_SPACE(n);
@@ -15560,9 +15743,9 @@ typedef struct { int cancel_fd; int64_t deadline; } monitor_wait;
 /* Waits for conn to have bytes. CANCELLED, DEADLINE_EXCEEDED. */
 static int monitor_await(int conn, const monitor_wait *w, error *e)
 {
-    struct pollfd p[2] = { { .fd = conn, .events = POLLIN }, { .fd = w->cancel_fd, .events = POLLIN } };
+    struct pollfd p[] = { { conn, POLLIN, 0 }, { w->cancel_fd, POLLIN, 0 } };
     for (;;) {
-        int n = poll(p, 2, clock_poll_ms(w->deadline));
+        int n = poll(p, COUNT(p), clock_poll_ms(w->deadline));
         if (n > 0 && p[0].revents) return 0;
         if (n > 0) return fail(e, GRPC_CANCELLED, "the call was cancelled");
         if (n < 0 && errno != EINTR) return fail_sys(e, GRPC_INTERNAL, "monitor: poll");
@@ -15609,7 +15792,8 @@ static int monitor_verdict(const MonitorReply *reply, error *e)
 }
 
 /* Asks and waits for the answer; a reply that says no is an error here. */
-static int monitor_call(const char *socket_path, const MonitorRequest *request, arena *a, MonitorReply *reply, error *e)
+static int monitor_call(const char *socket_path, const MonitorRequest *request, arena *a,
+                        MonitorReply *reply, error *e)
 {
     OWNED_FD conn = monitor_connect(socket_path, e);
     if (conn < 0 || monitor_send(conn, request, NULL, 0, e) < 0) return -1;
@@ -15638,7 +15822,8 @@ static int monitor_spawn(const monitor_args *a, pid_t *pid, error *e)
     snprintf(fault, sizeof fault, "KRUN_FAULT=%s", ours ? wanted : "");
     char *argv[] = { "krun", "monitor", (char *)(uintptr_t)a->pod_id, NULL };
     char *envp[] = { ours ? fault : NULL, NULL };
-    int fds[] = { -1, -1, STDERR_FILENO, a->listen_fd, a->state_dir, a->layers_dir, a->cgroup_root };
+    int fds[] = { -1, -1, STDERR_FILENO, a->listen_fd,
+                  a->state_dir, a->layers_dir, a->cgroup_root };
     spawn_args s = { .exec_fd = self_program(e), .argv = argv, .envp = envp, .fds = fds,
                      .nfds = COUNT(fds), .new_session = true };
     if (s.exec_fd < 0) return -1;
@@ -15649,11 +15834,12 @@ static int monitor_spawn(const monitor_args *a, pid_t *pid, error *e)
     char number[16];
     int n = snprintf(number, sizeof number, "%d", (int)*pid);
     if (procs < 0 || write(procs, number, (size_t)n) < 0) /* it then lives in the daemon's: soft */
-        log_warn("monitor of pod %.12s: cannot move it to its cgroup: %s", a->pod_id, strerror(errno));
+        log_warn("monitor of pod %.12s: cannot move it to its cgroup: %s", a->pod_id,
+                 strerror(errno));
     return give_fd(&pidfd);
 }
 
-/* -- what containers print: from pipes into log files -------------------------------------------- */
+/* -- what containers print: from pipes into log files ------------------------------------------ */
 
 /* A record is "<time> <stdout|stderr> <P|F> <bytes>\n"; F ends a line, P is a part of one that goes
  * on. Only whole lines and full parts are written: what follows the last line end is held back
@@ -15695,8 +15881,7 @@ typedef struct output {
     const char *id;           /* the container's, for messages */
     uint64_t lost;            /* bytes that could not be written */
     int64_t complained, last; /* when: last message about that; last read */
-    timer rest;
-    bool resting;
+    timer rest; /* armed: nothing is read */
     void (*ended)(struct output *); /* the last stream has ended */
 } output;
 
@@ -15704,15 +15889,18 @@ static void output_room_idle(timer *t)
 {
     output_room *r = OWNER(t, output_room, idle);
     error e;
-    if (clock_mono() - r->used < OUTPUT_SILENCE && loop_arm(r->loop, t, r->used + OUTPUT_SILENCE, &e) == 0) return;
+    int64_t quiet_at = r->used + OUTPUT_SILENCE;
+    if (clock_mono() < quiet_at && loop_arm(r->loop, t, quiet_at, &e) == 0) return;
     madvise(r->in, OUTPUT_ROOM, MADV_DONTNEED);
 }
 
 static int output_room_open(output_room *r, loop *l, error *e)
 {
-    void *p = mmap(NULL, OUTPUT_ROOM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    int ours = MAP_PRIVATE | MAP_ANONYMOUS;
+    uint8_t *p = mmap(NULL, OUTPUT_ROOM, PROT_READ | PROT_WRITE, ours, -1, 0);
     if (p == MAP_FAILED) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "monitor: memory for logs");
-    *r = (output_room){ .loop = l, .in = p, .out = (uint8_t *)p + OUTPUT_HELD + OUTPUT_READ, .idle.due = output_room_idle };
+    *r = (output_room){ .loop = l, .in = p, .out = p + OUTPUT_HELD + OUTPUT_READ };
+    r->idle.due = output_room_idle;
     return 0;
 }
 
@@ -15723,40 +15911,57 @@ static void output_room_use(output_room *r)
     if (!r->idle.slot) loop_arm(r->loop, &r->idle, r->used + OUTPUT_SILENCE, &e);
 }
 
-/* Splits `directory`/name at the directory that the kubelet has given. */
+/* What of a log's path lies below the directory that the kubelet has given for it. */
 static int output_log_name(slice directory, slice path, slice *name, error *e)
 {
-    while (directory.n > 1 && directory.p[directory.n - 1] == '/') directory.n--;
     slice rest = path, head;
-    bool below = slice_take(&rest, directory.n, &head) && slice_eq(head, directory) && rest.n > 1 && rest.p[0] == '/';
-    if (!below || directory.p[0] != '/' || slice_has(path, '\0'))
-        return fail(e, GRPC_INVALID_ARGUMENT, "log path %.*s is not below the log directory %.*s", PR(path), PR(directory));
+    bool below = slice_take(&rest, directory.n, &head) && slice_eq(head, directory);
+    if (!below || rest.n < 2 || rest.p[0] != '/' || path.p[0] != '/' || slice_has(path, '\0'))
+        return fail(e, GRPC_INVALID_ARGUMENT, "log path %.*s is not below the log directory %.*s",
+                    PR(path), PR(directory));
     *name = (slice){ rest.p + 1, rest.n - 1 };
     return 0;
 }
 
-/* Opens a log, making it if need be. Pods can write to /var/log of the host when they are given it,
- * so neither the log directory nor anything below it may be a link, no ".." leads out, and what is
- * there must be a file: O_NONBLOCK keeps a planted FIFO from hanging us (CVE-2025-0750). */
+/* Opens the directory of the log `name`, a path below `directory`; *leaf is the last part of it.
+ * Pods can write to /var/log of the host when they are given it, so neither the log directory nor
+ * anything below it may be a link, and no ".." leads out (CVE-2025-0750). */
+static int output_open_dir(slice directory, slice name, char leaf[NAME_MAX + 1], error *e)
+{
+    char top[PATH_MAX], below[PATH_MAX];
+    struct open_how how = { .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+                            .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS };
+    snprintf(top, sizeof top, "%.*s", PR(directory));
+    snprintf(below, sizeof below, "./%.*s", PR(name));
+    char *slash = strrchr(below, '/');
+    if (strlen(slash + 1) > NAME_MAX || directory.n + name.n >= PATH_MAX)
+        return fail(e, GRPC_INVALID_ARGUMENT, "log name %s is too long", slash + 1);
+    memcpy(leaf, slash + 1, strlen(slash + 1) + 1);
+    *slash = '\0';
+    OWNED_FD at = open(top, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int dir = at < 0 ? -1 : (int)syscall(SYS_openat2, at, below, &how, sizeof how);
+    if (dir >= 0) return dir;
+    int code = errno == ENOENT ? GRPC_NOT_FOUND : GRPC_INVALID_ARGUMENT;
+    return fail_sys(e, code, "open log directory %s, %s", top, below);
+}
+
+/* Opens a log, making it if need be. What is there must be a file: O_NONBLOCK keeps a FIFO that
+ * someone has planted from hanging us. (open(2) of "dir/" would follow dir, were it a link.) */
 static int output_open_log(slice directory, slice path, error *e)
 {
+    enum { HOW = O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC };
+    char leaf[NAME_MAX + 1];
     slice name;
-    char text[PATH_MAX];
     struct stat st;
+    while (directory.n > 1 && directory.p[directory.n - 1] == '/') directory.n--;
     if (output_log_name(directory, path, &name, e) < 0) return -1;
-    while (directory.n > 1 && directory.p[directory.n - 1] == '/') directory.n--; /* a link's "x/" is followed */
-    snprintf(text, sizeof text, "%.*s", PR(directory));
-    OWNED_FD top = open(text, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (top < 0) return fail_sys(e, errno == ENOENT ? GRPC_NOT_FOUND : GRPC_INTERNAL, "open log directory %s", text);
-    snprintf(text, sizeof text, "./%.*s", PR(name));
-    char *leaf = strrchr(text, '/');
-    *leaf++ = '\0';
-    struct open_how how = { .flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS };
-    OWNED_FD dir = (int)syscall(SYS_openat2, top, text, &how, sizeof how);
-    if (dir < 0) return fail_sys(e, errno == ENOENT ? GRPC_NOT_FOUND : GRPC_INVALID_ARGUMENT, "open the directory of log %.*s", PR(path));
-    OWNED_FD log = openat(dir, leaf, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0640);
-    if (log < 0) return fail_sys(e, errno == ELOOP ? GRPC_INVALID_ARGUMENT : GRPC_INTERNAL, "open log %.*s", PR(path));
-    if (fstat(log, &st) < 0 || !S_ISREG(st.st_mode)) return fail(e, GRPC_INVALID_ARGUMENT, "log %.*s is not a regular file", PR(path));
+    OWNED_FD dir = output_open_dir(directory, name, leaf, e);
+    if (dir < 0) return -1;
+    OWNED_FD log = openat(dir, leaf, HOW, 0640);
+    bool odd = log < 0 ? errno == ELOOP || errno == ENXIO || errno == EISDIR
+                       : fstat(log, &st) < 0 || !S_ISREG(st.st_mode);
+    if (odd) return fail(e, GRPC_INVALID_ARGUMENT, "log %.*s is not a regular file", PR(path));
+    if (log < 0) return fail_sys(e, GRPC_INTERNAL, "open log %.*s", PR(path));
     return give_fd(&log);
 }
 
@@ -15773,9 +15978,8 @@ static size_t output_next(slice in, bool end, size_t *content, bool *whole)
     }
     *whole = false;
     *content = MIN(in.n, (size_t)OUTPUT_PART);
-    bool may_end_here = in.n == OUTPUT_PART || (in.n == OUTPUT_PART + 1 && in.p[OUTPUT_PART] == '\r');
-    if (end || (in.n > OUTPUT_PART && !may_end_here)) return *content;
-    return 0;
+    bool may_end = in.n == OUTPUT_PART + 1 && in.p[OUTPUT_PART] == '\r';
+    return end || (in.n > OUTPUT_PART && !may_end) ? *content : 0;
 }
 
 /* Whether a line on stderr, which may be the daemon's full pipe, can be written without waiting. */
@@ -15815,7 +16019,8 @@ static void output_write(output *o, slice block)
     o->lost += output_untear(o->log, block, done);
     if (o->complained && clock_mono() - o->complained < OUTPUT_COMPLAINT) return;
     o->complained = clock_mono();
-    monitor_warn("container %.12s: its log cannot be written, %" PRIu64 " bytes are lost so far: %s", o->id, o->lost, strerror(why));
+    monitor_warn("container %.12s: its log cannot be written, %" PRIu64 " bytes are lost: %s",
+                 o->id, o->lost, strerror(why));
 }
 
 /* Writes the records of `in` and returns what is left of it for the next time. */
@@ -15861,7 +16066,6 @@ static void output_end(output_stream *s)
     if (s->pipe.fd < 0) return;
     loop_forget(o->room->loop, &s->pipe);
     close_fd(&s->pipe.fd);
-    s->pipe.fd = -1;
     if (o->log >= 0 && s->nheld) output_records(s, (slice){ s->held, s->nheld }, true);
     output_hold(s, (slice){ NULL, 0 });
 }
@@ -15878,11 +16082,15 @@ static size_t output_read(output_stream *s)
         output_end(s);
         return 0;
     }
-    if (s->owner->log >= 0) output_hold(s, output_records(s, (slice){ room->in, s->nheld + (size_t)n }, false));
+    slice all = { room->in, s->nheld + (size_t)n };
+    if (s->owner->log >= 0) output_hold(s, output_records(s, all, false));
     return (size_t)n;
 }
 
-static bool output_is_open(const output *o) { return o->streams[0].pipe.fd >= 0 || o->streams[1].pipe.fd >= 0; }
+static bool output_is_open(const output *o)
+{
+    return o->streams[0].pipe.fd >= 0 || o->streams[1].pipe.fd >= 0;
+}
 
 static void output_watch(output *o, uint32_t events)
 {
@@ -15892,9 +16100,7 @@ static void output_watch(output *o, uint32_t events)
 
 static void output_rested(timer *t)
 {
-    output *o = OWNER(t, output, rest);
-    o->resting = false;
-    output_watch(o, EPOLLIN);
+    output_watch(OWNER(t, output, rest), EPOLLIN);
 }
 
 /* Both streams are read whichever it was, so that their lines keep an order close to the true one;
@@ -15912,9 +16118,8 @@ static void output_ready(watch *w, uint32_t events)
     }
     bool trickles = got < OUTPUT_READ / 4 && o->room->used - o->last < 2 * OUTPUT_REST;
     o->last = o->room->used;
-    if (!trickles || o->resting || loop_arm(o->room->loop, &o->rest, o->last + OUTPUT_REST, &e) < 0) return;
-    o->resting = true;
-    output_watch(o, 0);
+    if (!trickles || o->rest.slot) return;
+    if (loop_arm(o->room->loop, &o->rest, o->last + OUTPUT_REST, &e) == 0) output_watch(o, 0);
 }
 
 static void output_init(output *o, output_room *room, const char *id, void (*ended)(output *))
@@ -15922,7 +16127,7 @@ static void output_init(output *o, output_room *room, const char *id, void (*end
     static const char *const names[] = { "stdout", "stderr" };
     *o = (output){ .room = room, .log = -1, .id = id, .rest.due = output_rested, .ended = ended };
     for (size_t i = 0; i < COUNT(o->streams); i++)
-        o->streams[i] = (output_stream){ .pipe = { -1, output_ready }, .owner = o, .name = names[i] };
+        o->streams[i] = (output_stream){ { -1, output_ready }, o, names[i], NULL, 0 };
 }
 
 /* Begins to copy from `fd`, a pipe's or a terminal's end, which is the output's from now on. */
@@ -15933,14 +16138,15 @@ static int output_add(output *o, size_t which, int fd, error *e)
     s->pipe.fd = fd;
     if (loop_watch(o->room->loop, &s->pipe, EPOLLIN, e) == 0) return 0;
     close_fd(&s->pipe.fd);
-    return s->pipe.fd = -1;
+    return -1;
 }
 
 /* A pipe from a container: its writing end comes back, the caller's. */
 static int output_pipe(output *o, size_t which, error *e)
 {
     int ends[2];
-    if (pipe2(ends, O_CLOEXEC) < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "pipe for a container's output");
+    if (pipe2(ends, O_CLOEXEC) < 0)
+        return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "pipe for a container's output");
     OWNED_FD writer = ends[1];
     fcntl(writer, F_SETPIPE_SZ, OUTPUT_PIPE); /* soft: the kernel bounds a user's pipe pages */
     return output_add(o, which, ends[0], e) < 0 ? -1 : give_fd(&writer);
@@ -15957,35 +16163,41 @@ static void output_finish(output *o)
     }
 }
 
-/* -- the role ------------------------------------------------------------------------------------ */
+/* -- the role ---------------------------------------------------------------------------------- */
 
 #define MONITOR_DRAIN (10 * NS_PER_SEC) /* what we wait for pipes and processes once init is gone */
-#define MONITOR_BREATH (100 * NS_PER_MS)
-enum { MONITOR_BACKLOG = MIB };         /* replies that a connection has not read */
+#define MONITOR_BREATH (100 * NS_PER_MS) /* when there are no descriptors for a connection */
+enum { MONITOR_BACKLOG = MIB }; /* bytes of replies that a connection may leave unread */
 
 enum monitored_phase { MONITORED_STARTING, MONITORED_RUNNING, MONITORED_ENDING, MONITORED_EXITED };
 
 typedef struct monitor monitor;
 typedef struct monitor_conn monitor_conn;
 
+/* A process that was started for a request: a container's init, or an exec. */
+typedef struct {
+    init_started init;
+    watch process, report; /* init.pidfd and init.report; fd -1 once they have told all */
+    int cgroup;            /* its own, or -1 */
+    error failure;         /* of its start; code 0: none so far */
+    monitor_conn *asker;   /* who waits for the answer; NULL: answered, or hung up */
+} monitor_child;
+
 /* A container. Its texts lie in `memory`. */
 typedef struct monitored {
     monitor *owner;
     struct monitored *next;
     enum monitored_phase phase;
-    ContainerExit exit;       /* what is known of it so far */
-    init_started init;        /* pid; the pipe that tells whether exec was reached */
-    watch process, report, emptied; /* pidfd of its init; init.report; cgroup.events while ENDING */
-    error failure;            /* of a start: code 0 if there was none */
-    monitor_conn *asker;      /* waits for the answer to START */
+    monitor_child child;
+    ContainerExit exit; /* what is known of it so far */
     output output;
-    timer patience;           /* while ENDING */
-    int input;                /* what its stdin reads from, or -1 */
-    int cgroup;
+    int input;          /* the other end of its stdin, or -1 */
+    watch emptied;      /* while ENDING: cgroup.events, if it is not empty yet */
+    timer patience;     /* while ENDING */
     slice cgroup_path, log_directory, log_path;
-    buf spec;                 /* its ContainerSpec on the wire, for execs */
-    unsigned execs;           /* how many there have been: the next one's number */
-    buf lingering;            /* numbers (unsigned) of exec cgroups that still have processes */
+    buf spec;           /* its ContainerSpec on the wire, for execs */
+    unsigned execs;     /* how many there have been: the next one's number */
+    buf lingering;      /* numbers (unsigned) of exec cgroups that still have processes */
     arena memory;
 } monitored;
 
@@ -15994,12 +16206,8 @@ typedef struct monitor_exec {
     monitor *owner;
     struct monitor_exec *next;
     monitored *container; /* NULL: ended before us */
-    monitor_conn *asker;  /* NULL: hung up */
-    init_started init;
-    watch process, report;
-    error failure;
-    int cgroup;
-    unsigned number;
+    monitor_child child;
+    unsigned number;      /* of its cgroup */
 } monitor_exec;
 
 /* A connection. One request at a time: while it is busy nothing is read from it. */
@@ -16023,9 +16231,10 @@ struct monitor {
     bool is_set_up;
     monitored *containers;
     monitor_exec *execs;
-    monitor_conn *conns, *closing; /* closing: who asked for SHUTDOWN */
-    bool shutting;
-    timer breath; /* until we accept again */
+    monitor_conn *conns;
+    monitor_conn *closing; /* who asked for SHUTDOWN; NULL: hung up */
+    bool shutting, over;   /* SHUTDOWN was asked for; all is dead, the answer is on its way */
+    timer breath;          /* until we accept again */
 };
 
 static void monitor_forget(monitor *m, watch *w)
@@ -16033,18 +16242,45 @@ static void monitor_forget(monitor *m, watch *w)
     if (w->fd < 0) return;
     loop_forget(&m->loop, w);
     close_fd(&w->fd);
-    w->fd = -1;
 }
 
-/* Reaps a child that is known to have ended: 128 + n for signal n, as shells count. */
-static int monitor_reap(int pidfd) { return reap(pidfd, 0); }
+/* -- processes --------------------------------------------------------------------------------- */
 
-/* -- connections --------------------------------------------------------------------------------- */
+static void monitor_child_kill(const monitor_child *p)
+{
+    error e;
+    if (p->cgroup >= 0 && cg_kill(p->cgroup, &e) < 0) monitor_warn("%s", e.text);
+    if (p->process.fd >= 0) sys_pidfd_kill(p->process.fd, SIGKILL);
+}
+
+/* Its exit code, once it is known to have ended: 128 + n for signal n, as shells count. */
+static int monitor_child_reap(monitor *m, monitor_child *p)
+{
+    int status = reap(p->process.fd, 0);
+    monitor_forget(m, &p->process);
+    monitor_forget(m, &p->report);
+    return status;
+}
+
+/* Begins to wait for what p->init says and for its end. If that cannot be, the process goes. */
+static int monitor_child_watch(monitor *m, monitor_child *p, error *e)
+{
+    p->process.fd = p->init.pidfd;
+    p->report.fd = p->init.report;
+    bool good = loop_watch(&m->loop, &p->process, EPOLLIN, e) == 0 &&
+                loop_watch(&m->loop, &p->report, EPOLLIN, e) == 0;
+    if (good) return 0;
+    monitor_child_kill(p);
+    monitor_child_reap(m, p);
+    return -1;
+}
+
+/* -- connections ------------------------------------------------------------------------------- */
 
 static void monitor_conn_mood(monitor_conn *c) /* what we wait for on it now */
 {
-    uint32_t in = c->busy || c->ended ? 0 : EPOLLIN;
-    loop_rewatch(&c->owner->loop, &c->socket, in | (c->ended ? 0 : EPOLLRDHUP) | (c->out.n ? EPOLLOUT : 0));
+    uint32_t in = c->busy || c->ended ? 0 : EPOLLIN, hangup = c->ended ? 0 : EPOLLRDHUP;
+    loop_rewatch(&c->owner->loop, &c->socket, in | hangup | (c->out.n ? EPOLLOUT : 0));
 }
 
 /* Sends what can be sent. A connection that is broken, or whose reader is too far behind, is shut
@@ -16059,7 +16295,7 @@ static void monitor_conn_flush(monitor_conn *c)
         buf_drop(&c->out, n < 0 ? c->out.n : (size_t)n);
     }
     if (!c->out.n) buf_free(&c->out);
-    if (!c->out.n && c == c->owner->closing) loop_stop(&c->owner->loop);
+    if (!c->out.n && c->owner->over && c == c->owner->closing) loop_stop(&c->owner->loop);
     monitor_conn_mood(c);
 }
 
@@ -16081,10 +16317,23 @@ static void monitor_answer(monitor_conn *c, MonitorReply *reply)
 
 static void monitor_refuse(monitor_conn *c, const error *e)
 {
-    monitor_answer(c, &(MonitorReply){ .code = e->code, .sys = e->sys, .message = slice_of(e->text) });
+    slice text = slice_of(e->text);
+    monitor_answer(c, &(MonitorReply){ .code = e->code, .sys = e->sys, .message = text });
 }
 
-/* -- containers: what is known of them ------------------------------------------------------------ */
+/* Answers no, for a reason that is the asker's. */
+__attribute__((format(printf, 3, 4))) static void monitor_decline(monitor_conn *c, int code,
+                                                                  const char *format, ...)
+{
+    error e = { .code = code };
+    va_list args;
+    va_start(args, format);
+    vsnprintf(e.text, sizeof e.text, format, args);
+    va_end(args);
+    monitor_refuse(c, &e);
+}
+
+/* -- containers: what is known of them --------------------------------------------------------- */
 
 static monitored *monitored_find(monitor *m, slice id)
 {
@@ -16101,10 +16350,12 @@ static ContainerRun monitored_run(monitored *k)
         [MONITORED_ENDING] = ContainerState_CONTAINER_RUNNING, /* until its record is on disk */
         [MONITORED_EXITED] = ContainerState_CONTAINER_EXITED,
     };
-    bool exited = k->phase == MONITORED_EXITED, created = k->exit.started_at == 0 && !exited;
-    return (ContainerRun){ .id = k->exit.id, .pid = exited ? 0 : k->init.pid, .started_at = k->exit.started_at,
-                           .state = created ? ContainerState_CONTAINER_CREATED : states[k->phase],
-                           .exit = exited ? &k->exit : NULL };
+    bool exited = k->phase == MONITORED_EXITED, failed = !exited && !k->exit.started_at;
+    ContainerRun run = { .id = k->exit.id, .started_at = k->exit.started_at };
+    run.state = states[failed ? MONITORED_STARTING : k->phase];
+    run.pid = exited ? 0 : k->child.init.pid;
+    run.exit = exited ? &k->exit : NULL;
+    return run;
 }
 
 static void monitored_tell(monitored *k) /* all that watch the pod */
@@ -16114,21 +16365,29 @@ static void monitored_tell(monitored *k) /* all that watch the pod */
         if (c->watching) monitor_send_reply(c, &(MonitorReply){ .containers = { &run, 1 } });
 }
 
+/* Answers START: what became of it, and of the container, which the asker so knows before the
+ * watch tells. */
+static void monitored_answer(monitored *k)
+{
+    ContainerRun run = monitored_run(k);
+    const error *why = &k->child.failure;
+    MonitorReply reply = { .containers = { &run, 1 }, .pid = run.pid, .code = why->code };
+    if (why->code) reply.sys = why->sys, reply.message = slice_of(why->text);
+    monitor_answer(k->child.asker, &reply);
+    k->child.asker = NULL;
+}
+
 /* Answers with the state of every container. */
 static void monitor_answer_all(monitor *m, monitor_conn *c)
 {
     size_t n = 0;
     for (monitored *k = m->containers; k; k = k->next) n++;
     ContainerRun *runs = calloc(n + 1, sizeof *runs);
-    error e;
-    if (!runs) {
-        fail(&e, GRPC_RESOURCE_EXHAUSTED, "monitor: out of memory");
-        monitor_refuse(c, &e);
-        return;
-    }
-    n = 0;
-    for (monitored *k = m->containers; k; k = k->next) runs[n++] = monitored_run(k);
-    monitor_answer(c, &(MonitorReply){ .containers = { runs, n }, .pause_pid = m->namespaces.pause_pid });
+    MonitorReply reply = { .containers = { runs, runs ? n : 0 } };
+    for (monitored *k = m->containers; runs && k; k = k->next) runs[--n] = monitored_run(k);
+    reply.pause_pid = m->namespaces.pause_pid;
+    if (runs) monitor_answer(c, &reply);
+    else monitor_decline(c, GRPC_RESOURCE_EXHAUSTED, "monitor: out of memory");
     free(runs);
 }
 
@@ -16150,25 +16409,12 @@ static void monitor_forget_removed(monitor *m)
     for (monitored *k = m->containers, *next; k; k = next) {
         next = k->next;
         snprintf(path, sizeof path, "containers/%.*s", PR(k->exit.id));
-        if (k->phase == MONITORED_EXITED && faccessat(m->state_dir, path, F_OK, 0) < 0 && errno == ENOENT) monitored_free(k);
+        if (k->phase != MONITORED_EXITED || faccessat(m->state_dir, path, F_OK, 0) == 0) continue;
+        if (errno == ENOENT) monitored_free(k);
     }
 }
 
-/* -- the end of a container ----------------------------------------------------------------------- */
-
-static void monitored_kill(monitored *k)
-{
-    error e;
-    if (k->cgroup >= 0 && cg_kill(k->cgroup, &e) < 0) monitor_warn("container %.12s: %s", k->output.id, e.text);
-    if (k->process.fd >= 0) sys_pidfd_kill(k->process.fd, SIGKILL);
-}
-
-static void monitor_exec_kill(monitor_exec *x)
-{
-    error e;
-    if (x->cgroup >= 0 && cg_kill(x->cgroup, &e) < 0) monitor_warn("exec: %s", e.text);
-    if (x->process.fd >= 0) sys_pidfd_kill(x->process.fd, SIGKILL);
-}
+/* -- the end of a container -------------------------------------------------------------------- */
 
 /* Ends the monitor once there is nothing left to watch: everything is dead and its record written,
  * the answer is sent, then the loop stops. */
@@ -16176,7 +16422,7 @@ static void monitor_try_close(monitor *m)
 {
     char path[PATH_MAX];
     error e;
-    if (!m->shutting || m->execs) return;
+    if (!m->shutting || m->over || m->execs) return;
     for (monitored *k = m->containers; k; k = k->next)
         if (k->phase != MONITORED_EXITED) return;
     if (m->pause.fd >= 0) {
@@ -16186,6 +16432,7 @@ static void monitor_try_close(monitor *m)
     }
     snprintf(path, sizeof path, "%.*s", PR(m->pause_cgroup));
     if (path[0] && cg_remove(&m->cgroups, path, &e) < 0) monitor_warn("%s", e.text);
+    m->over = true;
     if (m->closing) monitor_answer_all(m, m->closing);
     else loop_stop(&m->loop);
 }
@@ -16198,7 +16445,7 @@ static void monitored_record(monitored *k)
     error e;
     OWNED_BUF text = { 0 };
     snprintf(path, sizeof path, "containers/%.*s", PR(k->exit.id));
-    pb_write_json(&ContainerExit_msg, &k->exit, true, &text);
+    pb_write_json(&ContainerExit_msg, &k->exit, PB_INDENT, &text);
     OWNED_FD dir = openat(k->owner->state_dir, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     fault_point("monitor.exit");
     if (dir < 0 || text.oom) fail_sys(&e, GRPC_INTERNAL, "open %s", path);
@@ -16209,21 +16456,21 @@ static void monitored_record(monitored *k)
 static void monitored_reason(monitored *k)
 {
     ContainerExit *x = &k->exit;
-    x->oom_killed = k->cgroup >= 0 && cg_oom_kills(k->cgroup) > 0 && x->exit_code != 0;
-    x->reason = x->oom_killed ? SLICE("OOMKilled") : x->exit_code ? SLICE("Error") : SLICE("Completed");
-    if (!k->failure.code) return;
+    x->reason = x->exit_code ? SLICE("Error") : SLICE("Completed");
+    x->oom_killed = x->exit_code && k->child.cgroup >= 0 && cg_oom_kills(k->child.cgroup) > 0;
+    if (x->oom_killed) x->reason = SLICE("OOMKilled");
+    if (!k->child.failure.code) return;
     x->exit_code = 128; /* as containerd has it */
     x->reason = SLICE("StartError");
-    x->message = arena_copy(&k->memory, slice_of(k->failure.text));
+    x->message = arena_copy(&k->memory, slice_of(k->child.failure.text));
 }
 
 static void monitored_end_cgroup(monitored *k)
 {
     error e;
     monitor_forget(k->owner, &k->emptied);
-    if (k->cgroup < 0) return;
-    close_fd(&k->cgroup);
-    k->cgroup = -1;
+    if (k->child.cgroup < 0) return;
+    close_fd(&k->child.cgroup);
     if (cg_remove(&k->owner->cgroups, (const char *)k->cgroup_path.p, &e) < 0)
         monitor_warn("container %.12s: %s", k->output.id, e.text);
 }
@@ -16238,7 +16485,6 @@ static void monitored_exit(monitored *k)
     monitored_reason(k);
     monitored_end_cgroup(k);
     close_fd(&k->input);
-    k->input = -1;
     buf_free(&k->lingering);
     buf_free(&k->spec);
     for (monitor_exec *x = m->execs; x; x = x->next)
@@ -16247,14 +16493,8 @@ static void monitored_exit(monitored *k)
     fault_point("monitor.recorded");
     k->phase = MONITORED_EXITED;
     close_fd(&k->output.log);
-    k->output.log = -1;
     monitored_tell(k);
-    ContainerRun run = monitored_run(k);
-    const error *why = &k->failure;
-    if (k->asker)
-        monitor_answer(k->asker, &(MonitorReply){ .code = why->code, .sys = why->sys, .message = slice_of(why->text),
-                                                  .containers = { &run, 1 } });
-    k->asker = NULL;
+    monitored_answer(k);
     monitor_try_close(m);
 }
 
@@ -16263,9 +16503,10 @@ static void monitored_exit(monitored *k)
  * pipe by someone outside is not waited for longer than MONITOR_DRAIN. */
 static void monitored_settle(monitored *k)
 {
-    bool over = clock_mono() >= k->patience.at, full = k->cgroup >= 0 && cg_populated(k->cgroup) == 1;
     if (k->phase != MONITORED_ENDING) return;
-    if (over || (!full && !output_is_open(&k->output))) monitored_exit(k);
+    bool quiet =
+        !output_is_open(&k->output) && (k->child.cgroup < 0 || cg_populated(k->child.cgroup) != 1);
+    if (quiet || clock_mono() >= k->patience.at) monitored_exit(k);
 }
 
 static void monitored_drained(output *o) { monitored_settle(OWNER(o, monitored, output)); }
@@ -16290,47 +16531,46 @@ static void monitored_ending(monitored *k)
     k->exit.finished_at = clock_wall();
     k->patience.at = clock_mono() + MONITOR_DRAIN;
     for (monitor_exec *x = k->owner->execs; x; x = x->next)
-        if (x->container == k) monitor_exec_kill(x);
-    if (k->cgroup >= 0 && cg_populated(k->cgroup) == 1) {
-        monitored_kill(k);
-        k->emptied.fd = openat(k->cgroup, "cgroup.events", O_RDONLY | O_CLOEXEC);
-        if (k->emptied.fd >= 0 && loop_watch(&k->owner->loop, &k->emptied, EPOLLPRI, &e) < 0) k->patience.at = 0;
+        if (x->container == k) monitor_child_kill(&x->child);
+    if (k->child.cgroup >= 0 && cg_populated(k->child.cgroup) == 1) {
+        monitor_child_kill(&k->child);
+        k->emptied.fd = openat(k->child.cgroup, "cgroup.events", O_RDONLY | O_CLOEXEC);
+        if (k->emptied.fd >= 0 && loop_watch(&k->owner->loop, &k->emptied, EPOLLPRI, &e) < 0)
+            k->patience.at = 0;
     }
     if (loop_arm(&k->owner->loop, &k->patience, k->patience.at, &e) < 0) k->patience.at = 0;
     monitored_settle(k);
 }
 
-/* -- the start of a container --------------------------------------------------------------------- */
+/* -- the start of a container ------------------------------------------------------------------ */
 
 /* STARTING -> RUNNING, or the failed step is noted; its process then ends by itself. */
 static void monitored_reported(watch *w, uint32_t events)
 {
-    monitored *k = OWNER(w, monitored, report);
+    monitored *k = OWNER(w, monitored, child.report);
     int terminal = -1;
     error e;
     (void)events;
-    int done = init_report(&k->init, &terminal, &k->failure);
-    if (terminal >= 0 && output_add(&k->output, 0, terminal, &e) < 0) monitor_warn("container %.12s: terminal: %s", k->output.id, e.text);
+    int done = init_report(&k->child.init, &terminal, &k->child.failure);
+    if (terminal >= 0 && output_add(&k->output, 0, terminal, &e) < 0)
+        monitor_warn("container %.12s: terminal: %s", k->output.id, e.text);
     if (done == 0) return;
-    monitor_forget(k->owner, &k->report);
+    monitor_forget(k->owner, w);
     if (done < 0) return;
     k->phase = MONITORED_RUNNING;
     k->exit.started_at = clock_wall();
     monitored_tell(k);
-    ContainerRun run = monitored_run(k); /* the asker hears it too, and need not wait for the watch */
-    monitor_answer(k->asker, &(MonitorReply){ .pid = k->init.pid, .containers = { &run, 1 } });
-    k->asker = NULL;
+    monitored_answer(k);
 }
 
 /* Its init has ended. What it reported before is in the pipe still. */
 static void monitored_died(watch *w, uint32_t events)
 {
-    monitored *k = OWNER(w, monitored, process);
-    if (k->report.fd >= 0) monitored_reported(&k->report, events);
-    k->exit.exit_code = monitor_reap(k->process.fd);
-    monitor_forget(k->owner, &k->process);
-    if (k->report.fd >= 0) fail(&k->failure, GRPC_INTERNAL, "the container's first process was killed while it was set up");
-    monitor_forget(k->owner, &k->report);
+    monitored *k = OWNER(w, monitored, child.process);
+    if (k->child.report.fd >= 0) monitored_reported(&k->child.report, events);
+    k->exit.exit_code = monitor_child_reap(k->owner, &k->child);
+    if (k->phase == MONITORED_STARTING && !k->child.failure.code)
+        fail(&k->child.failure, GRPC_ABORTED, "the first process was killed before it had begun");
     monitored_ending(k);
 }
 
@@ -16338,9 +16578,12 @@ static monitored *monitored_new(monitor *m, const ContainerSpec *s, error *e)
 {
     monitored *k = calloc(1, sizeof *k);
     if (!k) return fail(e, GRPC_RESOURCE_EXHAUSTED, "monitor: out of memory for a container"), NULL;
-    *k = (monitored){ .owner = m, .next = m->containers, .input = -1, .cgroup = -1, .memory = arena_make(MIB),
-                      .process = { -1, monitored_died }, .report = { -1, monitored_reported },
-                      .emptied = { -1, monitored_emptied }, .patience.due = monitored_impatient };
+    *k = (monitored){ .owner = m, .next = m->containers, .input = -1, .memory = arena_make(MIB) };
+    k->child.cgroup = -1;
+    k->child.process = (watch){ -1, monitored_died };
+    k->child.report = (watch){ -1, monitored_reported };
+    k->emptied = (watch){ -1, monitored_emptied };
+    k->patience.due = monitored_impatient;
     k->exit.id = arena_copy(&k->memory, s->id);
     k->cgroup_path = arena_copy(&k->memory, s->cgroup);
     k->log_directory = arena_copy(&k->memory, s->log_directory);
@@ -16360,20 +16603,23 @@ static int monitored_enter_cgroup(monitored *k, const ContainerSpec *s, error *e
     cg_tree *tree = &k->owner->cgroups;
     if (tree->root < 0 || !k->cgroup_path.n) return 0;
     tree->ignore_missing = s->ignore_missing_controllers;
-    k->cgroup = cg_make(tree, (const char *)k->cgroup_path.p, e);
-    return k->cgroup < 0 ? -1 : cg_limit(tree, k->cgroup, s->resources, e);
+    k->child.cgroup = cg_make(tree, (const char *)k->cgroup_path.p, e);
+    return k->child.cgroup < 0 ? -1 : cg_limit(tree, k->child.cgroup, s->resources, e);
 }
 
-/* Where the container's stdin comes from: a pipe whose other end is kept for attach, so that a
- * program that reads waits instead of seeing the end of file; /dev/null (-1) if it asked for none. */
-static int monitored_stdin(monitored *k, const ContainerSpec *s, int *reader, error *e)
+/* The container's stdin, stdout and stderr; -1 is /dev/null. A stdin that was asked for is a pipe
+ * whose other end is kept for attach: who reads from it waits and does not see the end of file. A
+ * terminal is made by the container's own init, which sends it with its report. */
+static int monitored_stdio(monitored *k, const ContainerSpec *s, int stdio[3], error *e)
 {
     int ends[2];
-    if (!s->stdin || s->tty) return 0;
-    if (pipe2(ends, O_CLOEXEC) < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "pipe for a container's input");
+    if (s->tty) return 0;
+    if ((stdio[1] = output_pipe(&k->output, 0, e)) < 0) return -1;
+    if ((stdio[2] = output_pipe(&k->output, 1, e)) < 0 || !s->stdin) return stdio[2] < 0 ? -1 : 0;
+    if (pipe2(ends, O_CLOEXEC) < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "pipe for stdin");
     fcntl(ends[1], F_SETFL, O_NONBLOCK);
+    stdio[0] = ends[0];
     k->input = ends[1];
-    *reader = ends[0];
     return 0;
 }
 
@@ -16381,14 +16627,14 @@ static int monitored_stdin(monitored *k, const ContainerSpec *s, int *reader, er
 static int monitored_pidns(const monitored *k, const ContainerSpec *s, int *pidfd, error *e)
 {
     monitor *m = k->owner;
-    *pidfd = s->pid == NamespaceMode_POD ? m->pause.fd : -1;
-    if (s->pid == NamespaceMode_POD && *pidfd < 0) return fail(e, GRPC_FAILED_PRECONDITION, "the pod's pause process is gone");
-    if (s->pid != NamespaceMode_TARGET) return 0;
+    *pidfd = -1;
+    if (s->pid != NamespaceMode_POD && s->pid != NamespaceMode_TARGET) return 0;
     const monitored *target = monitored_find(m, s->pid_target);
-    if (!target || target->phase != MONITORED_RUNNING)
-        return fail(e, GRPC_FAILED_PRECONDITION, "container %.*s, whose PID namespace is asked for, is not running", PR(s->pid_target));
-    *pidfd = target->process.fd;
-    return 0;
+    if (s->pid == NamespaceMode_POD) *pidfd = m->pause.fd;
+    else if (target && target->phase == MONITORED_RUNNING) *pidfd = target->child.process.fd;
+    if (*pidfd >= 0) return 0;
+    return fail(e, GRPC_FAILED_PRECONDITION, "the PID namespace of %s%.*s is gone",
+                s->pid == NamespaceMode_POD ? "the pod" : "container ", PR(s->pid_target));
 }
 
 /* The steps of a start until the new process is on its own. The log comes first: it is there
@@ -16396,48 +16642,47 @@ static int monitored_pidns(const monitored *k, const ContainerSpec *s, int *pidf
 static int monitored_launch(monitored *k, const ContainerSpec *s, error *e)
 {
     monitor *m = k->owner;
-    OWNED_FD in = -1, out = -1, err = -1;
-    int pidns;
-    if (k->log_path.n && (k->output.log = output_open_log(k->log_directory, k->log_path, e)) < 0) return -1;
-    if (monitored_enter_cgroup(k, s, e) < 0 || monitored_pidns(k, s, &pidns, e) < 0) return -1;
-    if (monitored_stdin(k, s, &in, e) < 0) return -1;
-    if (!s->tty && ((out = output_pipe(&k->output, 0, e)) < 0 || (err = output_pipe(&k->output, 1, e)) < 0)) return -1;
-    init_args a = { .spec = s, .layers_dir = m->layers_dir, .state_dir = m->state_dir, .stdio = { in, out, err },
-                    .cgroup = k->cgroup, .pidns = pidns, .shm_ns = m->namespaces.shm_ns };
-    if (init_clone(&a, &k->init, e) < 0) return -1;
+    init_args a = { .spec = s, .layers_dir = m->layers_dir, .state_dir = m->state_dir,
+                    .stdio = { -1, -1, -1 }, .shm_ns = m->namespaces.shm_ns };
+    if (k->log_path.n) k->output.log = output_open_log(k->log_directory, k->log_path, e);
+    if (k->log_path.n && k->output.log < 0) return -1;
+    if (monitored_enter_cgroup(k, s, e) < 0 || monitored_pidns(k, s, &a.pidns, e) < 0) return -1;
+    a.cgroup = k->child.cgroup;
+    int done = monitored_stdio(k, s, a.stdio, e);
+    if (done == 0) done = init_clone(&a, &k->child.init, e);
+    for (size_t i = 0; i < COUNT(a.stdio); i++) close_fd(&a.stdio[i]); /* the child has its own */
     fault_point("monitor.cloned");
-    k->process.fd = k->init.pidfd;
-    k->report.fd = k->init.report;
-    if (loop_watch(&m->loop, &k->process, EPOLLIN, e) == 0 && loop_watch(&m->loop, &k->report, EPOLLIN, e) == 0) return 0;
-    sys_pidfd_kill(k->process.fd, SIGKILL);
-    monitor_reap(k->process.fd);
-    monitor_forget(m, &k->process);
-    monitor_forget(m, &k->report);
-    return -1;
+    return done < 0 ? -1 : monitor_child_watch(m, &k->child, e);
 }
 
 static void monitor_start(monitor_conn *c, const MonitorRequest *r)
 {
     monitor *m = c->owner;
     const ContainerSpec *s = r->container;
-    monitored *k = NULL;
     error e;
     monitor_forget_removed(m);
-    if (!s || !s->id.n || s->id.n > 64 || slice_has(s->id, '/')) fail(&e, GRPC_INVALID_ARGUMENT, "START without a container");
-    else if (!m->is_set_up || m->shutting) fail(&e, GRPC_FAILED_PRECONDITION, "the pod is %s", m->shutting ? "being stopped" : "not set up");
-    else if (monitored_find(m, s->id)) fail(&e, GRPC_FAILED_PRECONDITION, "container %.*s was started before", PR(s->id));
-    else k = monitored_new(m, s, &e);
-    if (!k) {
-        monitor_refuse(c, &e);
-        return;
+    if (!s || !s->id.n || s->id.n > 64 || slice_has(s->id, '/'))
+        monitor_decline(c, GRPC_INVALID_ARGUMENT, "START without a container");
+    else if (!m->is_set_up || m->shutting)
+        monitor_decline(c, GRPC_FAILED_PRECONDITION, "the pod is %s",
+                        m->shutting ? "being stopped" : "not set up");
+    else if (monitored_find(m, s->id))
+        monitor_decline(c, GRPC_FAILED_PRECONDITION, "container %.*s was started before",
+                        PR(s->id));
+    else {
+        monitored *k = monitored_new(m, s, &e);
+        if (k) k->child.asker = c;
+        if (!k) monitor_refuse(c, &e);
+        else if (monitored_launch(k, s, &k->child.failure) < 0) monitored_ending(k);
     }
-    k->asker = c;
-    if (monitored_launch(k, s, &k->failure) < 0) monitored_ending(k);
 }
 
-/* -- exec ----------------------------------------------------------------------------------------- */
+/* -- exec -------------------------------------------------------------------------------------- */
 
-static void monitor_exec_name(unsigned number, char out[24]) { snprintf(out, 24, "exec-%u", number); }
+static void monitor_exec_name(unsigned number, char out[24])
+{
+    snprintf(out, 24, "exec-%u", number);
+}
 
 /* Removes the cgroups of execs that have ended. One that left processes behind (a daemon that it
  * started: it may stay, as with other runtimes) is tried again after the next exec. */
@@ -16450,7 +16695,7 @@ static void monitored_sweep(monitored *k, unsigned newest)
         unsigned number;
         memcpy(&number, k->lingering.p + i, sizeof number);
         monitor_exec_name(number, name);
-        if (unlinkat(k->cgroup, name, AT_REMOVEDIR) == 0 || errno == ENOENT) continue;
+        if (unlinkat(k->child.cgroup, name, AT_REMOVEDIR) == 0 || errno == ENOENT) continue;
         memcpy(k->lingering.p + kept, &number, sizeof number);
         kept += sizeof number;
     }
@@ -16464,84 +16709,97 @@ static void monitor_exec_end(monitor_exec *x, int status)
     monitor_exec **at = &m->execs;
     while (*at != x) at = &(*at)->next;
     *at = x->next;
-    monitor_forget(m, &x->process);
-    monitor_forget(m, &x->report);
-    close_fd(&x->cgroup);
-    if (x->container && x->cgroup >= 0) monitored_sweep(x->container, x->number);
-    if (x->asker && x->failure.code) monitor_refuse(x->asker, &x->failure);
-    else monitor_answer(x->asker, &(MonitorReply){ .exit_code = status, .pid = x->init.pid });
+    if (x->container && x->child.cgroup >= 0) monitored_sweep(x->container, x->number);
+    close_fd(&x->child.cgroup);
+    if (x->child.failure.code) monitor_refuse(x->child.asker, &x->child.failure);
+    else
+        monitor_answer(x->child.asker,
+                       &(MonitorReply){ .exit_code = status, .pid = x->child.init.pid });
     free(x);
     monitor_try_close(m);
 }
 
 static void monitor_exec_reported(watch *w, uint32_t events)
 {
-    monitor_exec *x = OWNER(w, monitor_exec, report);
+    monitor_exec *x = OWNER(w, monitor_exec, child.report);
     int terminal = -1;
     (void)events;
-    int done = init_report(&x->init, &terminal, &x->failure);
-    if (terminal >= 0) close(terminal);
-    if (done != 0) monitor_forget(x->owner, &x->report);
+    int done = init_report(&x->child.init, &terminal, &x->child.failure);
+    close_fd(&terminal);
+    if (done != 0) monitor_forget(x->owner, w);
 }
 
 static void monitor_exec_died(watch *w, uint32_t events)
 {
-    monitor_exec *x = OWNER(w, monitor_exec, process);
-    if (x->report.fd >= 0) monitor_exec_reported(&x->report, events);
-    monitor_exec_end(x, monitor_reap(x->process.fd));
+    monitor_exec *x = OWNER(w, monitor_exec, child.process);
+    if (x->child.report.fd >= 0) monitor_exec_reported(&x->child.report, events);
+    monitor_exec_end(x, monitor_child_reap(x->owner, &x->child));
 }
 
-static int monitor_exec_launch(monitor_exec *x, const ExecSpec *spec, const int stdio[MONITOR_FDS_MAX], error *e)
+/* Starts it with the descriptors that came with the request; what is missing is /dev/null. */
+static int monitor_exec_launch(monitor_exec *x, const ExecSpec *spec, error *e)
 {
     monitored *k = x->container;
+    monitor_conn *c = x->child.asker;
     OWNED_ARENA a = arena_make(4 * MONITOR_MESSAGE_MAX);
     ContainerSpec of = { 0 };
     char name[24];
     if (pb_decode(&ContainerSpec_msg, buf_view(&k->spec), &a, &of, e) < 0) return -1;
     monitor_exec_name(x->number, name);
-    if (k->cgroup >= 0 && (x->cgroup = cg_make_below(k->cgroup, name, e)) < 0) return -1;
-    exec_args args = { .spec = &of, .exec = spec, .target = k->process.fd, .cgroup = x->cgroup,
-                       .stdio = { stdio[0], stdio[1], stdio[2] } };
-    if (exec_clone(&args, &x->init, e) < 0) return -1;
-    x->process.fd = x->init.pidfd;
-    x->report.fd = x->init.report;
-    if (loop_watch(&x->owner->loop, &x->process, EPOLLIN, e) == 0 && loop_watch(&x->owner->loop, &x->report, EPOLLIN, e) == 0) return 0;
-    monitor_exec_kill(x);
-    monitor_reap(x->process.fd);
-    return -1;
+    if (k->child.cgroup >= 0) x->child.cgroup = cg_make_below(k->child.cgroup, name, e);
+    if (k->child.cgroup >= 0 && x->child.cgroup < 0) return -1;
+    exec_args args = { .spec = &of, .exec = spec, .target = k->child.process.fd,
+                       .cgroup = x->child.cgroup, .stdio = { -1, -1, -1 } };
+    memcpy(args.stdio, c->fds, (size_t)c->nfds * sizeof(int));
+    if (exec_clone(&args, &x->child.init, e) < 0) return -1;
+    return monitor_child_watch(x->owner, &x->child, e);
 }
 
-/* Runs a program in a container with the descriptors that came with the request; the answer, with
- * its exit code, comes when it ends. */
+/* The running container of this id; NULL when the asker has been told that there is none. */
+static monitored *monitor_running(monitor_conn *c, slice id)
+{
+    monitored *k = monitored_find(c->owner, id);
+    if (k && k->phase == MONITORED_RUNNING) return k;
+    if (k) monitor_decline(c, GRPC_FAILED_PRECONDITION, "container %.*s is not running", PR(id));
+    else monitor_decline(c, GRPC_NOT_FOUND, "container %.*s was never started", PR(id));
+    return NULL;
+}
+
+static monitor_exec *monitor_exec_new(monitored *k, monitor_conn *asker)
+{
+    monitor_exec *x = calloc(1, sizeof *x);
+    if (!x) return NULL;
+    *x = (monitor_exec){ .owner = k->owner, .next = k->owner->execs, .container = k };
+    x->number = k->execs++;
+    x->child.asker = asker;
+    x->child.cgroup = -1;
+    x->child.process = (watch){ -1, monitor_exec_died };
+    x->child.report = (watch){ -1, monitor_exec_reported };
+    return k->owner->execs = x;
+}
+
+/* Runs a program in a container; the answer, with its exit code, comes when it ends. */
 static void monitor_exec_start(monitor_conn *c, const MonitorRequest *r)
 {
-    monitor *m = c->owner;
-    monitored *k = r->exec ? monitored_find(m, r->exec->container_id) : NULL;
-    monitor_exec *x = NULL;
-    error e;
-    if (!k) fail(&e, GRPC_NOT_FOUND, "no such container in this pod");
-    else if (k->phase != MONITORED_RUNNING || m->shutting) fail(&e, GRPC_FAILED_PRECONDITION, "container %.*s is not running", PR(k->exit.id));
-    else if (r->exec->tty || !r->exec->args.n) fail(&e, GRPC_UNIMPLEMENTED, "exec with a terminal or without a command");
-    else if (!(x = calloc(1, sizeof *x))) fail(&e, GRPC_RESOURCE_EXHAUSTED, "monitor: out of memory for an exec");
-    if (!x) {
-        monitor_refuse(c, &e);
-        return;
-    }
-    *x = (monitor_exec){ .owner = m, .next = m->execs, .container = k, .asker = c, .cgroup = -1, .number = k->execs++,
-                         .process = { -1, monitor_exec_died }, .report = { -1, monitor_exec_reported } };
-    m->execs = x;
-    int stdio[MONITOR_FDS_MAX] = { -1, -1, -1 };
-    for (int i = 0; i < c->nfds; i++) stdio[i] = c->fds[i];
-    if (monitor_exec_launch(x, r->exec, stdio, &x->failure) < 0) monitor_exec_end(x, 0);
+    slice none = { NULL, 0 };
+    monitored *k = monitor_running(c, r->exec ? r->exec->container_id : none);
+    if (!k) return;
+    bool can = !r->exec->tty && !c->owner->shutting;
+    monitor_exec *x = can ? monitor_exec_new(k, c) : NULL;
+    if (r->exec->tty) monitor_decline(c, GRPC_UNIMPLEMENTED, "exec with a terminal");
+    else if (!can) monitor_decline(c, GRPC_FAILED_PRECONDITION, "the pod is being stopped");
+    else if (!x) monitor_decline(c, GRPC_RESOURCE_EXHAUSTED, "monitor: out of memory for an exec");
+    else if (monitor_exec_launch(x, r->exec, &x->child.failure) < 0) monitor_exec_end(x, 0);
 }
 
-/* -- the other calls ------------------------------------------------------------------------------ */
+/* -- the other calls --------------------------------------------------------------------------- */
 
-static void monitor_paused(watch *w, uint32_t events) /* the pause process has died: its namespace with it */
+/* The pause process has died, and all in its PID namespace with it. */
+static void monitor_paused(watch *w, uint32_t events)
 {
     monitor *m = OWNER(w, monitor, pause);
     (void)events;
-    monitor_reap(w->fd);
+    reap(w->fd, 0);
     monitor_forget(m, w);
     monitor_warn("the pod's pause process was killed");
 }
@@ -16561,7 +16819,7 @@ static int monitor_make_pod(monitor *m, const PodSpec *s, error *e)
     return m->pause.fd < 0 ? 0 : loop_watch(&m->loop, &m->pause, EPOLLIN, e);
 }
 
-/* Makes the pod's namespaces; a second time, after a daemon forgot that it had asked, is harmless. */
+/* Makes the pod's namespaces. A daemon that crashed after it had asked may ask again. */
 static void monitor_setup(monitor_conn *c, const MonitorRequest *r)
 {
     monitor *m = c->owner;
@@ -16573,58 +16831,43 @@ static void monitor_setup(monitor_conn *c, const MonitorRequest *r)
     else monitor_refuse(c, &e);
 }
 
-/* The running container that the request names; NULL when the asker has been told that it is not. */
-static monitored *monitor_running(monitor_conn *c, const MonitorRequest *r)
-{
-    monitored *k = monitored_find(c->owner, r->container_id);
-    error e;
-    if (k && k->phase == MONITORED_RUNNING) return k;
-    if (k) fail(&e, GRPC_FAILED_PRECONDITION, "container %.*s is not running", PR(k->exit.id));
-    else fail(&e, GRPC_NOT_FOUND, "container %.*s was never started", PR(r->container_id));
-    monitor_refuse(c, &e);
-    return NULL;
-}
-
 static void monitor_signal(monitor_conn *c, const MonitorRequest *r)
 {
-    monitored *k = monitor_running(c, r);
+    monitored *k = monitor_running(c, r->container_id);
     error e;
     if (!k) return;
-    if (sys_pidfd_kill(k->process.fd, r->signal) == 0 || errno == ESRCH) { /* ESRCH: its end is in the loop */
+    int done = sys_pidfd_kill(k->child.process.fd, r->signal);
+    if (done < 0 && errno != ESRCH) { /* ESRCH: it has ended, and the loop will say so */
+        fail_sys(&e, GRPC_INVALID_ARGUMENT, "signal %d", r->signal);
+        monitor_refuse(c, &e);
+    } else {
         monitor_answer(c, &(MonitorReply){ 0 });
-        return;
     }
-    fail_sys(&e, GRPC_INVALID_ARGUMENT, "signal %d", r->signal);
-    monitor_refuse(c, &e);
 }
 
 static void monitor_kill(monitor_conn *c, const MonitorRequest *r)
 {
-    monitored *k = monitored_find(c->owner, r->container_id);
-    error e;
-    if (k) {
-        if (k->phase != MONITORED_EXITED) monitored_kill(k);
-        monitor_answer(c, &(MonitorReply){ 0 });
-        return;
-    }
-    fail(&e, GRPC_NOT_FOUND, "container %.*s was never started", PR(r->container_id));
-    monitor_refuse(c, &e);
+    slice id = r->container_id;
+    monitored *k = monitored_find(c->owner, id);
+    if (k && k->phase != MONITORED_EXITED) monitor_child_kill(&k->child);
+    if (k) monitor_answer(c, &(MonitorReply){ 0 });
+    else monitor_decline(c, GRPC_NOT_FOUND, "container %.*s was never started", PR(id));
 }
 
 /* The kubelet has renamed the log: from the answer on, all goes to a new file at the old path. */
 static void monitor_reopen(monitor_conn *c, const MonitorRequest *r)
 {
-    monitored *k = monitor_running(c, r);
+    monitored *k = monitor_running(c, r->container_id);
     error e;
     if (!k) return;
     int log = k->log_path.n ? output_open_log(k->log_directory, k->log_path, &e) : -1;
     if (k->log_path.n && log < 0) {
         monitor_refuse(c, &e);
-        return;
+    } else {
+        close_fd(&k->output.log);
+        k->output.log = log;
+        monitor_answer(c, &(MonitorReply){ 0 });
     }
-    close_fd(&k->output.log);
-    k->output.log = log;
-    monitor_answer(c, &(MonitorReply){ 0 });
 }
 
 static void monitor_watch(monitor_conn *c, const MonitorRequest *r)
@@ -16637,28 +16880,27 @@ static void monitor_watch(monitor_conn *c, const MonitorRequest *r)
 static void monitor_shutdown(monitor_conn *c, const MonitorRequest *r)
 {
     monitor *m = c->owner;
-    error e;
     (void)r;
     if (m->closing) {
-        fail(&e, GRPC_FAILED_PRECONDITION, "the pod is being stopped");
-        monitor_refuse(c, &e);
+        monitor_decline(c, GRPC_FAILED_PRECONDITION, "the pod is being stopped");
         return;
     }
     m->shutting = true;
     m->closing = c;
     for (monitored *k = m->containers; k; k = k->next)
-        if (k->phase != MONITORED_EXITED) monitored_kill(k);
-    for (monitor_exec *x = m->execs; x; x = x->next) monitor_exec_kill(x);
+        if (k->phase != MONITORED_EXITED) monitor_child_kill(&k->child);
+    for (monitor_exec *x = m->execs; x; x = x->next) monitor_child_kill(&x->child);
     monitor_try_close(m);
 }
 
 static void (*const monitor_calls[])(monitor_conn *, const MonitorRequest *) = {
-    [MONITOR_SETUP] = monitor_setup,    [MONITOR_START] = monitor_start,       [MONITOR_EXEC] = monitor_exec_start,
-    [MONITOR_SIGNAL] = monitor_signal,  [MONITOR_KILL] = monitor_kill,         [MONITOR_REOPEN_LOG] = monitor_reopen,
-    [MONITOR_WATCH] = monitor_watch,    [MONITOR_SHUTDOWN] = monitor_shutdown,
+    [MONITOR_SETUP] = monitor_setup,     [MONITOR_START] = monitor_start,
+    [MONITOR_EXEC] = monitor_exec_start, [MONITOR_SIGNAL] = monitor_signal,
+    [MONITOR_KILL] = monitor_kill,       [MONITOR_REOPEN_LOG] = monitor_reopen,
+    [MONITOR_WATCH] = monitor_watch,     [MONITOR_SHUTDOWN] = monitor_shutdown,
 };
 
-/* -- requests come in ----------------------------------------------------------------------------- */
+/* -- requests come in -------------------------------------------------------------------------- */
 
 static void monitor_close_fds(monitor_conn *c)
 {
@@ -16674,11 +16916,12 @@ static void monitor_dispatch(monitor_conn *c)
     error e;
     c->in = (buf){ 0 };
     c->busy = true;
-    bool good = pb_decode(&MonitorRequest_msg, (slice){ wire.p + 4, wire.n - 4 }, &a, &r, &e) == 0;
-    if (good && (r.call <= 0 || (size_t)r.call >= COUNT(monitor_calls)))
-        good = fail(&e, GRPC_UNIMPLEMENTED, "this pod's monitor is of version %d and has no call %d", MONITOR_VERSION, r.call) == 0;
-    if (good) monitor_calls[r.call](c, &r);
-    else monitor_refuse(c, &e);
+    slice body = { wire.p + 4, wire.n - 4 };
+    if (pb_decode(&MonitorRequest_msg, body, &a, &r, &e) < 0) monitor_refuse(c, &e);
+    else if (r.call > 0 && (size_t)r.call < COUNT(monitor_calls)) monitor_calls[r.call](c, &r);
+    else
+        monitor_decline(c, GRPC_UNIMPLEMENTED, "monitor: no call %d in version %d", r.call,
+                        MONITOR_VERSION);
     monitor_close_fds(c);
     monitor_conn_mood(c);
 }
@@ -16690,11 +16933,11 @@ static void monitor_conn_drop(monitor_conn *c)
     while (*at != c) at = &(*at)->next;
     *at = c->next;
     for (monitored *k = m->containers; k; k = k->next)
-        if (k->asker == c) k->asker = NULL;
+        if (k->child.asker == c) k->child.asker = NULL;
     for (monitor_exec *x = m->execs; x; x = x->next) {
-        if (x->asker != c) continue;
-        x->asker = NULL;
-        monitor_exec_kill(x);
+        if (x->child.asker != c) continue;
+        x->child.asker = NULL;
+        monitor_child_kill(&x->child);
     }
     if (m->closing == c) m->closing = NULL;
     monitor_forget(m, &c->socket);
@@ -16711,12 +16954,12 @@ static void monitor_conn_ended(monitor_conn *c)
 {
     c->ended = true;
     for (monitor_exec *x = c->owner->execs; x; x = x->next)
-        if (x->asker == c) monitor_exec_kill(x);
+        if (x->child.asker == c) monitor_child_kill(&x->child);
     if (c->busy || c->watching || c->out.n) monitor_conn_mood(c);
     else monitor_conn_drop(c);
 }
 
-/* Takes the descriptors that came with a message; those of an older one that nobody took are closed. */
+/* Takes the descriptors that came with a message; older ones that nobody took are closed. */
 static void monitor_take_fds(monitor_conn *c, struct msghdr *msg)
 {
     for (struct cmsghdr *h = CMSG_FIRSTHDR(msg); h; h = CMSG_NXTHDR(msg, h)) {
@@ -16778,8 +17021,10 @@ static void monitor_accept(watch *w, uint32_t events)
     error e;
     (void)events;
     OWNED_FD s = accept4(w->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (s < 0 && errno != EAGAIN && errno != EINTR && errno != ECONNABORTED && loop_arm(&m->loop, &m->breath, clock_mono() + MONITOR_BREATH, &e) == 0)
-        loop_rewatch(&m->loop, w, 0); /* out of descriptors: who waits stays in the queue */
+    bool full =
+        s < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS);
+    if (full && loop_arm(&m->loop, &m->breath, clock_mono() + MONITOR_BREATH, &e) == 0)
+        loop_rewatch(&m->loop, w, 0); /* who waits stays in the socket's queue */
     if (s >= 0) c = calloc(1, sizeof *c);
     if (!c) return;
     *c = (monitor_conn){ .socket = { s, monitor_conn_ready }, .owner = m, .next = m->conns };
@@ -16791,41 +17036,44 @@ static void monitor_accept(watch *w, uint32_t events)
     m->conns = c;
 }
 
-/* -- the role begins ------------------------------------------------------------------------------ */
+/* -- the role begins --------------------------------------------------------------------------- */
 
-/* Makes the process one that is hard to end by accident and impossible to look into: not chosen when
- * memory is short (R19), not debuggable by a container that shares its PID namespace, and deaf to
- * the signals that a service manager or terminal sends to the daemon and all its offspring. Only
+/* Makes the process one that is hard to end by accident and impossible to look into: not chosen
+ * when memory is short, not debuggable by a container of the host's PID namespace, and deaf to the
+ * signals that a service manager or a terminal sends to the daemon and all its offspring: only
  * SHUTDOWN and SIGKILL end it. */
 static void monitor_harden(void)
 {
-    static const int deaf_to[] = { SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGPIPE, SIGXFSZ, SIGTSTP };
+    static const int deaf_to[] = {
+        SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGTSTP, SIGPIPE, SIGXFSZ,
+    };
     for (size_t i = 0; i < COUNT(deaf_to); i++) signal(deaf_to[i], SIG_IGN);
     prctl(PR_SET_DUMPABLE, 0);
     prctl(PR_SET_NAME, "krun monitor");
     umask(022);
     OWNED_FD oom = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-    if (oom < 0 || write(oom, "-999", 4) < 0) /* EACCES without CAP_SYS_RESOURCE: the daemon says so once */
-        log_debug("monitor: oom_score_adj: %s", strerror(errno));
+    bool safe = oom >= 0 && write(oom, "-999", 4) == 4;
+    if (!safe) log_debug("monitor: oom_score_adj: %s", strerror(errno)); /* no CAP_SYS_RESOURCE */
 }
 
 /* krun monitor <pod id>: with the descriptors MONITOR_LISTEN_FD ... from monitor_spawn. */
 static int monitor_main(int argc, char **argv)
 {
     error e;
-    monitor m = { .listener = { MONITOR_LISTEN_FD, monitor_accept }, .pause = { -1, monitor_paused },
-                  .breath.due = monitor_breathed, .state_dir = MONITOR_STATE_FD, .layers_dir = MONITOR_LAYERS_FD };
+    monitor m = { .state_dir = MONITOR_STATE_FD, .layers_dir = MONITOR_LAYERS_FD,
+                  .namespaces = { .pause = -1, .shm_ns = -1 } };
+    m.listener = (watch){ MONITOR_LISTEN_FD, monitor_accept };
+    m.pause = (watch){ -1, monitor_paused };
+    m.breath.due = monitor_breathed;
     if (argc != 3) return fputs("krun monitor is started by krun serve\n", stderr), 2;
     for (int fd = MONITOR_LISTEN_FD; fd <= MONITOR_CGROUP_FD; fd++) fcntl(fd, F_SETFD, FD_CLOEXEC);
     monitor_harden();
     if (cg_tree_adopt(&m.cgroups, MONITOR_CGROUP_FD, &e) < 0) m.cgroups.root = -1;
-    if (loop_open(&m.loop, &e) < 0 || output_room_open(&m.room, &m.loop, &e) < 0 || loop_watch(&m.loop, &m.listener, EPOLLIN, &e) < 0) {
-        log_error("monitor of pod %.12s: %s", argv[2], e.text);
-        return 1;
-    }
-    m.namespaces = (pod_namespaces){ .pause = -1, .shm_ns = -1 };
-    loop_run(&m.loop);
-    return 0;
+    bool good = loop_open(&m.loop, &e) == 0 && output_room_open(&m.room, &m.loop, &e) == 0 &&
+                loop_watch(&m.loop, &m.listener, EPOLLIN, &e) == 0;
+    if (good) loop_run(&m.loop);
+    else log_error("monitor of pod %.12s: %s", argv[2], e.text);
+    return !good;
 }
 /* == 19. CNI =================================================================================
  *
@@ -16845,7 +17093,13 @@ static int monitor_main(int argc, char **argv)
  * Uses        1, 2 (spawn), 3 (JSON), 9 (PodSandboxConfig)    Gives  cni_load, cni_add, cni_del
  * Bounds      1 MiB a configuration or result, 32 plugins, 32 addresses; args.deadline */
 
-enum { CNI_TEXT_MAX = MIB, CNI_STDERR_MAX = 1 * KIB, CNI_PLUGINS_MAX = 32, CNI_IPS_MAX = 32, CNI_PIPE = 64 * KIB };
+enum {
+    CNI_TEXT_MAX = MIB,
+    CNI_STDERR_MAX = KIB,
+    CNI_PIPE = 64 * KIB, /* what one look at a plugin's output takes */
+    CNI_PLUGINS_MAX = 32,
+    CNI_IPS_MAX = 32
+};
 #define CNI_UNDO_PATIENCE (60 * NS_PER_SEC) /* a DEL after a failed ADD has a time of its own */
 #define CNI_KILL_PATIENCE (5 * NS_PER_SEC)
 
@@ -16853,8 +17107,9 @@ enum { CNI_TEXT_MAX = MIB, CNI_STDERR_MAX = 1 * KIB, CNI_PLUGINS_MAX = 32, CNI_I
 typedef struct {
     slice name, version;
     const char *file;
-    slice text;         /* the file's, to be kept for DEL */
-    LIST(json) plugins; /* in the order of ADD */
+    slice text;          /* the file's, to be kept for DEL */
+    const json *plugins; /* in the order of ADD */
+    size_t nplugins;
 } cni_network;
 
 typedef struct {
@@ -16876,7 +17131,9 @@ typedef struct {
 /* -- configuration ----------------------------------------------------------------------------- */
 
 /* A result of any of these has its addresses at ips[].address, or before 0.3.0 at ip4 and ip6. */
-static const char *const cni_versions[] = { "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0" };
+static const char *const cni_versions[] = {
+    "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0",
+};
 
 /* The place of a version in the table, -1 if it is none of them; later is newer. */
 static int cni_version(slice s)
@@ -16885,7 +17142,11 @@ static int cni_version(slice s)
         if (slice_is(s, cni_versions[i])) return (int)i;
     return -1;
 }
-static bool cni_before(slice version, const char *other) { return cni_version(version) < cni_version(slice_of(other)); }
+
+static bool cni_before(slice version, const char *other)
+{
+    return cni_version(version) < cni_version(slice_of(other));
+}
 
 static bool cni_is_conf(const char *name)
 {
@@ -16923,26 +17184,40 @@ static slice cni_choose_version(const json *conf)
     const json *offers = json_get(conf, "cniVersions");
     if (!chosen.n) chosen = slice_of(cni_versions[0]);
     for (size_t i = 0; offers && offers->kind == JSON_ARRAY && i < offers->n; i++)
-        if (cni_version(json_text(&offers->items[i])) > cni_version(chosen)) chosen = json_text(&offers->items[i]);
+        if (cni_version(json_text(&offers->items[i])) > cni_version(chosen))
+            chosen = json_text(&offers->items[i]);
     return chosen;
 }
 
-static int cni_read_conf(const json *conf, const char *file, cni_network *net, error *e)
+/* The plugins of a list, or of an older file that is one plugin's own configuration. */
+static void cni_take_plugins(const json *conf, cni_network *net)
 {
     const json *plugins = json_get(conf, "plugins");
-    slice one = slice_of(file);
-    *net = (cni_network){ .name = json_text(json_get(conf, "name")), .version = cni_choose_version(conf), .file = file };
-    if (plugins && plugins->kind == JSON_ARRAY) net->plugins.p = plugins->items, net->plugins.n = plugins->n;
-    else if (!slice_ends(one, ".conflist")) net->plugins.p = (json *)(uintptr_t)conf, net->plugins.n = 1;
-    if (!cni_name_valid(net->name)) return fail(e, GRPC_FAILED_PRECONDITION, "%s: no valid \"name\"", file);
+    if (plugins && plugins->kind == JSON_ARRAY) {
+        net->plugins = plugins->items;
+        net->nplugins = plugins->n;
+    } else if (!slice_ends(slice_of(net->file), ".conflist")) {
+        net->plugins = conf;
+        net->nplugins = 1;
+    }
+}
+
+static int cni_read_conf(const json *conf, cni_network *net, error *e)
+{
+    enum { CODE = GRPC_FAILED_PRECONDITION };
+    net->name = json_text(json_get(conf, "name"));
+    net->version = cni_choose_version(conf);
+    cni_take_plugins(conf, net);
+    if (!cni_name_valid(net->name)) return fail(e, CODE, "%s: no valid \"name\"", net->file);
     if (cni_version(net->version) < 0)
-        return fail(e, GRPC_FAILED_PRECONDITION, "%s: unknown cniVersion \"%.*s\"", file, PR(net->version));
-    if (!net->plugins.n || net->plugins.n > CNI_PLUGINS_MAX)
-        return fail(e, GRPC_FAILED_PRECONDITION, "%s: %zu plugins; 1 to %d can be", file, net->plugins.n, CNI_PLUGINS_MAX);
-    for (size_t i = 0; i < net->plugins.n; i++) {
-        slice type = json_text(json_get(&net->plugins.p[i], "type"));
+        return fail(e, CODE, "%s: unknown cniVersion \"%.*s\"", net->file, PR(net->version));
+    if (!net->nplugins || net->nplugins > CNI_PLUGINS_MAX)
+        return fail(e, CODE, "%s: %zu plugins; 1 to %d can be", net->file, net->nplugins,
+                    CNI_PLUGINS_MAX);
+    for (size_t i = 0; i < net->nplugins; i++) {
+        slice type = json_text(json_get(&net->plugins[i], "type"));
         if (!type.n || slice_has(type, '/') || slice_has(type, '\0'))
-            return fail(e, GRPC_FAILED_PRECONDITION, "%s: plugin %zu has no valid \"type\"", file, i + 1);
+            return fail(e, CODE, "%s: plugin %zu has no valid \"type\"", net->file, i + 1);
     }
     return 0;
 }
@@ -16952,10 +17227,9 @@ static int cni_read_conf(const json *conf, const char *file, cni_network *net, e
 static int cni_parse(slice text, const char *file, arena *a, cni_network *net, error *e)
 {
     const json *conf = json_parse(text, a, e);
+    *net = (cni_network){ .file = file, .text = text };
     if (!conf) return e->code = GRPC_FAILED_PRECONDITION, fail_in(e, "%s", file);
-    if (cni_read_conf(conf, file, net, e) < 0) return -1;
-    net->text = text;
-    return 0;
+    return cni_read_conf(conf, net, e);
 }
 
 /* Loads the network that pods are connected to. FAILED_PRECONDITION, with the sentence that Status
@@ -17000,7 +17274,8 @@ static void cni_write_json(buf *out, const json *v) /* as deep as json_parse let
     }
 }
 
-static void cni_key(buf *out, const char *key) /* starts a member of the object that is being written */
+/* Starts a member of the object that is being written. */
+static void cni_key(buf *out, const char *key)
 {
     if (out->n && out->p[out->n - 1] != '{') buf_byte(out, ',');
     json_string(out, slice_of(key));
@@ -17076,7 +17351,9 @@ static bool cni_write_bandwidth(const PodSandboxConfig *c, buf *out)
     uint64_t eg = cni_rate(cni_annotation(c, "kubernetes.io/egress-bandwidth"));
     buf_byte(out, '{');
     if (in) buf_printf(out, "\"ingressRate\":%" PRIu64 ",\"ingressBurst\":%d", in, INT32_MAX);
-    if (eg) buf_printf(out, "%s\"egressRate\":%" PRIu64 ",\"egressBurst\":%d", in ? "," : "", eg, INT32_MAX);
+    if (eg)
+        buf_printf(out, "%s\"egressRate\":%" PRIu64 ",\"egressBurst\":%d", in ? "," : "", eg,
+                   INT32_MAX);
     buf_byte(out, '}');
     return in || eg;
 }
@@ -17090,7 +17367,10 @@ static bool cni_write_cgroup(const PodSandboxConfig *c, buf *out)
 
 /* What a plugin may be told of the pod if its configuration says so (CONVENTIONS.md, "Dynamic
  * plugin specific fields"). Each writes its value; false: there is none for this pod. */
-static const struct { const char *name; bool (*write)(const PodSandboxConfig *, buf *); } cni_capabilities[] = {
+static const struct {
+    const char *name;
+    bool (*write)(const PodSandboxConfig *, buf *);
+} cni_capabilities[] = {
     { "portMappings", cni_write_ports },
     { "dns", cni_write_dns },
     { "bandwidth", cni_write_bandwidth },
@@ -17117,17 +17397,28 @@ static void cni_write_runtime(const cni_args *args, const json *plugin, buf *out
     buf_slice(out, buf_view(&all));
 }
 
+/* One run of one plugin. */
+typedef struct {
+    const cni_args *args;
+    const char *command; /* "ADD" or "DEL" */
+    const json *plugin;
+    slice previous; /* the prevResult, empty: none */
+    arena *a;
+} cni_step;
+
 /* A plugin's stdin: its own part of the configuration, and what the chain has in common. */
-static void cni_write_input(const cni_args *args, const json *plugin, slice previous, buf *out)
+static void cni_write_input(const cni_step *s, buf *out)
 {
-    static const char *const ours[] = { "name", "cniVersion", "cniVersions", "plugins", "prevResult", "runtimeConfig" };
+    static const char *const ours[] = {
+        "name", "cniVersion", "cniVersions", "plugins", "prevResult", "runtimeConfig",
+    };
     buf_byte(out, '{');
     cni_key(out, "cniVersion");
-    json_string(out, args->network->version);
+    json_string(out, s->args->network->version);
     cni_key(out, "name");
-    json_string(out, args->network->name);
-    for (size_t i = 0; i < plugin->n; i++) {
-        const json *member = &plugin->items[i];
+    json_string(out, s->args->network->name);
+    for (size_t i = 0; i < s->plugin->n; i++) {
+        const json *member = &s->plugin->items[i];
         size_t own = 0;
         while (own < COUNT(ours) && !slice_is(member->key, ours[own])) own++;
         if (own < COUNT(ours)) continue;
@@ -17136,28 +17427,32 @@ static void cni_write_input(const cni_args *args, const json *plugin, slice prev
         buf_byte(out, ':');
         cni_write_json(out, member);
     }
-    cni_write_runtime(args, plugin, out);
-    if (previous.n) cni_key(out, "prevResult");
-    buf_slice(out, previous);
+    cni_write_runtime(s->args, s->plugin, out);
+    if (s->previous.n) cni_key(out, "prevResult");
+    buf_slice(out, s->previous);
     buf_byte(out, '}');
 }
 
 /* The environment, which is all ours: PATH because plugins call iptables and the like. CNI_ARGS has
  * the keys that containerd and CRI-O give. NULL: out of memory. */
-static char **cni_environment(const cni_args *args, const char *command, arena *a)
+static char **cni_environment(const cni_step *s)
 {
+    const cni_args *args = s->args;
+    arena *a = s->a;
     char *path = arena_str(a, slice_of(args->bin_dirs));
     for (char *c = path; *c; c++) *c = *c == ',' ? ':' : *c;
     char *const values[] = {
         "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        arena_printf(a, "CNI_COMMAND=%s", command),
+        arena_printf(a, "CNI_COMMAND=%s", s->command),
         arena_printf(a, "CNI_CONTAINERID=%s", args->container_id),
         arena_printf(a, "CNI_NETNS=%s", args->netns_path ? args->netns_path : ""),
         arena_printf(a, "CNI_IFNAME=%s", args->ifname),
         arena_printf(a, "CNI_PATH=%s", path),
-        arena_printf(a, "CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=%.*s;K8S_POD_NAME=%.*s;"
-                        "K8S_POD_INFRA_CONTAINER_ID=%s;K8S_POD_UID=%.*s",
-                     PR(args->pod_namespace), PR(args->pod_name), args->container_id, PR(args->pod_uid)),
+        arena_printf(a,
+                     "CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=%.*s;K8S_POD_NAME=%.*s;"
+                     "K8S_POD_INFRA_CONTAINER_ID=%s;K8S_POD_UID=%.*s",
+                     PR(args->pod_namespace), PR(args->pod_name), args->container_id,
+                     PR(args->pod_uid)),
         NULL,
     };
     char **env = arena_alloc(a, sizeof values);
@@ -17194,36 +17489,44 @@ static int cni_find(const cni_args *args, slice type, char path[PATH_MAX], error
         bool fits = dir.n && snprintf(path, PATH_MAX, "%.*s/%.*s", PR(dir), PR(type)) < PATH_MAX;
         if (fits && stat(path, &st) == 0 && S_ISREG(st.st_mode) && (st.st_mode & 0111)) return 0;
     }
-    return fail(e, GRPC_FAILED_PRECONDITION, "CNI: plugin %.*s is not in %s", PR(type), args->bin_dirs);
+    return fail(e, GRPC_FAILED_PRECONDITION, "it is not in %s", args->bin_dirs);
 }
 
 /* stdin as a file: a plugin that reads late or never cannot hold us up as with a pipe. */
-static int cni_stdin(slice text, error *e)
+static int cni_stdin(const cni_step *s, error *e)
 {
-    OWNED_FD fd = (int)syscall(SYS_memfd_create, "cni", 1U /* MFD_CLOEXEC */);
+    OWNED_BUF text = { 0 };
+    cni_write_input(s, &text);
+    OWNED_FD fd = text.oom ? -1 : (int)syscall(SYS_memfd_create, "cni", 1U /* MFD_CLOEXEC */);
     if (fd < 0 || write_all(fd, text.p, text.n) < 0 || lseek(fd, 0, SEEK_SET) < 0)
-        return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "CNI: write a plugin's configuration");
+        return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "write its configuration");
     return give_fd(&fd);
 }
 
-static int cni_start(const cni_args *args, slice type, char *const *env, int input, cni_process *p, error *e)
+/* A pipe whose reading end, in *reader, does not wait; the writing end comes back. */
+static int cni_pipe(int *reader, error *e)
 {
-    int out[2], err[2];
-    char path[PATH_MAX];
-    if (cni_find(args, type, path, e) < 0) return -1;
-    if (pipe2(out, O_CLOEXEC) < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "CNI: pipe");
-    p->out = out[0];
-    OWNED_FD out_end = out[1];
-    if (pipe2(err, O_CLOEXEC) < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "CNI: pipe");
-    p->err = err[0];
-    OWNED_FD err_end = err[1];
-    fcntl(p->out, F_SETFL, O_NONBLOCK);
-    fcntl(p->err, F_SETFL, O_NONBLOCK);
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "pipe");
+    *reader = ends[0];
+    fcntl(ends[0], F_SETFL, O_NONBLOCK);
+    return ends[1];
+}
+
+static int cni_start(const cni_step *s, cni_process *p, error *e)
+{
+    char path[PATH_MAX], **env = cni_environment(s);
+    if (!env) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
+    if (cni_find(s->args, json_text(json_get(s->plugin, "type")), path, e) < 0) return -1;
+    OWNED_FD in = cni_stdin(s, e), out = in < 0 ? -1 : cni_pipe(&p->out, e);
+    OWNED_FD err = out < 0 ? -1 : cni_pipe(&p->err, e);
+    if (err < 0) return -1;
     char *argv[] = { path, NULL };
-    int fds[] = { input, out_end, err_end };
-    spawn_args s = { .exec_fd = -1, .path = path, .argv = argv, .envp = env, .fds = fds, .nfds = COUNT(fds), .new_session = true };
-    p->pidfd = spawn(&s, &p->pid, e);
-    return p->pidfd < 0 ? fail_in(e, "CNI") : 0;
+    int fds[] = { in, out, err };
+    spawn_args how = { .exec_fd = -1, .path = path, .argv = argv, .envp = env,
+                       .fds = fds, .nfds = COUNT(fds), .new_session = true };
+    p->pidfd = spawn(&how, &p->pid, e);
+    return p->pidfd < 0 ? -1 : 0;
 }
 
 /* Reads what is in the pipe now, keeping the first `keep` bytes; *fd becomes -1 at the end of file.
@@ -17232,11 +17535,12 @@ static void cni_drain(int *fd, buf *into, size_t keep)
 {
     char chunk[4 * KIB];
     ssize_t n = 1;
-    for (int i = 0; *fd >= 0 && i < CNI_PIPE / (4 * KIB) && (n = read(*fd, chunk, sizeof chunk)) > 0; i++)
-        buf_add(into, chunk, MIN((size_t)n, keep - into->n));
+    for (size_t done = 0; *fd >= 0 && n > 0 && done < CNI_PIPE; done += sizeof chunk) {
+        n = read(*fd, chunk, sizeof chunk);
+        if (n > 0) buf_add(into, chunk, MIN((size_t)n, keep - into->n));
+    }
     if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR))) return;
     close_fd(fd);
-    *fd = -1;
 }
 
 /* Follows a plugin until it has exited. A child of it that still holds its stdout is not waited
@@ -17244,14 +17548,20 @@ static void cni_drain(int *fd, buf *into, size_t keep)
 static int cni_follow(const cni_args *args, cni_process *p, error *e)
 {
     for (;;) {
-        struct pollfd events[] = { { .fd = p->pidfd, .events = POLLIN }, { .fd = args->cancel_fd, .events = POLLIN },
-                                   { .fd = p->out, .events = POLLIN }, { .fd = p->err, .events = POLLIN } };
+        struct pollfd events[] = {
+            { .fd = p->pidfd, .events = POLLIN },
+            { .fd = args->cancel_fd, .events = POLLIN },
+            { .fd = p->out, .events = POLLIN },
+            { .fd = p->err, .events = POLLIN },
+        };
         int n = poll(events, COUNT(events), clock_poll_ms(args->deadline));
         if (n < 0 && errno != EINTR) return fail_sys(e, GRPC_INTERNAL, "poll");
         cni_drain(&p->out, &p->text, CNI_TEXT_MAX + 1);
         cni_drain(&p->err, &p->complaint, CNI_STDERR_MAX);
-        if (p->text.n > CNI_TEXT_MAX) return fail(e, GRPC_INTERNAL, "it printed more than %d bytes", CNI_TEXT_MAX);
-        if (p->text.oom || p->complaint.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
+        if (p->text.n > CNI_TEXT_MAX)
+            return fail(e, GRPC_INTERNAL, "it printed more than %d bytes", CNI_TEXT_MAX);
+        if (p->text.oom || p->complaint.oom)
+            return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
         if (n > 0 && events[0].revents) return 0;
         if (n > 0 && events[1].revents) return fail(e, GRPC_CANCELLED, "the call was cancelled");
         if (args->deadline && clock_mono() >= args->deadline)
@@ -17281,32 +17591,28 @@ static int cni_explain(const cni_process *p, int status, error *e)
     return fail(e, GRPC_INTERNAL, "%.*s", PR(buf_view(&text)));
 }
 
-static int cni_run_process(const cni_args *args, cni_process *p, error *e)
+static int cni_run_process(const cni_step *s, cni_process *p, error *e)
 {
-    if (cni_follow(args, p, e) < 0) {
-        kill(-p->pid, SIGKILL); /* its session's first group, while its pid cannot be another's */
-        sys_pidfd_kill(p->pidfd, SIGKILL);
-        reap(p->pidfd, clock_mono() + CNI_KILL_PATIENCE);
-        return -1;
+    if (cni_start(s, p, e) < 0) return -1;
+    if (cni_follow(s->args, p, e) == 0) {
+        int status = reap(p->pidfd, 0);
+        return status ? cni_explain(p, status, e) : 0;
     }
-    int status = reap(p->pidfd, 0);
-    return status ? cni_explain(p, status, e) : 0;
+    kill(-p->pid, SIGKILL); /* its session's first group, while its pid cannot be another's */
+    sys_pidfd_kill(p->pidfd, SIGKILL);
+    reap(p->pidfd, clock_mono() + CNI_KILL_PATIENCE);
+    return -1;
 }
 
-/* Runs one plugin with `previous` as prevResult. What it printed comes back, trimmed, in *out. */
-static int cni_run(const cni_args *args, const char *command, const json *plugin, arena *a, slice *out, error *e)
+/* Runs one plugin. What it printed comes back, trimmed, in *out. */
+static int cni_run(const cni_step *s, slice *out, error *e)
 {
     __attribute__((cleanup(cni_process_end))) cni_process p = { .pidfd = -1, .out = -1, .err = -1 };
-    slice type = json_text(json_get(plugin, "type"));
-    OWNED_BUF input = { 0 };
-    char **env = cni_environment(args, command, a);
-    cni_write_input(args, plugin, *out, &input);
-    if (!env || input.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "CNI: out of memory");
-    OWNED_FD in = cni_stdin(buf_view(&input), e);
-    if (in < 0 || cni_start(args, type, env, in, &p, e) < 0) return -1;
-    if (cni_run_process(args, &p, e) < 0) return fail_in(e, "CNI plugin %.*s, %s", PR(type), command);
-    *out = arena_copy(a, slice_trim(buf_view(&p.text)));
-    return a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "CNI: out of memory") : 0;
+    slice type = json_text(json_get(s->plugin, "type"));
+    int result = cni_run_process(s, &p, e);
+    if (result == 0) *out = arena_copy(s->a, slice_trim(buf_view(&p.text)));
+    if (result == 0 && s->a->oom) result = fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
+    return result < 0 ? fail_in(e, "CNI plugin %.*s, %s", PR(type), s->command) : 0;
 }
 
 /* -- results ----------------------------------------------------------------------------------- */
@@ -17320,10 +17626,12 @@ static bool cni_ip_is_ours(const json *result, const json *ip, const char *ifnam
     if (!json_int(json_get(ip, "interface"), &at)) return true;
     if (!all || all->kind != JSON_ARRAY || at < 0 || (uint64_t)at >= all->n) return false;
     const json *one = &all->items[at];
-    return slice_is(json_text(json_get(one, "name")), ifname) && json_text(json_get(one, "sandbox")).n;
+    return slice_is(json_text(json_get(one, "name")), ifname) &&
+           json_text(json_get(one, "sandbox")).n;
 }
 
-static slice cni_head(slice s) { return (slice){ s.p, MIN(s.n, (size_t)64) }; } /* enough to recognize */
+/* Enough of a text to recognize it. */
+static slice cni_head(slice s) { return (slice){ s.p, MIN(s.n, (size_t)64) }; }
 
 /* "10.1.2.3/24" -> "10.1.2.3", if that is an IPv4 or IPv6 address as inet_pton(3) knows them. */
 static int cni_take_ip(slice cidr, cni_result *r, error *e)
@@ -17334,22 +17642,28 @@ static int cni_take_ip(slice cidr, cni_result *r, error *e)
     bool fits = ip.n < sizeof text && !slice_has(ip, '\0');
     snprintf(text, sizeof text, "%.*s", PR(ip));
     if (!fits || (inet_pton(AF_INET, text, binary) != 1 && inet_pton(AF_INET6, text, binary) != 1))
-        return fail(e, GRPC_INTERNAL, "CNI: the result has no IP address in \"%.*s\"", PR(cni_head(cidr)));
-    if (r->ips.n == CNI_IPS_MAX) return fail(e, GRPC_INTERNAL, "CNI: the result has more than %d addresses", CNI_IPS_MAX);
+        return fail(e, GRPC_INTERNAL, "CNI: the result has no IP address in \"%.*s\"",
+                    PR(cni_head(cidr)));
+    if (r->ips.n == CNI_IPS_MAX)
+        return fail(e, GRPC_INTERNAL, "CNI: the result has more than %d addresses", CNI_IPS_MAX);
     r->ips.p[r->ips.n++] = ip;
     return 0;
 }
 
-/* Checks a plugin's result and gives its tree. A result says its version and may leave it out. */
-static const json *cni_parse_result(slice text, const cni_network *net, arena *a, error *e)
+/* Checks what a plugin printed and gives its tree. It says its version, or leaves that out. */
+static const json *cni_parse_result(slice text, const cni_step *s, error *e)
 {
-    if (!text.n) return fail(e, GRPC_INTERNAL, "CNI: a plugin of %s printed no result", net->file), NULL;
-    const json *result = json_parse(text, a, e);
-    if (!result) return e->code = GRPC_INTERNAL, fail_in(e, "CNI: a plugin of %s printed no valid result", net->file), NULL;
+    slice type = json_text(json_get(s->plugin, "type"));
+    const json *result = text.n ? json_parse(text, s->a, e) : NULL;
     const json *version = json_get(result, "cniVersion");
-    bool good = result->kind == JSON_OBJECT && (!version || cni_version(json_text(version)) >= 0);
-    if (!good) fail(e, GRPC_INTERNAL, "CNI: a result of unknown version \"%.*s\"", PR(cni_head(json_text(version))));
-    return good ? result : NULL;
+    if (!text.n) fail(e, GRPC_INTERNAL, "it printed no result");
+    else if (result && result->kind != JSON_OBJECT)
+        fail(e, GRPC_INTERNAL, "its result is no object");
+    else if (result && version && cni_version(json_text(version)) < 0)
+        fail(e, GRPC_INTERNAL, "its result has an unknown cniVersion");
+    else if (result) return result;
+    e->code = GRPC_INTERNAL;
+    return fail_in(e, "CNI plugin %.*s, result", PR(type)), NULL;
 }
 
 /* The addresses of the pod's interface, in the order of the result; the first is the pod's own. */
@@ -17361,12 +17675,14 @@ static int cni_take_ips(const json *result, const cni_args *args, arena *a, cni_
     for (size_t i = 0; ips && ips->kind == JSON_ARRAY && i < ips->n; i++)
         if (cni_ip_is_ours(result, &ips->items[i], args->ifname) &&
             cni_take_ip(json_text(json_get(&ips->items[i], "address")), r, e) < 0) return -1;
-    static const char *const old[] = { "ip4", "ip6" }; /* before 0.3.0 */
+    static const char *const old[] = { "ip4", "ip6" }; /* as results were before 0.3.0 */
     for (size_t i = 0; !ips && i < COUNT(old); i++) {
         const json *one = json_get(result, old[i]);
         if (one && cni_take_ip(json_text(json_get(one, "ip")), r, e) < 0) return -1;
     }
-    return r->ips.n ? 0 : fail(e, GRPC_INTERNAL, "CNI: %s gave %s no IP address", args->network->file, args->ifname);
+    if (r->ips.n) return 0;
+    return fail(e, GRPC_INTERNAL, "CNI: %s gave no IP address to %s", args->network->file,
+                args->ifname);
 }
 
 /* -- the two commands -------------------------------------------------------------------------- */
@@ -17377,7 +17693,8 @@ static int cni_check_args(const cni_args *args, error *e)
     const slice values[] = { args->pod_name, args->pod_namespace, args->pod_uid };
     for (size_t i = 0; i < COUNT(values); i++)
         if (slice_has(values[i], ';') || slice_has(values[i], '\0'))
-            return fail(e, GRPC_INVALID_ARGUMENT, "CNI: \"%.*s\" cannot be given to a plugin", PR(cni_head(values[i])));
+            return fail(e, GRPC_INVALID_ARGUMENT, "CNI: \"%.*s\" cannot be given to a plugin",
+                        PR(cni_head(values[i])));
     return 0;
 }
 
@@ -17388,11 +17705,13 @@ static int cni_del(const cni_args *args, slice cached, error *e)
     OWNED_ARENA a = arena_make(8 * CNI_TEXT_MAX);
     int result = cni_check_args(args, e);
     if (result < 0) return -1;
-    if (cni_before(args->network->version, "0.4.0")) cached = (slice){ NULL, 0 }; /* they know no such thing */
-    for (size_t i = args->network->plugins.n; i-- > 0;) {
+    if (cni_before(args->network->version, "0.4.0"))
+        cached = (slice){ NULL, 0 }; /* they know no such thing */
+    for (size_t i = args->network->nplugins; i-- > 0;) {
+        cni_step step = { args, "DEL", &args->network->plugins[i], cached, &a };
         error other;
-        slice text = cached;
-        if (cni_run(args, "DEL", &args->network->plugins.p[i], &a, &text, result < 0 ? &other : e) == 0) continue;
+        slice nothing;
+        if (cni_run(&step, &nothing, result < 0 ? &other : e) == 0) continue;
         if (result < 0) log_warn("%s", other.text);
         result = -1;
     }
@@ -17402,10 +17721,13 @@ static int cni_del(const cni_args *args, slice cached, error *e)
 static int cni_add_chain(const cni_args *args, arena *a, cni_result *r, error *e)
 {
     const json *result = NULL;
-    for (size_t i = 0; i < args->network->plugins.n; i++) {
-        if (cni_run(args, "ADD", &args->network->plugins.p[i], a, &r->result_json, e) < 0) return -1;
-        result = cni_parse_result(r->result_json, args->network, a, e);
-        if (!result) return r->result_json.n = 0, -1;
+    for (size_t i = 0; i < args->network->nplugins; i++) {
+        cni_step step = { args, "ADD", &args->network->plugins[i], r->result_json, a };
+        slice printed;
+        if (cni_run(&step, &printed, e) < 0) return -1;
+        result = cni_parse_result(printed, &step, e);
+        if (!result) return -1;
+        r->result_json = printed;
     }
     return cni_take_ips(result, args, a, r, e);
 }
@@ -17421,23 +17743,27 @@ static int cni_add(const cni_args *args, arena *a, cni_result *r, error *e)
     error failed;
     undo.cancel_fd = -1;
     undo.deadline = clock_mono() + CNI_UNDO_PATIENCE;
-    if (cni_del(&undo, r->result_json, &failed) < 0) log_warn("after a failed ADD: %s", failed.text);
+    if (cni_del(&undo, r->result_json, &failed) < 0)
+        log_warn("after a failed ADD: %s", failed.text);
     return -1;
 }
 /* == 20. Specifications ======================================================================
  *
  * A CRI request says what a pod author wants, in part, and leaves the rest to the image, to the pod
  * and to custom. This chapter makes whole specifications of requests (PodSpec, ContainerSpec of
- * chapter 9): every default filled in, every name resolved to a number, every path absolute. All that can be
- * known to be wrong is refused here, before anything exists, with the name of the field. What comes
- * out is all that a monitor needs to know.
+ * chapter 9): every default filled in, every name resolved to a number, every path absolute. All
+ * that can be known to be wrong is refused here, before anything exists, with the name of the
+ * field. What comes out is all that a monitor needs to know.
  *
  * Defined by  the comments of cri.proto; where they are silent, by what containerd does
- * Uses        8, 9, 13 (image records), 14 (users in an image), 15 (limits), 16 (capabilities), 17 (sysctls)
- * Gives       runtime_options, spec_check_pod, spec_pod, spec_pod_file, spec_check_container, spec_container
+ * Uses        8, 9, 13 (image records), 14 (users in an image), 15 (limits), 16 (capabilities), 17
+ *             (sysctls)
+ * Gives       runtime_options, spec_check_pod, spec_pod, spec_pod_file, spec_check_container,
+ *             spec_container
  * Bounds      text that goes into a line-based file has no line end; paths up to 4095 bytes */
 
-/* The daemon's settings, resolved: no member is NULL. Made by chapter 25, not changed while it runs. */
+/* The daemon's settings, resolved: no member is NULL. Made by chapter 25, not changed while it
+ * runs. */
 typedef struct {
     const char *root, *run, *socket, *config;
     const char *cni_conf_dir, *cni_bin_dir, *hosts_dir, *stream_address;
@@ -17446,8 +17772,9 @@ typedef struct {
 
 /* -- checks of single fields ------------------------------------------------------------------- */
 
-/* Text that ends up in a line of a file (hostname, hosts, resolv.conf, passwd lookups) or in a path:
- * a line end or a NUL in it would say something that its author may not say (CVE-2022-4318). */
+/* Text that ends up in a line of a file (hostname, hosts, resolv.conf, passwd lookups) or in a
+ * path: a line end or a NUL in it would say something that its author may not say
+ * (CVE-2022-4318). */
 static int check_text(slice s, const char *field, error *e)
 {
     if (slice_has(s, '\n') || slice_has(s, '\r') || slice_has(s, '\0'))
@@ -17458,14 +17785,16 @@ static int check_text(slice s, const char *field, error *e)
 static int check_path(slice s, const char *field, error *e)
 {
     if (check_text(s, field, e) < 0) return -1;
-    if (s.n >= PATH_MAX) return fail(e, GRPC_INVALID_ARGUMENT, "%s is longer than %d bytes", field, PATH_MAX - 1);
+    if (s.n >= PATH_MAX)
+        return fail(e, GRPC_INVALID_ARGUMENT, "%s is longer than %d bytes", field, PATH_MAX - 1);
     return 0;
 }
 
 static int check_absolute(slice s, const char *field, error *e)
 {
     if (check_path(s, field, e) < 0) return -1;
-    if (!s.n || s.p[0] != '/') return fail(e, GRPC_INVALID_ARGUMENT, "%s \"%.*s\" is not an absolute path", field, PR(s));
+    if (!s.n || s.p[0] != '/')
+        return fail(e, GRPC_INVALID_ARGUMENT, "%s \"%.*s\" is not an absolute path", field, PR(s));
     return 0;
 }
 
@@ -17483,11 +17812,14 @@ static int check_namespaces(const NamespaceOption *o, bool of_pod, error *e)
         return fail(e, GRPC_INVALID_ARGUMENT, "namespace_options.network must be POD or NODE");
     if (o->ipc != NamespaceMode_POD && o->ipc != NamespaceMode_NODE)
         return fail(e, GRPC_INVALID_ARGUMENT, "namespace_options.ipc must be POD or NODE");
-    if (o->pid < NamespaceMode_POD || o->pid > NamespaceMode_TARGET || (of_pod && o->pid == NamespaceMode_TARGET))
+    if (o->pid < NamespaceMode_POD || o->pid > NamespaceMode_TARGET ||
+        (of_pod && o->pid == NamespaceMode_TARGET))
         return fail(e, GRPC_INVALID_ARGUMENT, "namespace_options.pid %d is not known here", o->pid);
     int user = o->userns_options ? o->userns_options->mode : NamespaceMode_NODE;
-    if (user == NamespaceMode_POD) return fail(e, GRPC_UNIMPLEMENTED, "user namespaces are not implemented");
-    if (user != NamespaceMode_NODE) return fail(e, GRPC_INVALID_ARGUMENT, "userns_options.mode must be POD or NODE");
+    if (user == NamespaceMode_POD)
+        return fail(e, GRPC_UNIMPLEMENTED, "user namespaces are not implemented");
+    if (user != NamespaceMode_NODE)
+        return fail(e, GRPC_INVALID_ARGUMENT, "userns_options.mode must be POD or NODE");
     return 0;
 }
 
@@ -17509,9 +17841,13 @@ static int check_metadata(const PodSandboxMetadata *m, error *e)
 {
     if (!m || !m->name.n) return fail(e, GRPC_INVALID_ARGUMENT, "config.metadata.name is required");
     if (!m->uid.n) return fail(e, GRPC_INVALID_ARGUMENT, "config.metadata.uid is required");
-    if (!m->name_space.n) return fail(e, GRPC_INVALID_ARGUMENT, "config.metadata.namespace is required");
-    return check_text(m->name, "config.metadata.name", e) < 0 || check_text(m->uid, "config.metadata.uid", e) < 0 ||
-           check_text(m->name_space, "config.metadata.namespace", e) < 0 ? -1 : 0;
+    if (!m->name_space.n)
+        return fail(e, GRPC_INVALID_ARGUMENT, "config.metadata.namespace is required");
+    return check_text(m->name, "config.metadata.name", e) < 0 ||
+                   check_text(m->uid, "config.metadata.uid", e) < 0 ||
+                   check_text(m->name_space, "config.metadata.namespace", e) < 0
+               ? -1
+               : 0;
 }
 
 static int check_dns(const DNSConfig *dns, error *e)
@@ -17532,25 +17868,34 @@ static int spec_check_pod(const runtime_options *o, const RunPodSandboxRequest *
     const PodSandboxConfig *c = in->config;
     if (!c) return fail(e, GRPC_INVALID_ARGUMENT, "config is required");
     if (check_metadata(c->metadata, e) < 0 || check_dns(c->dns_config, e) < 0) return -1;
-    if (in->runtime_handler.n) return fail(e, GRPC_INVALID_ARGUMENT, "runtime_handler \"%.*s\" is not configured", PR(in->runtime_handler));
+    if (in->runtime_handler.n)
+        return fail(e, GRPC_INVALID_ARGUMENT, "runtime_handler \"%.*s\" is not configured",
+                    PR(in->runtime_handler));
     if (check_text(c->hostname, "config.hostname", e) < 0) return -1;
-    if (c->hostname.n > 64) return fail(e, GRPC_INVALID_ARGUMENT, "config.hostname is longer than 64 bytes");
-    if (c->log_directory.n && check_absolute(c->log_directory, "config.log_directory", e) < 0) return -1;
-    if (path_goes_up(c->log_directory)) return fail(e, GRPC_INVALID_ARGUMENT, "config.log_directory must not hold \"..\"");
+    if (c->hostname.n > 64)
+        return fail(e, GRPC_INVALID_ARGUMENT, "config.hostname is longer than 64 bytes");
+    if (c->log_directory.n && check_absolute(c->log_directory, "config.log_directory", e) < 0)
+        return -1;
+    if (path_goes_up(c->log_directory))
+        return fail(e, GRPC_INVALID_ARGUMENT, "config.log_directory must not hold \"..\"");
     const LinuxPodSandboxConfig *l = c->linux;
-    if (l && (check_path(l->cgroup_parent, "config.linux.cgroup_parent", e) < 0 || path_goes_up(l->cgroup_parent)))
-        return fail(e, GRPC_INVALID_ARGUMENT, "config.linux.cgroup_parent \"%.*s\" is not a path below the cgroup root", PR(l->cgroup_parent));
+    if (l && (check_path(l->cgroup_parent, "config.linux.cgroup_parent", e) < 0 ||
+              path_goes_up(l->cgroup_parent)))
+        return fail(e, GRPC_INVALID_ARGUMENT,
+                    "config.linux.cgroup_parent \"%.*s\" is not a path below the cgroup root",
+                    PR(l->cgroup_parent));
     return check_namespaces(pod_namespaces_of(c), true, e);
 }
 
-/* The cgroup below which all of a pod's cgroups lie: what the kubelet asks for, else one of our own.
- * A systemd slice name ("a-b.slice") stands for nested directories: systemd.slice(5). */
+/* The cgroup below which all of a pod's cgroups lie: what the kubelet asks for, else one of our
+ * own. A systemd slice name ("a-b.slice") stands for nested directories: systemd.slice(5). */
 static slice cgroup_of_parent(slice parent, slice pod_id, arena *a)
 {
     while (parent.n && parent.p[0] == '/') parent = (slice){ parent.p + 1, parent.n - 1 };
     while (parent.n && parent.p[parent.n - 1] == '/') parent.n--;
     if (!parent.n) return slice_of(arena_printf(a, "krun/%.*s", PR(pod_id)));
-    if (!slice_ends(parent, ".slice") || slice_has(parent, '/') || parent.p[0] == '-') return arena_copy(a, parent);
+    if (!slice_ends(parent, ".slice") || slice_has(parent, '/') || parent.p[0] == '-')
+        return arena_copy(a, parent);
     OWNED_BUF path = { 0 };
     for (size_t i = 0; i < parent.n - strlen(".slice"); i++)
         if (parent.p[i] == '-') buf_printf(&path, "%.*s.slice/", (int)i, (const char *)parent.p);
@@ -17561,7 +17906,8 @@ static slice cgroup_of_parent(slice parent, slice pod_id, arena *a)
 static bool annotation_is(const PodSandboxConfig *c, const char *key, const char *value)
 {
     for (size_t i = 0; i < c->annotations.n; i++)
-        if (slice_is(c->annotations.p[i].key, key)) return slice_is(c->annotations.p[i].value, value);
+        if (slice_is(c->annotations.p[i].key, key))
+            return slice_is(c->annotations.p[i].value, value);
     return false;
 }
 
@@ -17569,29 +17915,40 @@ static bool annotation_is(const PodSandboxConfig *c, const char *key, const char
  * our one annotation, for a pod with nothing but a loopback. CRI itself has no word for that. */
 static bool spec_wants_cni(const PodSandboxConfig *c)
 {
-    return pod_namespaces_of(c)->network == NamespaceMode_POD && !annotation_is(c, "krun.network", "none");
+    return pod_namespaces_of(c)->network == NamespaceMode_POD &&
+           !annotation_is(c, "krun.network", "none");
 }
 
-/* Makes the pod's specification; rec->id and rec->config are set. Strings are `a`'s or the record's. */
-static int spec_pod(const runtime_options *o, const PodRecord *rec, arena *a, PodSpec *out, error *e)
+/* Makes the pod's specification; rec->id and rec->config are set. Strings are `a`'s or the
+ * record's. */
+static int spec_pod(const runtime_options *o, const PodRecord *rec, arena *a, PodSpec *out,
+                    error *e)
 {
     const PodSandboxConfig *c = rec->config;
     const NamespaceOption *ns = pod_namespaces_of(c);
     (void)o;
-    *out = (PodSpec){ .id = rec->id, .hostname = c->hostname, .network = ns->network, .pid = ns->pid, .ipc = ns->ipc,
-                      .shm_size = 64 * MIB, .privileged = pod_is_privileged(c) };
+    *out = (PodSpec){ .id = rec->id,
+                      .hostname = c->hostname,
+                      .network = ns->network,
+                      .pid = ns->pid,
+                      .ipc = ns->ipc,
+                      .shm_size = 64 * MIB,
+                      .privileged = pod_is_privileged(c) };
     if (c->linux) {
         out->sysctls.p = c->linux->sysctls.p;
         out->sysctls.n = c->linux->sysctls.n;
     }
-    out->cgroup_parent = cgroup_of_parent(c->linux ? c->linux->cgroup_parent : SLICE(""), rec->id, a);
+    out->cgroup_parent =
+        cgroup_of_parent(c->linux ? c->linux->cgroup_parent : SLICE(""), rec->id, a);
     out->cgroup = slice_of(arena_printf(a, "%.*s/%.*s", PR(out->cgroup_parent), PR(rec->id)));
-    if (ns->network == NamespaceMode_POD) out->netns = slice_of(arena_printf(a, "/run/netns/krun-%.*s", PR(rec->id)));
+    if (ns->network == NamespaceMode_POD)
+        out->netns = slice_of(arena_printf(a, "/run/netns/krun-%.*s", PR(rec->id)));
     return a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a pod") : 0;
 }
 
-/* Where one container of the pod has its cgroup: side by side right below the parent, as the kubelet
- * and cAdvisor expect. (The parent itself holds no process: cgroup-v2.rst, "No Internal Process".) */
+/* Where one container of the pod has its cgroup: side by side right below the parent, as the
+ * kubelet and cAdvisor expect. (The parent itself holds no process: cgroup-v2.rst, "No Internal
+ * Process".) */
 static slice spec_cgroup(const PodRecord *pod, slice id, arena *a)
 {
     return slice_of(arena_printf(a, "%.*s/%.*s", PR(pod->spec->cgroup_parent), PR(id)));
@@ -17601,22 +17958,25 @@ static slice spec_cgroup(const PodRecord *pod, slice id, arena *a)
 
 static int host_file(const char *path, arena *a, slice *out, error *e)
 {
-    if (file_read(AT_FDCWD, path, MIB, a, out, e) == 0 || e->code != GRPC_NOT_FOUND) return e->code && !out->p ? -1 : 0;
+    if (file_read(AT_FDCWD, path, MIB, a, out, e) == 0) return 0;
+    if (e->code != GRPC_NOT_FOUND) return -1;
     *out = SLICE("");
     return 0;
 }
 
-/* hosts(5): the host's own file for a pod with the host's network; else the loopback's names, and the
- * pod's name at each of its addresses. */
+/* hosts(5): the host's own file for a pod with the host's network; else the loopback's names, and
+ * the pod's name at each of its addresses. */
 static int hosts_file(const PodRecord *rec, arena *a, slice *out, error *e)
 {
-    if (pod_namespaces_of(rec->config)->network == NamespaceMode_NODE) return host_file("/etc/hosts", a, out, e);
+    if (pod_namespaces_of(rec->config)->network == NamespaceMode_NODE)
+        return host_file("/etc/hosts", a, out, e);
     OWNED_BUF text = { 0 };
     buf_str(&text, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     for (size_t i = 0; i < rec->ips.n && rec->config->hostname.n; i++)
         buf_printf(&text, "%.*s\t%.*s\n", PR(rec->ips.p[i]), PR(rec->config->hostname));
     *out = arena_copy(a, buf_view(&text));
-    return text.oom || a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for /etc/hosts") : 0;
+    return text.oom || a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for /etc/hosts")
+                              : 0;
 }
 
 static int hostname_file(const PodRecord *rec, arena *a, slice *out, error *e)
@@ -17625,7 +17985,8 @@ static int hostname_file(const PodRecord *rec, arena *a, slice *out, error *e)
     struct utsname host;
     (void)e;
     uname(&host);
-    *out = c->hostname.n ? slice_of(arena_printf(a, "%.*s\n", PR(c->hostname))) : slice_of(arena_printf(a, "%s\n", host.nodename));
+    *out = c->hostname.n ? slice_of(arena_printf(a, "%.*s\n", PR(c->hostname)))
+                         : slice_of(arena_printf(a, "%s\n", host.nodename));
     return 0;
 }
 
@@ -17635,13 +17996,17 @@ static int resolv_file(const PodRecord *rec, arena *a, slice *out, error *e)
     const DNSConfig *dns = rec->config->dns_config;
     if (!dns) return host_file("/etc/resolv.conf", a, out, e);
     OWNED_BUF text = { 0 };
-    for (size_t i = 0; i < dns->searches.n; i++) buf_printf(&text, "%s%.*s", i ? " " : "search ", PR(dns->searches.p[i]));
+    for (size_t i = 0; i < dns->searches.n; i++)
+        buf_printf(&text, "%s%.*s", i ? " " : "search ", PR(dns->searches.p[i]));
     if (dns->searches.n) buf_byte(&text, '\n');
-    for (size_t i = 0; i < dns->servers.n; i++) buf_printf(&text, "nameserver %.*s\n", PR(dns->servers.p[i]));
-    for (size_t i = 0; i < dns->options.n; i++) buf_printf(&text, "%s%.*s", i ? " " : "options ", PR(dns->options.p[i]));
+    for (size_t i = 0; i < dns->servers.n; i++)
+        buf_printf(&text, "nameserver %.*s\n", PR(dns->servers.p[i]));
+    for (size_t i = 0; i < dns->options.n; i++)
+        buf_printf(&text, "%s%.*s", i ? " " : "options ", PR(dns->options.p[i]));
     if (dns->options.n) buf_byte(&text, '\n');
     *out = arena_copy(a, buf_view(&text));
-    return text.oom || a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for resolv.conf") : 0;
+    return text.oom || a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for resolv.conf")
+                              : 0;
 }
 
 static const struct {
@@ -17666,22 +18031,34 @@ static int check_profile(const SecurityProfile *p, const char *what, error *e)
 {
     if (!p || p->profile_type == ProfileType_Unconfined) return 0;
     if (p->profile_type == ProfileType_Localhost && !p->localhost_ref.n)
-        return fail(e, GRPC_INVALID_ARGUMENT, "%s: localhost_ref is required with a Localhost profile", what);
+        return fail(e, GRPC_INVALID_ARGUMENT,
+                    "%s: localhost_ref is required with a Localhost profile", what);
     return fail(e, GRPC_UNIMPLEMENTED, "%s profiles are not implemented: only Unconfined is", what);
 }
 
 static int check_mount(const Mount *m, error *e)
 {
     bool image = m->image && m->image->image.n;
-    if (check_absolute(m->container_path, "mounts.container_path", e) < 0 || check_path(m->host_path, "mounts.host_path", e) < 0) return -1;
-    if (image && m->host_path.n) return fail(e, GRPC_INVALID_ARGUMENT, "mounts: host_path and image are both set for \"%.*s\"", PR(m->container_path));
+    if (check_absolute(m->container_path, "mounts.container_path", e) < 0 ||
+        check_path(m->host_path, "mounts.host_path", e) < 0)
+        return -1;
+    if (image && m->host_path.n)
+        return fail(e, GRPC_INVALID_ARGUMENT,
+                    "mounts: host_path and image are both set for \"%.*s\"", PR(m->container_path));
     if (!image && check_absolute(m->host_path, "mounts.host_path", e) < 0) return -1;
-    if (!image && m->image_sub_path.n) return fail(e, GRPC_INVALID_ARGUMENT, "mounts.image_sub_path without mounts.image");
-    if (m->propagation < MountPropagation_PROPAGATION_PRIVATE || m->propagation > MountPropagation_PROPAGATION_BIDIRECTIONAL)
+    if (!image && m->image_sub_path.n)
+        return fail(e, GRPC_INVALID_ARGUMENT, "mounts.image_sub_path without mounts.image");
+    if (m->propagation < MountPropagation_PROPAGATION_PRIVATE ||
+        m->propagation > MountPropagation_PROPAGATION_BIDIRECTIONAL)
         return fail(e, GRPC_INVALID_ARGUMENT, "mounts.propagation %d is not known", m->propagation);
-    if (m->recursive_read_only && (!m->readonly || m->propagation != MountPropagation_PROPAGATION_PRIVATE))
-        return fail(e, GRPC_INVALID_ARGUMENT, "mounts.recursive_read_only needs readonly and PROPAGATION_PRIVATE (\"%.*s\")", PR(m->container_path));
-    if (m->uidMappings.n || m->gidMappings.n) return fail(e, GRPC_UNIMPLEMENTED, "mounts.uidMappings: id-mapped mounts are not implemented");
+    if (m->recursive_read_only &&
+        (!m->readonly || m->propagation != MountPropagation_PROPAGATION_PRIVATE))
+        return fail(e, GRPC_INVALID_ARGUMENT,
+                    "mounts.recursive_read_only needs readonly and PROPAGATION_PRIVATE (\"%.*s\")",
+                    PR(m->container_path));
+    if (m->uidMappings.n || m->gidMappings.n)
+        return fail(e, GRPC_UNIMPLEMENTED,
+                    "mounts.uidMappings: id-mapped mounts are not implemented");
     return 0;
 }
 
@@ -17691,7 +18068,10 @@ static int check_security(const LinuxContainerSecurityContext *s, error *e)
     if (s->run_as_group && !s->run_as_user && !s->run_as_username.n)
         return fail(e, GRPC_INVALID_ARGUMENT, "run_as_group needs run_as_user or run_as_username");
     if (check_namespaces(s->namespace_options, false, e) < 0) return -1;
-    return s->privileged ? 0 : check_profile(s->seccomp, "seccomp", e) < 0 ? -1 : check_profile(s->apparmor, "apparmor", e);
+    return s->privileged ? 0
+           : check_profile(s->seccomp, "seccomp", e) < 0
+               ? -1
+               : check_profile(s->apparmor, "apparmor", e);
 }
 
 /* Refuses a CreateContainer request that cannot be meant. Changes nothing. */
@@ -17699,15 +18079,21 @@ static int spec_check_container(const CreateContainerRequest *in, error *e)
 {
     const ContainerConfig *c = in->config;
     if (!c) return fail(e, GRPC_INVALID_ARGUMENT, "config is required");
-    if (!c->metadata || !c->metadata->name.n) return fail(e, GRPC_INVALID_ARGUMENT, "config.metadata.name is required");
+    if (!c->metadata || !c->metadata->name.n)
+        return fail(e, GRPC_INVALID_ARGUMENT, "config.metadata.name is required");
     if (check_text(c->metadata->name, "config.metadata.name", e) < 0) return -1;
-    if (!c->image || !c->image->image.n) return fail(e, GRPC_INVALID_ARGUMENT, "config.image.image is required");
+    if (!c->image || !c->image->image.n)
+        return fail(e, GRPC_INVALID_ARGUMENT, "config.image.image is required");
     if (check_path(c->log_path, "config.log_path", e) < 0) return -1;
-    if (path_goes_up(c->log_path)) return fail(e, GRPC_INVALID_ARGUMENT, "config.log_path must not hold \"..\"");
+    if (path_goes_up(c->log_path) || (c->log_path.n && c->log_path.p[0] == '/'))
+        return fail(e, GRPC_INVALID_ARGUMENT,
+                    "config.log_path must be a path below the log directory, without \"..\"");
     if (c->working_dir.n && check_absolute(c->working_dir, "config.working_dir", e) < 0) return -1;
     for (size_t i = 0; i < c->envs.n; i++)
-        if (!c->envs.p[i].key.n || slice_has(c->envs.p[i].key, '=') || slice_has(c->envs.p[i].key, '\0') || slice_has(c->envs.p[i].value, '\0'))
-            return fail(e, GRPC_INVALID_ARGUMENT, "config.envs: \"%.*s\" is not a name for a variable", PR(c->envs.p[i].key));
+        if (!c->envs.p[i].key.n || slice_has(c->envs.p[i].key, '=') ||
+            slice_has(c->envs.p[i].key, '\0') || slice_has(c->envs.p[i].value, '\0'))
+            return fail(e, GRPC_INVALID_ARGUMENT,
+                        "config.envs: \"%.*s\" is not a name for a variable", PR(c->envs.p[i].key));
     for (size_t i = 0; i < c->mounts.n; i++)
         if (check_mount(&c->mounts.p[i], e) < 0) return -1;
     if (c->CDI_devices.n) return fail(e, GRPC_UNIMPLEMENTED, "CDI devices are not implemented");
@@ -17733,7 +18119,10 @@ static const LinuxContainerSecurityContext *security_of(const ContainerConfig *c
     return c->linux && c->linux->security_context ? c->linux->security_context : &none;
 }
 
-static slice *list_of(arena *a, size_t n) { return arena_alloc(a, MAX(n, (size_t)1) * sizeof(slice)); }
+static slice *list_of(arena *a, size_t n)
+{
+    return arena_alloc(a, MAX(n, (size_t)1) * sizeof(slice));
+}
 
 /* The command line: `command` replaces the image's entrypoint and with it its arguments, `args`
  * replaces the image's arguments alone. */
@@ -17745,27 +18134,65 @@ static int spec_args(const spec_context *x, const ContainerConfig *c, ContainerS
     if (!list) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for arguments");
     size_t n = 0;
     bool image_args = !c->command.n && !c->args.n && image;
-    for (size_t i = 0; !c->command.n && image && i < image->entrypoint.n; i++) list[n++] = arena_copy(x->a, image->entrypoint.p[i]);
+    for (size_t i = 0; !c->command.n && image && i < image->entrypoint.n; i++)
+        list[n++] = arena_copy(x->a, image->entrypoint.p[i]);
     for (size_t i = 0; i < c->command.n; i++) list[n++] = c->command.p[i];
     for (size_t i = 0; i < c->args.n; i++) list[n++] = c->args.p[i];
-    for (size_t i = 0; image_args && i < image->cmd.n; i++) list[n++] = arena_copy(x->a, image->cmd.p[i]);
-    if (!n) return fail(e, GRPC_INVALID_ARGUMENT, "no command: neither config.command nor the image names one");
+    for (size_t i = 0; image_args && i < image->cmd.n; i++)
+        list[n++] = arena_copy(x->a, image->cmd.p[i]);
+    if (!n)
+        return fail(e, GRPC_INVALID_ARGUMENT,
+                    "no command: neither config.command nor the image names one");
     for (size_t i = 0; i < n; i++)
-        if (slice_has(list[i], '\0')) return fail(e, GRPC_INVALID_ARGUMENT, "config.command: argument %zu holds a NUL", i);
+        if (slice_has(list[i], '\0'))
+            return fail(e, GRPC_INVALID_ARGUMENT, "config.command: argument %zu holds a NUL", i);
     out->args.p = list;
     out->args.n = n;
     return 0;
 }
 
-/* Sets NAME=value in the list, in place of an older one. The list has room. */
-static void env_set(ContainerSpec *out, arena *a, slice name, slice value, bool replace)
+/* Appends NAME=value to the list, which has room. */
+static void env_add(ContainerSpec *out, arena *a, slice name, slice value)
 {
-    size_t i = 0;
-    for (; i < out->env.n; i++)
-        if (out->env.p[i].n > name.n && out->env.p[i].p[name.n] == '=' && !memcmp(out->env.p[i].p, name.p, name.n)) break;
-    if (i < out->env.n && !replace) return;
-    out->env.p[i] = slice_of(arena_printf(a, "%.*s=%.*s", PR(name), PR(value)));
-    if (i == out->env.n) out->env.n++;
+    out->env.p[out->env.n++] = slice_of(arena_printf(a, "%.*s=%.*s", PR(name), PR(value)));
+}
+
+static slice env_name(slice item) { return slice_cut(&item, '='); }
+
+static int env_by_name(const void *a,
+                       const void *b) /* of one name: in the order in which they came */
+{
+    slice *const *x = a, *const *y = b;
+    int names = slice_cmp(env_name(**x), env_name(**y));
+    return names ? names : (*x > *y) - (*x < *y);
+}
+
+/* Leaves one of each name: the last value, in the place of the first. Sorts, since an image's
+ * config has room for a million of them. */
+static int env_unique(ContainerSpec *out, arena *a, error *e)
+{
+    size_t n = out->env.n, kept = 0;
+    slice **order = arena_alloc(a, MAX(n, (size_t)1) * sizeof *order);
+    if (!order || a->oom)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the environment");
+    for (size_t i = 0; i < n; i++) order[i] = &out->env.p[i];
+    qsort(order, n, sizeof *order, env_by_name);
+    for (size_t i = 0, end; i < n; i = end) {
+        for (end = i + 1; end < n && slice_eq(env_name(*order[i]), env_name(*order[end])); end++) {}
+        *order[i] = *order[end - 1];
+        for (size_t k = i + 1; k < end; k++) order[k]->n = 0;
+    }
+    for (size_t i = 0; i < n; i++)
+        if (out->env.p[i].n) out->env.p[kept++] = out->env.p[i];
+    out->env.n = kept;
+    return 0;
+}
+
+static bool env_has(const ContainerSpec *s, const char *name)
+{
+    for (size_t i = 0; i < s->env.n; i++)
+        if (slice_is(env_name(s->env.p[i]), name)) return true;
+    return false;
 }
 
 /* The environment: the image's, then the request's over it, then what every program may expect. */
@@ -17777,16 +18204,18 @@ static int spec_env(const spec_context *x, const ContainerConfig *c, ContainerSp
     uname(&host);
     out->env.p = list_of(x->a, from_image + c->envs.n + 4);
     if (!out->env.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the environment");
-    slice hostname = x->pod->config->hostname.n ? x->pod->config->hostname : slice_of(host.nodename);
-    env_set(out, x->a, SLICE("PATH"), SLICE("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), true);
-    env_set(out, x->a, SLICE("HOSTNAME"), hostname, true);
-    if (c->tty) env_set(out, x->a, SLICE("TERM"), SLICE("xterm"), true);
+    slice hostname =
+        x->pod->config->hostname.n ? x->pod->config->hostname : slice_of(host.nodename);
+    env_add(out, x->a, SLICE("PATH"),
+            SLICE("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"));
+    env_add(out, x->a, SLICE("HOSTNAME"), hostname);
+    if (c->tty) env_add(out, x->a, SLICE("TERM"), SLICE("xterm"));
     for (size_t i = 0; i < from_image; i++) {
         slice value = image->env.p[i], name = slice_cut(&value, '=');
-        if (name.n && value.p && !slice_has(value, '\0')) env_set(out, x->a, name, value, true);
+        if (name.n && value.p && !slice_has(value, '\0')) env_add(out, x->a, name, value);
     }
-    for (size_t i = 0; i < c->envs.n; i++) env_set(out, x->a, c->envs.p[i].key, c->envs.p[i].value, true);
-    return x->a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the environment") : 0;
+    for (size_t i = 0; i < c->envs.n; i++) env_add(out, x->a, c->envs.p[i].key, c->envs.p[i].value);
+    return env_unique(out, x->a, e);
 }
 
 /* Adds the request's supplemental groups to those that were looked up, each once. */
@@ -17798,7 +18227,9 @@ static int add_groups(const LinuxContainerSecurityContext *s, arena *a, ProcessU
     if (n) memcpy(all, user->groups.p, n * sizeof *all);
     for (size_t i = 0; i < s->supplemental_groups.n; i++) {
         int64_t id = s->supplemental_groups.p[i];
-        if (id < 0 || id > INT32_MAX) return fail(e, GRPC_INVALID_ARGUMENT, "supplemental_groups: %" PRId64 " is not a group id", id);
+        if (id < 0 || id > INT32_MAX)
+            return fail(e, GRPC_INVALID_ARGUMENT,
+                        "supplemental_groups: %" PRId64 " is not a group id", id);
         size_t k = 0;
         while (k < n && all[k] != (uint32_t)id) k++;
         if (k == n) all[n++] = (uint32_t)id;
@@ -17827,14 +18258,18 @@ static int spec_user(const spec_context *x, const ContainerConfig *c, ContainerS
     if (!out->user) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the user");
     rootfs_user found = { 0 };
     if (rootfs_find_user(root, user, &found, x->a, e) < 0) return -1;
-    if (s->supplemental_groups_policy == SupplementalGroupsPolicy_Merge && rootfs_user_groups(root, &found, x->a, e) < 0) return -1;
+    if (s->supplemental_groups_policy == SupplementalGroupsPolicy_Merge &&
+        rootfs_user_groups(root, &found, x->a, e) < 0)
+        return -1;
     *out->user = found.ids;
-    env_set(out, x->a, SLICE("HOME"), found.home.n ? found.home : SLICE("/"), false);
+    if (!env_has(out, "HOME"))
+        env_add(out, x->a, SLICE("HOME"), found.home.n ? found.home : SLICE("/"));
     return add_groups(s, x->a, out->user, e);
 }
 
-/* Whether the mount that holds `path` passes mounts on (proc(5), mountinfo: "shared:N" or "master:N"
- * among the optional fields): without that a propagation that was asked for could not happen. */
+/* Whether the mount that holds `path` passes mounts on (proc(5), mountinfo: "shared:N" or
+ * "master:N" among the optional fields): without that a propagation that was asked for could not
+ * happen. */
 static int mount_passes_on(int fd, bool shared_only, bool *out, error *e)
 {
     char path[64];
@@ -17845,19 +18280,21 @@ static int mount_passes_on(int fd, bool shared_only, bool *out, error *e)
         file_read(AT_FDCWD, "/proc/self/mountinfo", 8 * MIB, &a, &mounts, e) < 0) return -1;
     slice id = SLICE("");
     while (info.n)
-        if (slice_starts(line = slice_cut(&info, '\n'), "mnt_id:")) id = slice_trim((slice){ line.p + 7, line.n - 7 });
+        if (slice_starts(line = slice_cut(&info, '\n'), "mnt_id:"))
+            id = slice_trim((slice){ line.p + 7, line.n - 7 });
     *out = false;
     while (mounts.n) {
         line = slice_cut(&mounts, '\n');
         if (!slice_eq(slice_cut(&line, ' '), id)) continue;
         for (slice word; line.n && !slice_is(word = slice_cut(&line, ' '), "-");)
-            if (slice_starts(word, "shared:") || (!shared_only && slice_starts(word, "master:"))) *out = true;
+            if (slice_starts(word, "shared:") || (!shared_only && slice_starts(word, "master:")))
+                *out = true;
     }
     return 0;
 }
 
-/* A mount of a host path: resolved once, here. A path that is missing is made as a directory, as the
- * peers do (untyped hostPath volumes rely on it). */
+/* A mount of a host path: resolved once, here. A path that is missing is made as a directory, as
+ * the peers do (untyped hostPath volumes rely on it). */
 static int spec_bind(const spec_context *x, const Mount *m, MountSpec *out, error *e)
 {
     char resolved[PATH_MAX];
@@ -17870,13 +18307,20 @@ static int spec_bind(const spec_context *x, const Mount *m, MountSpec *out, erro
         fd = make_dir_inside(root, path, 0755, e);
         if (fd < 0) return fail_in(e, "mounts.host_path \"%s\"", path);
     }
-    if (fd < 0 || fstat(fd, &st) < 0) return fail_sys(e, GRPC_INVALID_ARGUMENT, "mounts.host_path \"%s\"", path);
-    if (!realpath(path, resolved)) return fail_sys(e, GRPC_INVALID_ARGUMENT, "mounts.host_path \"%s\"", path);
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return fail_sys(e, GRPC_INVALID_ARGUMENT, "mounts.host_path \"%s\"", path);
+    if (!realpath(path, resolved))
+        return fail_sys(e, GRPC_INVALID_ARGUMENT, "mounts.host_path \"%s\"", path);
     bool passes = true;
     bool both = m->propagation == MountPropagation_PROPAGATION_BIDIRECTIONAL;
-    if (m->propagation != MountPropagation_PROPAGATION_PRIVATE && mount_passes_on(fd, both, &passes, e) < 0) return -1;
-    if (!passes) return fail(e, GRPC_INVALID_ARGUMENT, "mounts.host_path \"%s\" is not on a shared%s mount, which propagation %s needs",
-                             path, both ? "" : " or slave", both ? "BIDIRECTIONAL" : "HOST_TO_CONTAINER");
+    if (m->propagation != MountPropagation_PROPAGATION_PRIVATE &&
+        mount_passes_on(fd, both, &passes, e) < 0)
+        return -1;
+    if (!passes)
+        return fail(
+            e, GRPC_INVALID_ARGUMENT,
+            "mounts.host_path \"%s\" is not on a shared%s mount, which propagation %s needs", path,
+            both ? "" : " or slave", both ? "BIDIRECTIONAL" : "HOST_TO_CONTAINER");
     out->source = arena_copy(x->a, slice_of(resolved));
     out->file = !S_ISDIR(st.st_mode);
     return 0;
@@ -17885,9 +18329,13 @@ static int spec_bind(const spec_context *x, const Mount *m, MountSpec *out, erro
 static int spec_image_volume(const spec_context *x, const Mount *m, MountSpec *out, error *e)
 {
     const ImageRecord *image = image_hold(x->images, m->image->image);
-    if (!image) return fail(e, GRPC_NOT_FOUND, "ImageVolumeMountFailed: image \"%.*s\" not found: pull it first", PR(m->image->image));
+    if (!image)
+        return fail(e, GRPC_NOT_FOUND,
+                    "ImageVolumeMountFailed: image \"%.*s\" not found: pull it first",
+                    PR(m->image->image));
     out->layers.p = list_of(x->a, image->layers.n);
-    for (size_t i = 0; out->layers.p && i < image->layers.n; i++) out->layers.p[out->layers.n++] = arena_copy(x->a, image->layers.p[i]);
+    for (size_t i = 0; out->layers.p && i < image->layers.n; i++)
+        out->layers.p[out->layers.n++] = arena_copy(x->a, image->layers.p[i]);
     image_drop(x->images, image);
     out->sub_path = m->image_sub_path;
     out->readonly = true;
@@ -17908,79 +18356,109 @@ static size_t mount_depth(slice path)
     return depth;
 }
 
-/* Mounts, outer ones first, so that none hides another: by depth, and else in the order they came. */
+/* Mounts, outer ones first, so that none hides another: by depth, and else in the order they
+ * came. */
 static void sort_mounts(ContainerSpec *s)
 {
     for (size_t i = 1; i < s->mounts.n; i++) {
         MountSpec m = s->mounts.p[i];
         size_t at = i;
-        for (; at && mount_depth(s->mounts.p[at - 1].destination) > mount_depth(m.destination); at--) s->mounts.p[at] = s->mounts.p[at - 1];
+        for (; at && mount_depth(s->mounts.p[at - 1].destination) > mount_depth(m.destination);
+             at--)
+            s->mounts.p[at] = s->mounts.p[at - 1];
         s->mounts.p[at] = m;
     }
 }
 
 /* The volumes of the image's config that nothing is mounted on get an empty directory each? No:
  * the peers keep such a volume below the container's state; ours is simply the writable layer. */
-static int spec_mounts(const spec_context *x, const ContainerConfig *c, ContainerSpec *out, error *e)
+static int spec_mounts(const spec_context *x, const ContainerConfig *c, ContainerSpec *out,
+                       error *e)
 {
     out->mounts.p = arena_alloc(x->a, (c->mounts.n + SPEC_POD_FILES) * sizeof *out->mounts.p);
     if (!out->mounts.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for mounts");
     for (size_t i = 0; i < c->mounts.n; i++) {
         const Mount *m = &c->mounts.p[i];
         MountSpec *spec = &out->mounts.p[i];
-        *spec = (MountSpec){ .destination = m->container_path, .readonly = m->readonly,
-                             .recursive_readonly = m->recursive_read_only, .propagation = m->propagation };
+        *spec = (MountSpec){ .destination = m->container_path,
+                             .readonly = m->readonly,
+                             .recursive_readonly = m->recursive_read_only,
+                             .propagation = m->propagation };
         spec->mount_options.p = m->mount_options.p;
         spec->mount_options.n = m->mount_options.n;
-        if ((m->image && m->image->image.n ? spec_image_volume : spec_bind)(x, m, spec, e) < 0) return -1;
+        if ((m->image && m->image->image.n ? spec_image_volume : spec_bind)(x, m, spec, e) < 0)
+            return -1;
         out->mounts.n++;
     }
-    for (size_t i = 0; i < SPEC_POD_FILES; i++) { /* read-only: a pod cannot fill the host's disk (CVE-2020-8557) */
+    for (size_t i = 0; i < SPEC_POD_FILES;
+         i++) { /* read-only: a pod cannot fill the host's disk (CVE-2020-8557) */
         if (mounts_hold(out, spec_pod_files[i].destination)) continue;
-        char *path = arena_printf(x->a, "%s/pods/%.*s/%s", x->options->root, PR(x->pod->id), spec_pod_files[i].name);
-        out->mounts.p[out->mounts.n++] = (MountSpec){ .destination = slice_of(spec_pod_files[i].destination),
-            .source = slice_of(path), .readonly = true, .internal = true, .file = true };
+        char *path = arena_printf(x->a, "%s/pods/%.*s/%s", x->options->root, PR(x->pod->id),
+                                  spec_pod_files[i].name);
+        out->mounts.p[out->mounts.n++] =
+            (MountSpec){ .destination = slice_of(spec_pod_files[i].destination),
+                         .source = slice_of(path),
+                         .readonly = true,
+                         .internal = true,
+                         .file = true };
     }
     sort_mounts(out);
     return 0;
 }
 
-static int spec_devices(const spec_context *x, const ContainerConfig *c, ContainerSpec *out, error *e)
+static int spec_devices(const spec_context *x, const ContainerConfig *c, ContainerSpec *out,
+                        error *e)
 {
     out->devices.p = arena_alloc(x->a, MAX(c->devices.n, (size_t)1) * sizeof *out->devices.p);
     if (!out->devices.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for devices");
     for (size_t i = 0; i < c->devices.n; i++) {
         const Device *d = &c->devices.p[i];
         slice inside = d->container_path.n ? d->container_path : d->host_path;
-        if (check_absolute(d->host_path, "devices.host_path", e) < 0 || check_absolute(inside, "devices.container_path", e) < 0) return -1;
+        if (check_absolute(d->host_path, "devices.host_path", e) < 0 ||
+            check_absolute(inside, "devices.container_path", e) < 0)
+            return -1;
         for (size_t k = 0; k < d->permissions.n; k++)
-            if (!strchr("rwm", d->permissions.p[k])) return fail(e, GRPC_INVALID_ARGUMENT, "devices.permissions \"%.*s\"", PR(d->permissions));
-        if (access(arena_str(x->a, d->host_path), F_OK) < 0) return fail_sys(e, GRPC_INVALID_ARGUMENT, "devices.host_path \"%.*s\"", PR(d->host_path));
-        out->devices.p[out->devices.n++] = (DeviceSpec){ .path = inside, .host_path = d->host_path, .permissions = d->permissions };
+            if (!strchr("rwm", d->permissions.p[k]))
+                return fail(e, GRPC_INVALID_ARGUMENT, "devices.permissions \"%.*s\"",
+                            PR(d->permissions));
+        if (access(arena_str(x->a, d->host_path), F_OK) < 0)
+            return fail_sys(e, GRPC_INVALID_ARGUMENT, "devices.host_path \"%.*s\"",
+                            PR(d->host_path));
+        out->devices.p[out->devices.n++] = (DeviceSpec){ .path = inside,
+                                                         .host_path = d->host_path,
+                                                         .permissions = d->permissions };
     }
     return 0;
 }
 
-/* A request that names no paths gets the usual ones: protobuf cannot tell "none" from "not said". */
+/* A request that names no paths gets the usual ones: protobuf cannot tell "none" from "not
+ * said". */
 static int spec_default_paths(const spec_context *x, ContainerSpec *out, error *e)
 {
-    slice *masked = list_of(x->a, COUNT(security_masked_paths)), *readonly = list_of(x->a, COUNT(security_readonly_paths));
+    slice *masked = list_of(x->a, COUNT(security_masked_paths)),
+          *readonly = list_of(x->a, COUNT(security_readonly_paths));
     if (!masked || !readonly) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for paths");
-    for (size_t i = 0; i < COUNT(security_masked_paths); i++) masked[i] = slice_of(security_masked_paths[i]);
-    for (size_t i = 0; i < COUNT(security_readonly_paths); i++) readonly[i] = slice_of(security_readonly_paths[i]);
-    if (!out->masked_paths.n) out->masked_paths.p = masked, out->masked_paths.n = COUNT(security_masked_paths);
-    if (!out->readonly_paths.n) out->readonly_paths.p = readonly, out->readonly_paths.n = COUNT(security_readonly_paths);
+    for (size_t i = 0; i < COUNT(security_masked_paths); i++)
+        masked[i] = slice_of(security_masked_paths[i]);
+    for (size_t i = 0; i < COUNT(security_readonly_paths); i++)
+        readonly[i] = slice_of(security_readonly_paths[i]);
+    if (!out->masked_paths.n)
+        out->masked_paths.p = masked, out->masked_paths.n = COUNT(security_masked_paths);
+    if (!out->readonly_paths.n)
+        out->readonly_paths.p = readonly, out->readonly_paths.n = COUNT(security_readonly_paths);
     return 0;
 }
 
 /* What a container may do and see; a privileged one may do and see everything. */
-static int spec_security(const spec_context *x, const ContainerConfig *c, ContainerSpec *out, error *e)
+static int spec_security(const spec_context *x, const ContainerConfig *c, ContainerSpec *out,
+                         error *e)
 {
     const LinuxContainerSecurityContext *s = security_of(c);
     const NamespaceOption *of_pod = pod_namespaces_of(x->pod->config);
     const NamespaceOption *ns = s->namespace_options;
     if (s->privileged && !x->pod->spec->privileged)
-        return fail(e, GRPC_INVALID_ARGUMENT, "a privileged container needs a privileged pod sandbox");
+        return fail(e, GRPC_INVALID_ARGUMENT,
+                    "a privileged container needs a privileged pod sandbox");
     out->privileged = s->privileged;
     out->readonly_rootfs = s->readonly_rootfs;
     out->no_new_privs = s->no_new_privs;
@@ -17988,7 +18466,8 @@ static int spec_security(const spec_context *x, const ContainerConfig *c, Contai
     out->ipc = of_pod->ipc;
     out->pid = ns ? ns->pid : of_pod->pid;
     out->pid_target = ns && ns->pid == NamespaceMode_TARGET ? ns->target_id : SLICE("");
-    if (out->pid == NamespaceMode_POD && of_pod->pid != NamespaceMode_POD) out->pid = NamespaceMode_CONTAINER;
+    if (out->pid == NamespaceMode_POD && of_pod->pid != NamespaceMode_POD)
+        out->pid = NamespaceMode_CONTAINER;
     security_caps caps;
     if (security_caps_from_names(s->capabilities, s->privileged, &caps, e) < 0) return -1;
     out->capabilities = caps.set;
@@ -18003,16 +18482,20 @@ static int spec_security(const spec_context *x, const ContainerConfig *c, Contai
 
 /* Signals by CRI's names: SIGNAL_SIGTERM is "SIGTERM" in an image's config. */
 static const struct { const char *name; int number; } spec_signals[] = {
-    { "ABRT", SIGABRT }, { "ALRM", SIGALRM }, { "BUS", SIGBUS }, { "CHLD", SIGCHLD }, { "CLD", SIGCHLD }, { "CONT", SIGCONT },
-    { "FPE", SIGFPE }, { "HUP", SIGHUP }, { "ILL", SIGILL }, { "INT", SIGINT }, { "IO", SIGIO }, { "IOT", SIGABRT },
-    { "KILL", SIGKILL }, { "PIPE", SIGPIPE }, { "POLL", SIGIO }, { "PROF", SIGPROF }, { "PWR", SIGPWR }, { "QUIT", SIGQUIT },
-    { "SEGV", SIGSEGV }, { "STKFLT", 16 }, { "STOP", SIGSTOP }, { "SYS", SIGSYS }, { "TERM", SIGTERM }, { "TRAP", SIGTRAP },
-    { "TSTP", SIGTSTP }, { "TTIN", SIGTTIN }, { "TTOU", SIGTTOU }, { "URG", SIGURG }, { "USR1", SIGUSR1 }, { "USR2", SIGUSR2 },
-    { "VTALRM", SIGVTALRM }, { "WINCH", SIGWINCH }, { "XCPU", SIGXCPU }, { "XFSZ", SIGXFSZ },
+    { "ABRT", SIGABRT }, { "ALRM", SIGALRM }, { "BUS", SIGBUS }, { "CHLD", SIGCHLD },
+    { "CLD", SIGCHLD }, { "CONT", SIGCONT }, { "FPE", SIGFPE }, { "HUP", SIGHUP },
+    { "ILL", SIGILL }, { "INT", SIGINT }, { "IO", SIGIO }, { "IOT", SIGABRT },
+    { "KILL", SIGKILL }, { "PIPE", SIGPIPE }, { "POLL", SIGIO }, { "PROF", SIGPROF },
+    { "PWR", SIGPWR }, { "QUIT", SIGQUIT }, { "SEGV", SIGSEGV }, { "STKFLT", 16 },
+    { "STOP", SIGSTOP }, { "SYS", SIGSYS }, { "TERM", SIGTERM }, { "TRAP", SIGTRAP },
+    { "TSTP", SIGTSTP }, { "TTIN", SIGTTIN }, { "TTOU", SIGTTOU }, { "URG", SIGURG },
+    { "USR1", SIGUSR1 }, { "USR2", SIGUSR2 }, { "VTALRM", SIGVTALRM }, { "WINCH", SIGWINCH },
+    { "XCPU", SIGXCPU }, { "XFSZ", SIGXFSZ },
 };
 enum { SIGNAL_RTMIN = 34, SIGNAL_RTMAX = 64 }; /* as a program in the container counts: signal(7) */
 
-/* "SIGTERM", "TERM", "15", "SIGRTMIN+3", "SIGRTMAX-1" (CRI writes PLUS and MINUS); 0 if it is none. */
+/* "SIGTERM", "TERM", "15", "SIGRTMIN+3", "SIGRTMAX-1" (CRI writes PLUS and MINUS); 0 if it is
+ * none. */
 static int signal_number(slice name)
 {
     uint64_t n;
@@ -18024,9 +18507,13 @@ static int signal_number(slice name)
     bool up = slice_starts(name, "RTMIN");
     if (!up && !slice_starts(name, "RTMAX")) return 0;
     name = (slice){ name.p + 5, name.n - 5 };
-    size_t sign = slice_starts(name, up ? "PLUS" : "MINUS") ? (up ? 4U : 5U) : slice_starts(name, up ? "+" : "-") ? 1 : 0;
+    size_t sign = slice_starts(name, up ? "PLUS" : "MINUS") ? (up ? 4U : 5U)
+                  : slice_starts(name, up ? "+" : "-")      ? 1
+                                                            : 0;
     if (!name.n) return up ? SIGNAL_RTMIN : SIGNAL_RTMAX;
-    if (!sign || !parse_u64((slice){ name.p + sign, name.n - sign }, 10, SIGNAL_RTMAX - SIGNAL_RTMIN, &n)) return 0;
+    if (!sign ||
+        !parse_u64((slice){ name.p + sign, name.n - sign }, 10, SIGNAL_RTMAX - SIGNAL_RTMIN, &n))
+        return 0;
     return up ? SIGNAL_RTMIN + (int)n : SIGNAL_RTMAX - (int)n;
 }
 
@@ -18036,9 +18523,13 @@ static int spec_stop_signal(const spec_context *x, const ContainerConfig *c, err
     slice image = x->image->config ? x->image->config->stop_signal : SLICE("");
     bool known = c->stop_signal > 0 && (size_t)c->stop_signal < Signal_enum.n;
     const char *asked = known ? Signal_enum.names[c->stop_signal] : NULL;
-    if (c->stop_signal && !known) return fail(e, GRPC_INVALID_ARGUMENT, "config.stop_signal %d is not known", c->stop_signal);
+    if (c->stop_signal && !known)
+        return fail(e, GRPC_INVALID_ARGUMENT, "config.stop_signal %d is not known", c->stop_signal);
     int signal = asked ? signal_number(slice_of(asked)) : image.n ? signal_number(image) : SIGTERM;
-    return signal ? signal : fail(e, GRPC_INVALID_ARGUMENT, "stop signal \"%.*s\" is not known", asked ? (int)strlen(asked) : (int)image.n, asked ? asked : (const char *)image.p);
+    return signal ? signal
+                  : fail(e, GRPC_INVALID_ARGUMENT, "stop signal \"%.*s\" is not known",
+                         asked ? (int)strlen(asked) : (int)image.n,
+                         asked ? asked : (const char *)image.p);
 }
 
 /* Fills rec->spec from rec->config, the image and the pod. rec's ids are set. */
@@ -18046,24 +18537,37 @@ static int spec_container(const spec_context *x, ContainerRecord *rec, error *e)
 {
     const ContainerConfig *c = rec->config;
     ContainerSpec *out = rec->spec;
-    *out = (ContainerSpec){ .id = rec->id, .pod_id = rec->pod_id, .name = c->metadata->name, .attempt = c->metadata->attempt,
-        .tty = c->tty, .stdin = c->stdin, .stdin_once = c->stdin_once,
-        .log_directory = x->pod->config->log_directory, .umask = 022,
-        .shm_size = x->pod->spec->shm_size, .ignore_missing_controllers = x->options->ignore_missing_controllers };
-    slice cwd = c->working_dir.n ? c->working_dir : x->image->config ? x->image->config->working_dir : SLICE("");
+    *out = (ContainerSpec){ .id = rec->id,
+                            .pod_id = rec->pod_id,
+                            .name = c->metadata->name,
+                            .attempt = c->metadata->attempt,
+                            .tty = c->tty,
+                            .stdin = c->stdin,
+                            .stdin_once = c->stdin_once,
+                            .log_directory = x->pod->config->log_directory,
+                            .umask = 022,
+                            .shm_size = x->pod->spec->shm_size,
+                            .ignore_missing_controllers = x->options->ignore_missing_controllers };
+    slice cwd = c->working_dir.n   ? c->working_dir
+                : x->image->config ? x->image->config->working_dir
+                                   : SLICE("");
     if (cwd.n && check_absolute(cwd, "working directory of the image", e) < 0) return -1;
     out->cwd = arena_copy(x->a, cwd.n ? cwd : SLICE("/"));
     out->layers.p = list_of(x->a, x->image->layers.n);
-    for (size_t i = 0; out->layers.p && i < x->image->layers.n; i++) out->layers.p[out->layers.n++] = arena_copy(x->a, x->image->layers.p[i]);
+    for (size_t i = 0; out->layers.p && i < x->image->layers.n; i++)
+        out->layers.p[out->layers.n++] = arena_copy(x->a, x->image->layers.p[i]);
     out->cgroup = spec_cgroup(x->pod, rec->id, x->a);
-    if (c->log_path.n && out->log_directory.n) out->log_path = slice_of(arena_printf(x->a, "%.*s/%.*s", PR(out->log_directory), PR(c->log_path)));
+    if (c->log_path.n && out->log_directory.n)
+        out->log_path =
+            slice_of(arena_printf(x->a, "%.*s/%.*s", PR(out->log_directory), PR(c->log_path)));
     if (c->linux && c->linux->resources) {
         out->resources = c->linux->resources;
         out->oom_score_adj = c->linux->resources->oom_score_adj;
         if (cg_check(x->cgroups, out->resources, e) < 0) return -1;
     }
     out->stop_signal = spec_stop_signal(x, c, e);
-    if (out->stop_signal < 0 || spec_args(x, c, out, e) < 0 || spec_env(x, c, out, e) < 0) return -1;
+    if (out->stop_signal < 0 || spec_args(x, c, out, e) < 0 || spec_env(x, c, out, e) < 0)
+        return -1;
     if (spec_user(x, c, out, e) < 0 || spec_mounts(x, c, out, e) < 0) return -1;
     if (spec_devices(x, c, out, e) < 0 || spec_security(x, c, out, e) < 0) return -1;
     return x->a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a container") : 0;
@@ -18094,7 +18598,7 @@ enum { STATE_MAX = 16 * MIB, STATE_VERSION = 1 };
 #define PLUGIN_PATIENCE (240 * NS_PER_SEC)
 #define KILL_PATIENCE (60 * NS_PER_SEC)
 #define FOLLOW_PATIENCE (2 * NS_PER_SEC)  /* for a monitor's first word; it may also come later */
-#define WAIT_BLIND (100 * NS_PER_MS)      /* between two looks, when there is no descriptor to wait on */
+#define WAIT_BLIND (100 * NS_PER_MS)      /* between two looks, without a descriptor to wait on */
 
 /* -- objects in the order of a text ------------------------------------------------------------ */
 
@@ -18159,7 +18663,10 @@ typedef struct waiter { int event; struct waiter *next; } waiter;
 /*  MAKING --made--> CREATED --start--> STARTING --ran--> RUNNING --exit--> EXITED
  *                      |                  \--------------exit---------------/ |
  *                      \---remove--> REMOVING <-----------remove--------------/   */
-enum box_state { BOX_ILLEGAL, BOX_MAKING, BOX_CREATED, BOX_STARTING, BOX_RUNNING, BOX_EXITED, BOX_REMOVING, BOX_STATES };
+enum box_state {
+    BOX_ILLEGAL, BOX_MAKING, BOX_CREATED, BOX_STARTING, BOX_RUNNING, BOX_EXITED, BOX_REMOVING,
+    BOX_STATES
+};
 enum box_event { BOX_MADE, BOX_START, BOX_RAN, BOX_EXIT, BOX_REMOVE, BOX_EVENTS };
 static const uint8_t box_next[BOX_STATES][BOX_EVENTS] = {
     /*                  MADE         START         RAN          EXIT        REMOVE */
@@ -18198,7 +18705,7 @@ enum pod_state { POD_MAKING, POD_READY, POD_NOTREADY, POD_REMOVING };
 struct pod {
     runtime *runtime;
     arena memory;            /* holds `record`; freed with the pod, on the loop's thread */
-    PodRecord record;        /* does not change once the pod is READY, but for state and network_up */
+    PodRecord record;        /* does not change once READY, but for state and network_up */
     slice key;               /* name, namespace, uid and attempt: what may exist once */
     job release, attend;
     int monitor;             /* pidfd of the monitor if it is our child, to be reaped; or -1 */
@@ -18226,7 +18733,7 @@ struct runtime {
     char boot_id[40];
     pthread_mutex_t lock;           /* guards all below, and what the objects say that it guards */
     sorted pods_by_id, pods_by_key, containers_by_id, containers_by_key;
-    int64_t last_created;           /* creation times are strictly increasing: kubelets sort by them */
+    int64_t last_created;           /* these times strictly increase: kubelets sort by them */
     char pod_cidr[128];
     unsigned background;            /* threads of our own that are still at work */
     pthread_cond_t quiet;           /* background has become 0 */
@@ -18245,7 +18752,9 @@ static void lock_state(runtime *r) { pthread_mutex_lock(&r->lock); }
 static void unlock_state(runtime *r) { pthread_mutex_unlock(&r->lock); }
 static void unlock_late(pthread_mutex_t **lock) { if (*lock) pthread_mutex_unlock(*lock); }
 /* Holds the lock until the scope ends. */
-#define LOCKED(r) __attribute__((cleanup(unlock_late), unused)) pthread_mutex_t *held_lock_ = (lock_state(r), &(r)->lock)
+#define LOCKED(r)                                                                        \
+    __attribute__((cleanup(unlock_late), unused)) pthread_mutex_t *held_lock_ =          \
+        (lock_state(r), &(r)->lock)
 
 /* Wakes all who wait for a change of this object. Locked. */
 static void wake(waiter *list)
@@ -18264,7 +18773,8 @@ static int wait_change(runtime *r, waiter **list, int cancel, int64_t deadline, 
 {
     OWNED_FD event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     bool blind = event < 0;
-    int64_t look = clock_mono() + WAIT_BLIND, until = blind && (!deadline || look < deadline) ? look : deadline;
+    int64_t look = clock_mono() + WAIT_BLIND,
+            until = blind && (!deadline || look < deadline) ? look : deadline;
     waiter me = { event, *list };
     if (!blind) *list = &me;
     unlock_state(r);
@@ -18288,11 +18798,15 @@ static char *id_text(char out[65], slice id) { return snprintf(out, 65, "%.*s", 
 static void *find_by_id(const sorted *s, slice id, const char *what, error *e)
 {
     size_t i = sorted_place(s, id);
-    bool fits = id.n && i < s->n && s->rows[i].key.n >= id.n && !memcmp(s->rows[i].key.p, id.p, id.n);
+    bool fits =
+        id.n && i < s->n && s->rows[i].key.n >= id.n && !memcmp(s->rows[i].key.p, id.p, id.n);
     if (!fits) return fail(e, GRPC_NOT_FOUND, "%s \"%.*s\" not found", what, PR(id)), NULL;
-    bool next_fits = i + 1 < s->n && s->rows[i + 1].key.n >= id.n && !memcmp(s->rows[i + 1].key.p, id.p, id.n);
+    bool next_fits =
+        i + 1 < s->n && s->rows[i + 1].key.n >= id.n && !memcmp(s->rows[i + 1].key.p, id.p, id.n);
     if (s->rows[i].key.n == id.n || !next_fits) return s->rows[i].object;
-    return fail(e, GRPC_INVALID_ARGUMENT, "%s \"%.*s\" is ambiguous: more than one id starts so", what, PR(id)), NULL;
+    return fail(e, GRPC_INVALID_ARGUMENT, "%s \"%.*s\" is ambiguous: more than one id starts so",
+                what, PR(id)),
+           NULL;
 }
 
 /* Pods and containers that are still being made, or already being removed, are not seen. Locked. */
@@ -18358,7 +18872,8 @@ static void container_drop(container *c)
 static int pod_take_turn(pod *p, int cancel, error *e)
 {
     while (p->turn_taken)
-        if (wait_change(p->runtime, &p->waiters, cancel, 0, e) < 0) return fail_in(e, "pod sandbox is busy");
+        if (wait_change(p->runtime, &p->waiters, cancel, 0, e) < 0)
+            return fail_in(e, "pod sandbox is busy");
     p->turn_taken = true;
     return 0;
 }
@@ -18373,7 +18888,8 @@ static void pod_give_turn(pod *p)
 static int container_take_turn(container *c, int cancel, error *e)
 {
     while (c->turn_taken)
-        if (wait_change(c->pod->runtime, &c->waiters, cancel, 0, e) < 0) return fail_in(e, "container is busy");
+        if (wait_change(c->pod->runtime, &c->waiters, cancel, 0, e) < 0)
+            return fail_in(e, "container is busy");
     c->turn_taken = true;
     return 0;
 }
@@ -18401,18 +18917,22 @@ static void pod_end_work(pod *p)
 
 /* -- records ----------------------------------------------------------------------------------- */
 
-/* Writes a message as the JSON file `name` of `dir`. A pod's records need no fsync: a power cut ends
- * the pod anyway, and what cannot be read after one is cleaned up. */
-static int state_write(int dir, const char *name, const pb_message *type, const void *record, error *e)
+/* Writes a message as the JSON file `name` of `dir`. A pod's records need no fsync: a power cut
+ * ends the pod anyway, and what cannot be read after one is cleaned up. */
+static int state_write(int dir, const char *name, const pb_message *type, const void *record,
+                       error *e)
 {
     OWNED_BUF text = { 0 };
     pb_write_json(type, record, PB_INDENT, &text);
     if (text.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "write %s: out of memory", name);
-    if (text.n > STATE_MAX) return fail(e, GRPC_RESOURCE_EXHAUSTED, "write %s: a record of %zu bytes is too long", name, text.n);
+    if (text.n > STATE_MAX)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "write %s: a record of %zu bytes is too long", name,
+                    text.n);
     return file_replace(dir, name, buf_view(&text), ATOMIC, e);
 }
 
-static int state_read(int dir, const char *name, const pb_message *type, arena *a, void *record, error *e)
+static int state_read(int dir, const char *name, const pb_message *type, arena *a, void *record,
+                      error *e)
 {
     slice text;
     if (file_read(dir, name, STATE_MAX, a, &text, e) < 0) return -1;
@@ -18422,7 +18942,8 @@ static int state_read(int dir, const char *name, const pb_message *type, arena *
 static int pod_write(pod *p, error *e)
 {
     char id[65];
-    OWNED_FD dir = openat(p->runtime->pods, id_text(id, p->record.id), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    OWNED_FD dir =
+        openat(p->runtime->pods, id_text(id, p->record.id), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (dir < 0) return fail_sys(e, GRPC_INTERNAL, "open the directory of pod %s", id);
     return state_write(dir, "pod.json", &PodRecord_msg, &p->record, e);
 }
@@ -18433,7 +18954,8 @@ static int container_dir(const container *c, bool make, error *e)
     char path[160];
     snprintf(path, sizeof path, "%.*s/containers/%.*s", PR(c->record.pod_id), PR(c->record.id));
     int pods = c->pod->runtime->pods;
-    if (make && mkdirat(pods, path, 0700) < 0 && errno != EEXIST) return fail_sys(e, GRPC_INTERNAL, "mkdir %s", path);
+    if (make && mkdirat(pods, path, 0700) < 0 && errno != EEXIST)
+        return fail_sys(e, GRPC_INTERNAL, "mkdir %s", path);
     int dir = openat(pods, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     return dir < 0 ? fail_sys(e, GRPC_INTERNAL, "open %s", path) : dir;
 }
@@ -18458,8 +18980,11 @@ static void container_set_exit(container *c, const ContainerExit *exit)
 {
     if (c->state == BOX_EXITED || c->state == BOX_REMOVING) return;
     if (pb_copy(&ContainerExit_msg, exit, &c->memory, &c->exit) < 0) /* no room for its texts */
-        c->exit = (ContainerExit){ .id = c->record.id, .exit_code = exit->exit_code, .oom_killed = exit->oom_killed,
-                                   .started_at = exit->started_at, .finished_at = exit->finished_at };
+        c->exit = (ContainerExit){ .id = c->record.id,
+                                   .exit_code = exit->exit_code,
+                                   .oom_killed = exit->oom_killed,
+                                   .started_at = exit->started_at,
+                                   .finished_at = exit->finished_at };
     c->started_at = c->exit.started_at ? c->exit.started_at : c->started_at;
     c->pid = 0;
     box_move(c, BOX_EXIT);
@@ -18476,8 +19001,11 @@ static void container_heard(pod *p, const ContainerRun *run)
         container_set_exit(c, run->exit);
         return;
     }
-    if (run->state == ContainerState_CONTAINER_CREATED && c->state == BOX_CREATED) box_move(c, BOX_START); /* an earlier daemon asked */
-    if (run->state != ContainerState_CONTAINER_RUNNING || c->state == BOX_EXITED || c->state == BOX_REMOVING) return;
+    if (run->state == ContainerState_CONTAINER_CREATED && c->state == BOX_CREATED)
+        box_move(c, BOX_START); /* an earlier daemon asked */
+    if (run->state != ContainerState_CONTAINER_RUNNING || c->state == BOX_EXITED ||
+        c->state == BOX_REMOVING)
+        return;
     c->started_at = run->started_at;
     c->pid = run->pid;
     box_move(c, BOX_RAN);
@@ -18508,8 +19036,12 @@ static void container_lost(container *c, const char *why)
         container_set_exit(c, &known);
         return;
     }
-    container_note_exit(c, &(ContainerExit){ .id = c->record.id, .exit_code = 255, .started_at = c->started_at,
-                                             .finished_at = clock_wall(), .reason = SLICE("Unknown"), .message = slice_of(why) });
+    container_note_exit(c, &(ContainerExit){ .id = c->record.id,
+                                             .exit_code = 255,
+                                             .started_at = c->started_at,
+                                             .finished_at = clock_wall(),
+                                             .reason = SLICE("Unknown"),
+                                             .message = slice_of(why) });
 }
 
 static int cgroup_open(runtime *r, slice path, char text[PATH_MAX])
@@ -18526,7 +19058,8 @@ static void cgroup_clear(runtime *r, slice path)
     error e;
     OWNED_FD cgroup = cgroup_open(r, path, text);
     if (cgroup < 0) return;
-    if (cg_kill(cgroup, &e) < 0 || cg_wait_empty(cgroup, clock_mono() + KILL_PATIENCE, &e) < 0 || cg_remove(&r->cgroups, text, &e) < 0)
+    if (cg_kill(cgroup, &e) < 0 || cg_wait_empty(cgroup, clock_mono() + KILL_PATIENCE, &e) < 0 ||
+        cg_remove(&r->cgroups, text, &e) < 0)
         log_warn("cgroup %s: %s", text, e.text);
 }
 
@@ -18538,7 +19071,8 @@ static void pod_orphaned(pod *p, const char *why)
     for (;;) { /* one container at a time: the lock is not held while the kernel kills */
         container *c;
         lock_state(r);
-        for (c = p->containers; c && c->state != BOX_STARTING && c->state != BOX_RUNNING;) c = c->next;
+        for (c = p->containers; c && c->state != BOX_STARTING && c->state != BOX_RUNNING;)
+            c = c->next;
         if (c) container_hold(c);
         unlock_state(r);
         if (!c) break;
@@ -18555,7 +19089,8 @@ static void pod_orphaned(pod *p, const char *why)
 static void pod_reap_monitor(pod *p)
 {
     if (p->monitor < 0) return;
-    if (reap(p->monitor, clock_mono() + MONITOR_PATIENCE) < 0) log_warn("pod %.12s: its monitor does not end", (const char *)p->record.id.p);
+    if (reap(p->monitor, clock_mono() + MONITOR_PATIENCE) < 0)
+        log_warn("pod %.12s: its monitor does not end", (const char *)p->record.id.p);
     close_fd(&p->monitor);
     p->monitor = -1;
 }
@@ -18570,8 +19105,10 @@ static void *pod_orphaned_thread(void *arg)
     bool ours = p->state == POD_READY; /* else a stop has had the turn meanwhile, and done all */
     unlock_state(r);
     if (ours) {
-        log_warn("pod %.12s: its monitor died; its containers are killed", (const char *)p->record.id.p);
-        if (p->monitor >= 0) sys_pidfd_kill(p->monitor, SIGKILL); /* it may only have talked nonsense */
+        log_warn("pod %.12s: its monitor died; its containers are killed",
+                 (const char *)p->record.id.p);
+        if (p->monitor >= 0)
+            sys_pidfd_kill(p->monitor, SIGKILL); /* it may only have talked nonsense */
         pod_orphaned(p, "the pod's monitor died");
         pod_reap_monitor(p);
     }
@@ -18618,7 +19155,8 @@ static bool pod_read_inbox(pod *p)
     for (;;) {
         slice rest = buf_view(&p->inbox), head, body;
         if (!slice_take(&rest, 4, &head)) return true;
-        uint32_t n = (uint32_t)head.p[0] | (uint32_t)head.p[1] << 8 | (uint32_t)head.p[2] << 16 | (uint32_t)head.p[3] << 24;
+        uint32_t n = (uint32_t)head.p[0] | (uint32_t)head.p[1] << 8 | (uint32_t)head.p[2] << 16 |
+                     (uint32_t)head.p[3] << 24;
         if (n > STATE_MAX) return false;
         if (!slice_take(&rest, n, &body)) return true;
         OWNED_ARENA a = arena_make(2 * STATE_MAX);
@@ -18660,7 +19198,8 @@ static void pod_attend(job *j)
 
 static const char *pod_socket(const pod *p, char out[PATH_MAX])
 {
-    snprintf(out, PATH_MAX, "%s/pods/%.*s/monitor.sock", p->runtime->options->run, PR(p->record.id));
+    snprintf(out, PATH_MAX, "%s/pods/%.*s/monitor.sock", p->runtime->options->run,
+             PR(p->record.id));
     return out;
 }
 
@@ -18676,7 +19215,8 @@ static int pod_follow(pod *p, error *e)
     MonitorReply reply = { 0 };
     monitor_wait patience = { .cancel_fd = -1, .deadline = clock_mono() + FOLLOW_PATIENCE };
     if (conn < 0 || monitor_send(conn, &ask, NULL, 0, e) < 0) return -1;
-    if (monitor_receive(conn, &patience, &a, &reply, e) < 0 && e->code != GRPC_DEADLINE_EXCEEDED) return -1;
+    if (monitor_receive(conn, &patience, &a, &reply, e) < 0 && e->code != GRPC_DEADLINE_EXCEEDED)
+        return -1;
     if (monitor_verdict(&reply, e) < 0) return -1;
     LOCKED(p->runtime);
     for (size_t i = 0; i < reply.containers.n; i++) container_heard(p, &reply.containers.p[i]);
@@ -18700,14 +19240,21 @@ static int pod_ask(const pod *p, const MonitorRequest *ask, arena *a, MonitorRep
 static cni_args pod_cni_args(const pod *p, const cni_network *net, int cancel, arena *a)
 {
     const PodSandboxMetadata *m = p->record.config->metadata;
-    return (cni_args){ .network = net, .bin_dirs = p->runtime->options->cni_bin_dir,
-                       .netns_path = arena_str(a, p->record.spec->netns), .container_id = arena_str(a, p->record.id),
-                       .ifname = "eth0", .pod_name = m->name, .pod_namespace = m->name_space, .pod_uid = m->uid,
-                       .config = p->record.config, .deadline = clock_mono() + PLUGIN_PATIENCE, .cancel_fd = cancel };
+    return (cni_args){ .network = net,
+                       .bin_dirs = p->runtime->options->cni_bin_dir,
+                       .netns_path = arena_str(a, p->record.spec->netns),
+                       .container_id = arena_str(a, p->record.id),
+                       .ifname = "eth0",
+                       .pod_name = m->name,
+                       .pod_namespace = m->name_space,
+                       .pod_uid = m->uid,
+                       .config = p->record.config,
+                       .deadline = clock_mono() + PLUGIN_PATIENCE,
+                       .cancel_fd = cancel };
 }
 
-/* The network that this pod is, or is to be, connected to. What ADD was called with is in the record,
- * because DEL must be called with the same, whatever has become of the file. */
+/* The network that this pod is, or is to be, connected to. What ADD was called with is in the
+ * record, because DEL must be called with the same, whatever has become of the file. */
 static int pod_network(const pod *p, arena *a, cni_network *net, error *e)
 {
     slice kept = p->record.cni_config;
@@ -18738,7 +19285,8 @@ static int pod_network_up(pod *p, int cancel, error *e)
     if (cni_add(&args, &a, &result, e) < 0) return fail_in(e, "set up the pod's network");
     p->record.ips.p = arena_alloc(&p->memory, result.ips.n * sizeof *p->record.ips.p);
     p->record.ips.n = p->record.ips.p ? result.ips.n : 0;
-    for (size_t i = 0; i < p->record.ips.n; i++) p->record.ips.p[i] = arena_copy(&p->memory, result.ips.p[i]);
+    for (size_t i = 0; i < p->record.ips.n; i++)
+        p->record.ips.p[i] = arena_copy(&p->memory, result.ips.p[i]);
     p->record.cni_result = arena_copy(&p->memory, result.result_json);
     return p->memory.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory") : 0;
 }
@@ -18750,11 +19298,14 @@ static void pod_network_down(pod *p)
     cni_network net;
     error e;
     if (!p->record.network_up) return;
-    if (pod_network(p, &a, &net, &e) < 0) log_warn("pod %.12s: CNI DEL: %s", (const char *)p->record.id.p, e.text);
+    if (pod_network(p, &a, &net, &e) < 0)
+        log_warn("pod %.12s: CNI DEL: %s", (const char *)p->record.id.p, e.text);
     else {
         cni_args args = pod_cni_args(p, &net, -1, &a);
-        if (access(args.netns_path, F_OK) < 0) args.netns_path = ""; /* after a reboot: the addresses are still to be freed */
-        if (cni_del(&args, p->record.cni_result, &e) < 0) log_warn("pod %.12s: CNI DEL: %s", (const char *)p->record.id.p, e.text);
+        if (access(args.netns_path, F_OK) < 0)
+            args.netns_path = ""; /* after a reboot: the addresses are still to be freed */
+        if (cni_del(&args, p->record.cni_result, &e) < 0)
+            log_warn("pod %.12s: CNI DEL: %s", (const char *)p->record.id.p, e.text);
     }
     LOCKED(p->runtime);
     p->record.network_up = false;
@@ -18775,13 +19326,14 @@ static int pod_write_files(pod *p, int dir, error *e)
         slice text;
         if (spec_pod_file(&p->record, i, &a, &text, e) < 0) return -1;
         if (file_replace(dir, spec_pod_files[i].name, text, ATOMIC, e) < 0) return -1;
-        if (fchmodat(dir, spec_pod_files[i].name, 0644, 0) < 0) return fail_sys(e, GRPC_INTERNAL, "chmod %s", spec_pod_files[i].name);
+        if (fchmodat(dir, spec_pod_files[i].name, 0644, 0) < 0)
+            return fail_sys(e, GRPC_INTERNAL, "chmod %s", spec_pod_files[i].name);
     }
     return 0;
 }
 
-/* When a process began, in ticks since the boot; 0 if there is none. proc_pid_stat(5), field 22: the
- * name in brackets may hold anything, so the fields are counted from its end. */
+/* When a process began, in ticks since the boot; 0 if there is none. proc_pid_stat(5), field 22:
+ * the name in brackets may hold anything, so the fields are counted from its end. */
 static uint64_t process_start(pid_t pid)
 {
     char path[32];
@@ -18803,8 +19355,9 @@ static uint64_t process_start(pid_t pid)
 static void pod_adopt_monitor(pod *p)
 {
     pid_t pid = p->record.monitor_pid;
-    if (pid <= 0 || !p->record.monitor_start || !slice_is(p->record.boot_id, p->runtime->boot_id)) return;
-    p->monitor = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (pid <= 0 || !p->record.monitor_start || !slice_is(p->record.boot_id, p->runtime->boot_id))
+        return;
+    p->monitor = sys_pidfd_open(pid);
     if (p->monitor < 0 || process_start(pid) == p->record.monitor_start) return;
     close_fd(&p->monitor);
     p->monitor = -1;
@@ -18817,13 +19370,18 @@ static int pod_start_monitor(pod *p, int state_dir, error *e)
     runtime *r = p->runtime;
     char id[65], path[PATH_MAX];
     id_text(id, p->record.id);
-    if (mkdirat(r->run_pods, id, 0700) < 0) return fail_sys(e, GRPC_INTERNAL, "mkdir %s/pods/%s", r->options->run, id);
+    if (mkdirat(r->run_pods, id, 0700) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "mkdir %s/pods/%s", r->options->run, id);
     OWNED_FD listener = monitor_listen(pod_socket(p, path), e);
     if (listener < 0) return -1;
     fault_point("pod.listen");
     OWNED_FD layers = openat(r->root, "layers", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    monitor_args args = { .pod_id = id, .listen_fd = listener, .state_dir = state_dir, .layers_dir = layers,
-                          .cgroup_root = r->cgroups.root, .home_cgroup = r->monitors };
+    monitor_args args = { .pod_id = id,
+                          .listen_fd = listener,
+                          .state_dir = state_dir,
+                          .layers_dir = layers,
+                          .cgroup_root = r->cgroups.root,
+                          .home_cgroup = r->monitors };
     pid_t pid;
     p->monitor = monitor_spawn(&args, &pid, e);
     if (p->monitor < 0) return -1;
@@ -18842,20 +19400,23 @@ static int pod_plan_cgroups(pod *p, const char *path, error *e)
 {
     size_t levels = mount_depth(slice_of(path));
     char level[PATH_MAX];
-    p->record.cgroups_made.p = arena_alloc(&p->memory, MAX(levels, (size_t)1) * sizeof *p->record.cgroups_made.p);
-    if (!p->record.cgroups_made.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a pod");
+    p->record.cgroups_made.p =
+        arena_alloc(&p->memory, MAX(levels, (size_t)1) * sizeof *p->record.cgroups_made.p);
+    if (!p->record.cgroups_made.p)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a pod");
     for (const char *end = path; *end;) {
         end += strspn(end, "/");
         end += strcspn(end, "/");
         snprintf(level, sizeof level, "%.*s", (int)(end - path), path);
         if (faccessat(p->runtime->cgroups.root, level, F_OK, 0) < 0)
-            p->record.cgroups_made.p[p->record.cgroups_made.n++] = arena_copy(&p->memory, slice_of(level));
+            p->record.cgroups_made.p[p->record.cgroups_made.n++] =
+                arena_copy(&p->memory, slice_of(level));
     }
     return 0;
 }
 
-/* The steps of RunPodSandbox after the name is reserved. What they will do is on disk before they do
- * it: a crash between any two of them is undone by the next start. Whatever was done here,
+/* The steps of RunPodSandbox after the name is reserved. What they will do is on disk before they
+ * do it: a crash between any two of them is undone by the next start. Whatever was done here,
  * pod_tear_down undoes. */
 static int pod_build(pod *p, int cancel, error *e)
 {
@@ -18863,10 +19424,12 @@ static int pod_build(pod *p, int cancel, error *e)
     char id[65], path[96], cgroup[PATH_MAX];
     snprintf(cgroup, sizeof cgroup, "%.*s", PR(p->record.spec->cgroup_parent));
     if (pod_plan_cgroups(p, cgroup, e) < 0 || pod_plan_network(p, e) < 0) return -1;
-    if (mkdirat(r->pods, id_text(id, p->record.id), 0700) < 0) return fail_sys(e, GRPC_INTERNAL, "mkdir %s/pods/%s", r->options->root, id);
+    if (mkdirat(r->pods, id_text(id, p->record.id), 0700) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "mkdir %s/pods/%s", r->options->root, id);
     fault_point("pod.directory");
     snprintf(path, sizeof path, "%s/containers", id);
-    if (mkdirat(r->pods, path, 0700) < 0) return fail_sys(e, GRPC_INTERNAL, "mkdir %s/pods/%s", r->options->root, path);
+    if (mkdirat(r->pods, path, 0700) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "mkdir %s/pods/%s", r->options->root, path);
     OWNED_FD dir = openat(r->pods, id, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (dir < 0) return fail_sys(e, GRPC_INTERNAL, "open %s/pods/%s", r->options->root, id);
     if (state_write(dir, "pod.json", &PodRecord_msg, &p->record, e) < 0) return -1;
@@ -18908,17 +19471,21 @@ static void netns_unpin(const pod *p)
     OWNED_ARENA a = arena_make(4 * KIB);
     if (!p->record.spec->netns.n) return;
     const char *path = arena_str(&a, p->record.spec->netns);
-    if (umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) < 0 && errno != EINVAL && errno != ENOENT) log_warn("unmount %s: %s", path, strerror(errno));
+    if (umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) < 0 && errno != EINVAL && errno != ENOENT)
+        log_warn("unmount %s: %s", path, strerror(errno));
     if (unlink(path) < 0 && errno != ENOENT) log_warn("remove %s: %s", path, strerror(errno));
 }
 
 /* What ends a pod's life but keeps its record: everything that runs. Each part is harmless when
- * there is nothing to undo, so it does for a whole pod, a half-built one and one that a crash left. */
+ * there is nothing to undo, so it does for a whole pod, a half-built one and one that a crash
+ * left. */
 static void pod_halt(pod *p)
 {
     char id[65];
     error e;
-    if (p->record.was_ready && p->record.state == PodSandboxState_SANDBOX_READY) { /* a crash from here on leaves no READY pod */
+    if (p->record.was_ready &&
+        p->record.state ==
+            PodSandboxState_SANDBOX_READY) { /* a crash from here on leaves no READY pod */
         lock_state(p->runtime);
         p->record.state = PodSandboxState_SANDBOX_NOTREADY;
         unlock_state(p->runtime);
@@ -18932,9 +19499,11 @@ static void pod_halt(pod *p)
     for (size_t i = p->record.cgroups_made.n; i--;) { /* the deepest was made last */
         OWNED_ARENA a = arena_make(8 * KIB);
         const char *path = arena_str(&a, p->record.cgroups_made.p[i]);
-        if (cg_remove_empty(&p->runtime->cgroups, path, &e) < 0) break; /* others use it: they remove it */
+        if (cg_remove_empty(&p->runtime->cgroups, path, &e) < 0)
+            break; /* others use it: they remove it */
     }
-    if (tree_remove(p->runtime->run_pods, id_text(id, p->record.id), &e) < 0) log_warn("pod %.12s: %s", id, e.text);
+    if (tree_remove(p->runtime->run_pods, id_text(id, p->record.id), &e) < 0)
+        log_warn("pod %.12s: %s", id, e.text);
     LOCKED(p->runtime);
     p->halted = true;
 }
@@ -18964,7 +19533,8 @@ static int pod_tear_down(pod *p, error *e)
     char id[65], path[96];
     pod_halt(p);
     snprintf(path, sizeof path, "%s/pod.json", id_text(id, p->record.id));
-    if (unlinkat(p->runtime->pods, path, 0) < 0 && errno != ENOENT) return fail_sys(e, GRPC_INTERNAL, "remove %s", path);
+    if (unlinkat(p->runtime->pods, path, 0) < 0 && errno != ENOENT)
+        return fail_sys(e, GRPC_INTERNAL, "remove %s", path);
     fault_point("pod.unrecorded");
     return tree_remove(p->runtime->pods, id, e);
 }
@@ -18983,7 +19553,8 @@ static pod *pod_new(runtime *r)
 
 static slice pod_key(arena *a, const PodSandboxMetadata *m)
 {
-    return slice_of(arena_printf(a, "%.*s_%.*s_%.*s_%u", PR(m->name), PR(m->name_space), PR(m->uid), m->attempt));
+    return slice_of(arena_printf(a, "%.*s_%.*s_%.*s_%u", PR(m->name), PR(m->name_space), PR(m->uid),
+                                 m->attempt));
 }
 
 static void *copy_of(const pb_message *type, const void *from, arena *a)
@@ -19005,7 +19576,10 @@ static int pod_join(runtime *r, slice key, grpc_call *call, slice *id, error *e)
     while (p->state == POD_MAKING && done == 0) done = wait_change(r, &p->waiters, cancel, 0, e);
     if (done == 0 && p->state == POD_READY) *id = arena_copy(&call->arena, p->record.id), done = 1;
     else if (done == 0 && p->state == POD_NOTREADY)
-        done = fail(e, GRPC_ALREADY_EXISTS, "pod sandbox \"%.*s\" has this metadata and is stopped: remove it or raise the attempt", PR(p->record.id));
+        done = fail(
+            e, GRPC_ALREADY_EXISTS,
+            "pod sandbox \"%.*s\" has this metadata and is stopped: remove it or raise the attempt",
+            PR(p->record.id));
     else if (done == 0) *e = p->failure, again = e->code == GRPC_CANCELLED, done = -1;
     pod_drop(p);
     return again ? pod_join(r, key, call, id, e) : done;
@@ -19025,8 +19599,10 @@ static int pod_describe(pod *p, const RunPodSandboxRequest *in, error *e)
     rec->runtime_handler = arena_copy(&p->memory, in->runtime_handler);
     rec->boot_id = arena_copy(&p->memory, slice_of(r->boot_id));
     rec->spec = arena_alloc(&p->memory, sizeof *rec->spec);
-    if (!rec->config || !rec->spec) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a pod");
-    if (spec_pod(r->options, rec, &p->memory, rec->spec, e) < 0 || sysctl_check(rec->spec, e) < 0) return -1;
+    if (!rec->config || !rec->spec)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a pod");
+    if (spec_pod(r->options, rec, &p->memory, rec->spec, e) < 0 || sysctl_check(rec->spec, e) < 0)
+        return -1;
     p->key = pod_key(&p->memory, rec->config->metadata);
     return p->memory.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a pod") : 0;
 }
@@ -19067,7 +19643,9 @@ static int pod_run(runtime *r, const RunPodSandboxRequest *in, grpc_call *call, 
     error undo;
     bool undone = built == 0 || pod_tear_down(p, &undo) == 0;
     if (!undone) log_error("pod %.12s: undo: %s", (const char *)p->record.id.p, undo.text);
-    if (built == 0) log_info("pod %.12s: %.*s/%.*s is ready", (const char *)p->record.id.p, PR(p->record.config->metadata->name_space), PR(p->record.config->metadata->name));
+    if (built == 0)
+        log_info("pod %.12s: %.*s/%.*s is ready", (const char *)p->record.id.p,
+                 PR(p->record.config->metadata->name_space), PR(p->record.config->metadata->name));
     LOCKED(r);
     if (built == 0) p->state = POD_READY, *id = arena_copy(&call->arena, p->record.id);
     else if (!undone) p->state = POD_NOTREADY;
@@ -19129,15 +19707,18 @@ static int pod_remove(runtime *r, slice id, grpc_call *call, error *e)
     int done = pod_take_turn(p, grpc_cancel_fd(call, e), e);
     if (done == 0) {
         pod_wait_idle(p);
-        bool here = p->state == POD_READY || p->state == POD_NOTREADY; /* or another remove was faster */
+        bool here =
+            p->state == POD_READY || p->state == POD_NOTREADY; /* or another remove was faster */
         unlock_state(r);
         if (here) done = pod_tear_down(p, e);
         lock_state(r);
         if (here && done == 0) {
-            for (container *c = p->containers; c; c = c->next) image_layers_release(r->images, &c->record);
+            for (container *c = p->containers; c; c = c->next)
+                image_layers_release(r->images, &c->record);
             pod_take_out(p);
         }
-        if (p->state == POD_READY && p->halted) p->state = POD_NOTREADY; /* its record could not be removed */
+        if (p->state == POD_READY && p->halted)
+            p->state = POD_NOTREADY; /* its record could not be removed */
         pod_give_turn(p);
     }
     p->closing--;
@@ -19161,16 +19742,20 @@ static int container_join(runtime *r, slice key, grpc_call *call, slice *id, err
     container_hold(c);
     int done = 0, cancel = grpc_cancel_fd(call, e);
     while (c->state == BOX_MAKING && done == 0) done = wait_change(r, &c->waiters, cancel, 0, e);
-    if (done == 0 && c->state == BOX_CREATED) *id = arena_copy(&call->arena, c->record.id), done = 1;
+    if (done == 0 && c->state == BOX_CREATED)
+        *id = arena_copy(&call->arena, c->record.id), done = 1;
     else if (done == 0 && c->state == BOX_REMOVING && c->failure.code) *e = c->failure, done = -1;
     else if (done == 0)
-        done = fail(e, GRPC_ALREADY_EXISTS, "container \"%.*s\" has this name and attempt and was started already", PR(c->record.id));
+        done = fail(e, GRPC_ALREADY_EXISTS,
+                    "container \"%.*s\" has this name and attempt and was started already",
+                    PR(c->record.id));
     container_drop(c);
     return done;
 }
 
 /* Fills the record: what the request says, and what follows from it, the image and the pod. */
-static int container_describe(container *c, const CreateContainerRequest *in, const ImageRecord *image, error *e)
+static int container_describe(container *c, const CreateContainerRequest *in,
+                              const ImageRecord *image, error *e)
 {
     runtime *r = c->pod->runtime;
     char id[65];
@@ -19184,10 +19769,16 @@ static int container_describe(container *c, const CreateContainerRequest *in, co
     rec->image_ref = rec->image_id;
     rec->image_name = arena_copy(&c->memory, in->config->image->image);
     rec->spec = arena_alloc(&c->memory, sizeof *rec->spec);
-    if (!rec->config || !rec->spec || c->memory.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a container");
+    if (!rec->config || !rec->spec || c->memory.oom)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a container");
     c->key = container_key(&c->memory, rec->pod_id, rec->config->metadata);
-    spec_context context = { .options = r->options, .cgroups = &r->cgroups, .images = r->images, .root = r->root,
-                             .pod = &c->pod->record, .image = image, .a = &c->memory };
+    spec_context context = { .options = r->options,
+                             .cgroups = &r->cgroups,
+                             .images = r->images,
+                             .root = r->root,
+                             .pod = &c->pod->record,
+                             .image = image,
+                             .a = &c->memory };
     return spec_container(&context, rec, e);
 }
 
@@ -19204,8 +19795,10 @@ static int container_delete(container *c, error *e)
 {
     char path[192];
     int pods = c->pod->runtime->pods;
-    snprintf(path, sizeof path, "%.*s/containers/%.*s/container.json", PR(c->record.pod_id), PR(c->record.id));
-    if (unlinkat(pods, path, 0) < 0 && errno != ENOENT) return fail_sys(e, GRPC_INTERNAL, "remove %s", path);
+    snprintf(path, sizeof path, "%.*s/containers/%.*s/container.json", PR(c->record.pod_id),
+             PR(c->record.id));
+    if (unlinkat(pods, path, 0) < 0 && errno != ENOENT)
+        return fail_sys(e, GRPC_INTERNAL, "remove %s", path);
     fault_point("container.unrecorded");
     snprintf(path, sizeof path, "%.*s/containers/%.*s", PR(c->record.pod_id), PR(c->record.id));
     return tree_remove(pods, path, e);
@@ -19248,8 +19841,8 @@ static container *container_new(pod *p) /* locked: it holds the pod */
     return c;
 }
 
-/* A container that shares the PID namespace of another one: which must run, in the same pod. Its full
- * id goes into the specification. */
+/* A container that shares the PID namespace of another one: which must run, in the same pod. Its
+ * full id goes into the specification. */
 static int container_check_target(container *c, error *e)
 {
     ContainerSpec *spec = c->record.spec;
@@ -19258,21 +19851,27 @@ static int container_check_target(container *c, error *e)
     const container *target = container_find(c->pod->runtime, spec->pid_target, e);
     if (!target) return fail_in(e, "namespace_options.target_id");
     if (target->pod != c->pod || target->state != BOX_RUNNING)
-        return fail(e, GRPC_INVALID_ARGUMENT, "namespace_options.target_id \"%.*s\" is no running container of this pod", PR(spec->pid_target));
+        return fail(e, GRPC_INVALID_ARGUMENT,
+                    "namespace_options.target_id \"%.*s\" is no running container of this pod",
+                    PR(spec->pid_target));
     spec->pid_target = arena_copy(&c->memory, target->record.id);
     return 0;
 }
 
 /* The part of CreateContainer that has the pod's leave (pod_begin_work). Not locked. */
-static int container_make(pod *p, const CreateContainerRequest *in, grpc_call *call, slice *id, error *e)
+static int container_make(pod *p, const CreateContainerRequest *in, grpc_call *call, slice *id,
+                          error *e)
 {
     runtime *r = p->runtime;
     const ImageRecord *image = image_hold(r->images, in->config->image->image);
-    if (!image) return fail(e, GRPC_NOT_FOUND, "image \"%.*s\" not found: pull it first", PR(in->config->image->image));
+    if (!image)
+        return fail(e, GRPC_NOT_FOUND, "image \"%.*s\" not found: pull it first",
+                    PR(in->config->image->image));
     lock_state(r);
     container *c = container_new(p);
     unlock_state(r);
-    int done = !c ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a container") : container_describe(c, in, image, e);
+    int done = !c ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a container")
+                  : container_describe(c, in, image, e);
     if (done == 0) done = container_check_target(c, e);
     lock_state(r);
     if (done == 0) done = container_join(r, c->key, call, id, e);
@@ -19286,7 +19885,8 @@ static int container_make(pod *p, const CreateContainerRequest *in, grpc_call *c
         done = container_write(c, e);
         fault_point("container.recorded");
         error undo;
-        if (done < 0 && container_delete(c, &undo) < 0) log_error("container %.12s: undo: %s", (const char *)c->record.id.p, undo.text);
+        if (done < 0 && container_delete(c, &undo) < 0)
+            log_error("container %.12s: undo: %s", (const char *)c->record.id.p, undo.text);
         if (done < 0) image_layers_release(r->images, &c->record);
         lock_state(r);
         if (done == 0) box_move(c, BOX_MADE), *id = arena_copy(&call->arena, c->record.id);
@@ -19299,7 +19899,8 @@ static int container_make(pod *p, const CreateContainerRequest *in, grpc_call *c
 }
 
 /* CreateContainer. All that can be known now is checked now; nothing runs yet. */
-static int container_create(runtime *r, const CreateContainerRequest *in, grpc_call *call, slice *id, error *e)
+static int container_create(runtime *r, const CreateContainerRequest *in, grpc_call *call,
+                            slice *id, error *e)
 {
     if (spec_check_container(in, e) < 0) return -1;
     lock_state(r);
@@ -19319,7 +19920,9 @@ static int container_create(runtime *r, const CreateContainerRequest *in, grpc_c
 static int container_launch(container *c, error *e)
 {
     OWNED_ARENA a = arena_make(STATE_MAX);
-    MonitorRequest ask = { .version = STATE_VERSION, .call = MONITOR_START, .container = c->record.spec };
+    MonitorRequest ask = { .version = STATE_VERSION,
+                           .call = MONITOR_START,
+                           .container = c->record.spec };
     MonitorReply reply = { 0 };
     fault_point("container.start");
     int done = pod_ask(c->pod, &ask, &a, &reply, e);
@@ -19329,10 +19932,15 @@ static int container_launch(container *c, error *e)
     bool known = c->state != BOX_STARTING, answered = reply.version != 0;
     unlock_state(c->pod->runtime);
     if (done == 0 || known) return done;
-    if (!answered && e->code == GRPC_DEADLINE_EXCEEDED) return done; /* it may start yet: the link will tell */
-    if (!answered) cgroup_clear(c->pod->runtime, c->record.spec->cgroup); /* its monitor died on the way */
-    container_note_exit(c, &(ContainerExit){ .id = c->record.id, .exit_code = 128, .finished_at = clock_wall(),
-                                             .reason = SLICE("StartError"), .message = slice_of(e->text) });
+    if (!answered && e->code == GRPC_DEADLINE_EXCEEDED)
+        return done; /* it may start yet: the link will tell */
+    if (!answered)
+        cgroup_clear(c->pod->runtime, c->record.spec->cgroup); /* its monitor died on the way */
+    container_note_exit(c, &(ContainerExit){ .id = c->record.id,
+                                             .exit_code = 128,
+                                             .finished_at = clock_wall(),
+                                             .reason = SLICE("StartError"),
+                                             .message = slice_of(e->text) });
     return done;
 }
 
@@ -19346,9 +19954,12 @@ static int container_start(runtime *r, slice id, grpc_call *call, error *e)
     container_hold(c);
     int done = container_take_turn(c, grpc_cancel_fd(call, e), e);
     if (done == 0 && c->state == BOX_REMOVING)
-        done = fail(e, GRPC_NOT_FOUND, "container \"%.*s\" not found", PR(c->record.id)), container_give_turn(c);
+        done = fail(e, GRPC_NOT_FOUND, "container \"%.*s\" not found", PR(c->record.id)),
+        container_give_turn(c);
     else if (done == 0 && c->state != BOX_CREATED)
-        done = fail(e, GRPC_FAILED_PRECONDITION, "container \"%.*s\" was started already", PR(c->record.id)), container_give_turn(c);
+        done = fail(e, GRPC_FAILED_PRECONDITION, "container \"%.*s\" was started already",
+                    PR(c->record.id)),
+        container_give_turn(c);
     else if (done == 0) {
         box_move(c, BOX_START);
         unlock_state(r);
@@ -19380,14 +19991,17 @@ static int container_wait_exit(container *c, int cancel, int64_t deadline, error
     return 0;
 }
 
-/* Signal, grace, kill; locked on entry and return. The first signal is sent once, however many stops
- * there are; each of them has its own patience, and the shortest one kills. */
+/* Signal, grace, kill; locked on entry and return. The first signal is sent once, however many
+ * stops there are; each of them has its own patience, and the shortest one kills. */
 static int container_end(container *c, int64_t grace_ns, int cancel, error *e)
 {
     runtime *r = c->pod->runtime;
-    int64_t patience = clock_mono() + MONITOR_PATIENCE; /* what has not come to run by then is killed */
+    int64_t patience =
+        clock_mono() + MONITOR_PATIENCE; /* what has not come to run by then is killed */
     while (c->state == BOX_STARTING && clock_mono() < patience)
-        if (wait_change(r, &c->waiters, cancel, patience, e) < 0 && e->code != GRPC_DEADLINE_EXCEEDED) return -1;
+        if (wait_change(r, &c->waiters, cancel, patience, e) < 0 &&
+            e->code != GRPC_DEADLINE_EXCEEDED)
+            return -1;
     if (c->state != BOX_RUNNING && c->state != BOX_STARTING) return 0;
     error lost; /* a monitor that cannot be asked has died: then the exit comes by another way */
     if (grace_ns > 0 && c->state == BOX_RUNNING) {
@@ -19395,7 +20009,8 @@ static int container_end(container *c, int64_t grace_ns, int cancel, error *e)
         bool first = !c->stop_sent;
         c->stop_sent = true;
         unlock_state(r);
-        if (first && container_signal(c, c->record.spec->stop_signal, &lost) < 0) log_warn("container %.12s: %s", (const char *)c->record.id.p, lost.text);
+        if (first && container_signal(c, c->record.spec->stop_signal, &lost) < 0)
+            log_warn("container %.12s: %s", (const char *)c->record.id.p, lost.text);
         lock_state(r);
         int waited = container_wait_exit(c, cancel, deadline, e);
         if (waited == 0 || e->code != GRPC_DEADLINE_EXCEEDED) return waited;
@@ -19404,12 +20019,15 @@ static int container_end(container *c, int64_t grace_ns, int cancel, error *e)
     if (container_signal(c, 0, &lost) < 0) {
         char path[PATH_MAX];
         log_warn("container %.12s: %s", (const char *)c->record.id.p, lost.text);
-        OWNED_FD cgroup = cgroup_open(r, c->record.spec->cgroup, path); /* then we kill, and its exit is told later */
-        if (cgroup >= 0 && cg_kill(cgroup, &lost) < 0) log_warn("container %.12s: %s", (const char *)c->record.id.p, lost.text);
+        OWNED_FD cgroup = cgroup_open(r, c->record.spec->cgroup,
+                                      path); /* then we kill, and its exit is told later */
+        if (cgroup >= 0 && cg_kill(cgroup, &lost) < 0)
+            log_warn("container %.12s: %s", (const char *)c->record.id.p, lost.text);
     }
     lock_state(r);
     if (container_wait_exit(c, cancel, clock_mono() + KILL_PATIENCE, e) == 0) return 0;
-    return fail_in(e, "container \"%.12s\" was killed and has not ended", (const char *)c->record.id.p);
+    return fail_in(e, "container \"%.12s\" was killed and has not ended",
+                   (const char *)c->record.id.p);
 }
 
 /* StopContainer: success when it does not run, or is unknown. */
@@ -19461,13 +20079,16 @@ static int container_reopen_log(runtime *r, slice id, error *e)
     MonitorReply reply = { 0 };
     lock_state(r);
     container *c = container_find(r, id, e);
-    if (!c || (c->state != BOX_RUNNING && fail(e, GRPC_FAILED_PRECONDITION, "container \"%.*s\" is not running", PR(id)))) {
+    if (!c || (c->state != BOX_RUNNING &&
+               fail(e, GRPC_FAILED_PRECONDITION, "container \"%.*s\" is not running", PR(id)))) {
         unlock_state(r);
         return -1;
     }
     container_hold(c);
     unlock_state(r);
-    MonitorRequest ask = { .version = STATE_VERSION, .call = MONITOR_REOPEN_LOG, .container_id = c->record.id };
+    MonitorRequest ask = { .version = STATE_VERSION,
+                           .call = MONITOR_REOPEN_LOG,
+                           .container_id = c->record.id };
     int done = pod_ask(c->pod, &ask, &a, &reply, e);
     LOCKED(r);
     container_drop(c);
@@ -19506,13 +20127,16 @@ static int exec_follow(int conn, exec_stream out[2], int cancel, int64_t deadlin
 {
     bool told = false, more[2] = { true, true };
     for (;;) {
-        struct pollfd fds[] = { { .fd = conn, .events = POLLIN }, { .fd = told ? -1 : cancel, .events = POLLIN },
-                                { .fd = more[0] ? out[0].fd : -1, .events = POLLIN }, { .fd = more[1] ? out[1].fd : -1, .events = POLLIN } };
+        struct pollfd fds[] = { { .fd = conn, .events = POLLIN },
+                                { .fd = told ? -1 : cancel, .events = POLLIN },
+                                { .fd = more[0] ? out[0].fd : -1, .events = POLLIN },
+                                { .fd = more[1] ? out[1].fd : -1, .events = POLLIN } };
         int n = poll(fds, COUNT(fds), clock_poll_ms(deadline));
         if (n < 0 && errno != EINTR) return -1;
         if (told && clock_mono() >= deadline) return 1;
         for (int i = 0; i < 2; i++)
-            if (n > 0 && fds[2 + i].revents) more[i] = exec_read(&out[i], EXEC_ROOM - out[!i].text.n);
+            if (n > 0 && fds[2 + i].revents)
+                more[i] = exec_read(&out[i], EXEC_ROOM - out[!i].text.n);
         if (n > 0 && fds[0].revents) break;
         if (!told && ((n > 0 && fds[1].revents) || (deadline && clock_mono() >= deadline))) {
             shutdown(conn, SHUT_WR);
@@ -19540,52 +20164,67 @@ static int exec_begin(const pod *p, const ExecSpec *exec, exec_stream out[2], er
 {
     char path[PATH_MAX];
     int pair[2][2] = { { -1, -1 }, { -1, -1 } };
-    MonitorRequest ask = { .version = STATE_VERSION, .call = MONITOR_EXEC, .exec = (ExecSpec *)exec, .container_id = exec->container_id };
+    MonitorRequest ask = { .version = STATE_VERSION,
+                           .call = MONITOR_EXEC,
+                           .exec = (ExecSpec *)exec,
+                           .container_id = exec->container_id };
     for (int i = 0; i < 2; i++) {
-        if (pipe2(pair[i], O_CLOEXEC) < 0) fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "pipe for a command's output");
-        else if (fcntl(pair[i][0], F_SETFL, O_NONBLOCK) < 0) fail_sys(e, GRPC_INTERNAL, "pipe for a command's output");
+        if (pipe2(pair[i], O_CLOEXEC) < 0)
+            fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "pipe for a command's output");
+        else if (fcntl(pair[i][0], F_SETFL, O_NONBLOCK) < 0)
+            fail_sys(e, GRPC_INTERNAL, "pipe for a command's output");
         out[i].fd = pair[i][0];
     }
     OWNED_FD write_out = pair[0][1], write_err = pair[1][1];
     if (write_out < 0 || write_err < 0) return -1;
     OWNED_FD null = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    OWNED_FD conn = null < 0 ? fail_sys(e, GRPC_INTERNAL, "open /dev/null") : monitor_connect(pod_socket(p, path), e);
+    OWNED_FD conn = null < 0 ? fail_sys(e, GRPC_INTERNAL, "open /dev/null")
+                             : monitor_connect(pod_socket(p, path), e);
     int fds[3] = { null, write_out, write_err };
     if (conn < 0 || monitor_send(conn, &ask, fds, 3, e) < 0) return -1;
     return give_fd(&conn);
 }
 
-static int container_exec_held(container *c, const ExecSyncRequest *in, grpc_call *call, ExecSyncResponse *reply, error *e)
+static int container_exec_held(container *c, const ExecSyncRequest *in, grpc_call *call,
+                               ExecSyncResponse *reply, error *e)
 {
     ExecSpec exec = { .container_id = c->record.id, .args.p = in->cmd.p, .args.n = in->cmd.n };
     __attribute__((cleanup(exec_close))) exec_stream out[2] = { { -1, { 0 } }, { -1, { 0 } } };
     int cancel = grpc_cancel_fd(call, e);
     OWNED_FD conn = cancel < 0 ? -1 : exec_begin(c->pod, &exec, out, e);
     if (conn < 0) return -1;
-    int64_t deadline = in->timeout > 0 ? clock_mono() + MIN(in->timeout, INT64_C(1000000000)) * NS_PER_SEC : 0;
+    int64_t deadline =
+        in->timeout > 0 ? clock_mono() + MIN(in->timeout, INT64_C(1000000000)) * NS_PER_SEC : 0;
     int ended = exec_follow(conn, out, cancel, deadline);
     OWNED_ARENA a = arena_make(MIB);
     MonitorReply answer = { 0 };
     monitor_wait patience = { .cancel_fd = -1, .deadline = clock_mono() + MONITOR_PATIENCE };
     if (ended < 0) return fail_sys(e, GRPC_INTERNAL, "wait for the command");
-    if (ended == 0 && monitor_receive(conn, &patience, &a, &answer, e) < 0) return fail_in(e, "exec");
+    if (ended == 0 && monitor_receive(conn, &patience, &a, &answer, e) < 0)
+        return fail_in(e, "exec");
     if (ended == 1) return fail(e, GRPC_DEADLINE_EXCEEDED, "the command timed out and was killed");
     if (monitor_verdict(&answer, e) < 0) return -1;
     reply->exit_code = answer.exit_code;
     reply->stdout = arena_copy(&call->arena, buf_view(&out[0].text));
     reply->stderr = arena_copy(&call->arena, buf_view(&out[1].text));
-    return out[0].text.oom || out[1].text.oom || call->arena.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the output") : 0;
+    return out[0].text.oom || out[1].text.oom || call->arena.oom
+               ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the output")
+               : 0;
 }
 
 /* ExecSync. The command's exit code is in the reply, with status OK; -1 is for a command that could
  * not be started or did not end in time. */
-static int container_exec(runtime *r, const ExecSyncRequest *in, grpc_call *call, ExecSyncResponse *reply, error *e)
+static int container_exec(runtime *r, const ExecSyncRequest *in, grpc_call *call,
+                          ExecSyncResponse *reply, error *e)
 {
     if (!in->cmd.n) return fail(e, GRPC_INVALID_ARGUMENT, "cmd: a command is required");
     lock_state(r);
     container *c = container_find(r, in->container_id, e);
-    int done = !c ? -1 : c->state != BOX_RUNNING
-        ? fail(e, GRPC_FAILED_PRECONDITION, "container \"%.*s\" is not running", PR(in->container_id)) : 0;
+    int done = !c ? -1
+               : c->state != BOX_RUNNING
+                   ? fail(e, GRPC_FAILED_PRECONDITION, "container \"%.*s\" is not running",
+                          PR(in->container_id))
+                   : 0;
     if (done == 0) container_hold(c);
     unlock_state(r);
     if (done < 0) return -1;
@@ -19623,10 +20262,11 @@ static int container_recover(pod *p, const char *id, error *e)
     c->record.id = arena_copy(&c->memory, slice_of(id));
     c->record.pod_id = p->record.id;
     OWNED_FD dir = container_dir(c, false, e);
-    bool ok = dir >= 0 && state_read(dir, "container.json", &ContainerRecord_msg, &c->memory, &c->record, e) == 0;
+    bool ok = dir >= 0 && state_read(dir, "container.json", &ContainerRecord_msg, &c->memory,
+                                     &c->record, e) == 0;
     const ContainerRecord *rec = &c->record;
-    if (ok && (!slice_is(rec->id, id) || !slice_eq(rec->pod_id, p->record.id) || !rec->spec || !rec->spec->user ||
-               !rec->config || !rec->config->metadata || !rec->config->image))
+    if (ok && (!slice_is(rec->id, id) || !slice_eq(rec->pod_id, p->record.id) || !rec->spec ||
+               !rec->spec->user || !rec->config || !rec->config->metadata || !rec->config->image))
         ok = fail(e, GRPC_DATA_LOSS, "container.json is not whole") == 0;
     if (!ok) {
         container_free(&c->release);
@@ -19642,7 +20282,9 @@ static int container_recover(pod *p, const char *id, error *e)
     c->state = BOX_CREATED;
     r->last_created = MAX(r->last_created, c->record.created_at);
     if (ended) container_set_exit(c, &exit);
-    else if (started) box_move(c, BOX_RAN), c->started_at = c->record.created_at; /* until its monitor says more */
+    else if (started)
+        box_move(c, BOX_RAN),
+            c->started_at = c->record.created_at; /* until its monitor says more */
     image_layers_hold(r->images, &c->record);
     return 0;
 }
@@ -19658,7 +20300,8 @@ static void pod_recover_containers(pod *p)
     for (struct dirent *entry; (entry = readdir(list));) {
         if (!id_valid(entry->d_name)) continue;
         if (container_recover(p, entry->d_name, &e) == 0) continue;
-        if (e.code == GRPC_NOT_FOUND) tree_remove(dir, entry->d_name, &e); /* its making or removal was cut short */
+        if (e.code == GRPC_NOT_FOUND)
+            tree_remove(dir, entry->d_name, &e); /* its making or removal was cut short */
         else state_quarantine(dir, entry->d_name, e.text);
     }
     closedir(list);
@@ -19679,12 +20322,15 @@ static pod *pod_recover(runtime *r, const char *id, error *e)
 {
     pod *p = pod_new(r);
     OWNED_FD dir = openat(r->pods, id, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    bool ok = p && dir >= 0 && state_read(dir, "pod.json", &PodRecord_msg, &p->memory, &p->record, e) == 0;
+    bool ok = p && dir >= 0 &&
+              state_read(dir, "pod.json", &PodRecord_msg, &p->memory, &p->record, e) == 0;
     if (p && dir < 0) fail_sys(e, GRPC_INTERNAL, "open %s", id);
-    if (ok && (!slice_is(p->record.id, id) || !p->record.spec || !p->record.config || !p->record.config->metadata))
+    if (ok && (!slice_is(p->record.id, id) || !p->record.spec || !p->record.config ||
+               !p->record.config->metadata))
         ok = fail(e, GRPC_DATA_LOSS, "pod.json is not whole") == 0;
     if (ok && p->record.version > STATE_VERSION)
-        ok = fail(e, GRPC_FAILED_PRECONDITION, "pod.json is of a newer krun (version %u)", p->record.version) == 0;
+        ok = fail(e, GRPC_FAILED_PRECONDITION, "pod.json is of a newer krun (version %u)",
+                  p->record.version) == 0;
     if (ok) return p->key = pod_key(&p->memory, p->record.config->metadata), p;
     if (p) pod_free(&p->release);
     return NULL;
@@ -19713,7 +20359,8 @@ static int pod_resume(runtime *r, const char *id, error *e)
     pod_recover_containers(p);
     if (alive && pod_follow(p, e) == 0) return 0;
     if (alive) log_warn("pod %.12s: %s", id, e->text);
-    if (p->monitor >= 0) sys_pidfd_kill(p->monitor, SIGKILL); /* one that cannot be asked is of no use */
+    if (p->monitor >= 0)
+        sys_pidfd_kill(p->monitor, SIGKILL); /* one that cannot be asked is of no use */
     pod_orphaned(p, "the pod's monitor died while krun was not there");
     LOCKED(r);
     p->state = POD_NOTREADY;
@@ -19727,7 +20374,9 @@ static void pod_abandon(runtime *r, const char *id)
     pod *p = pod_new(r);
     if (!p) return;
     p->record.id = slice_of(id);
-    p->record.config = copy_of(&PodSandboxConfig_msg, &(PodSandboxConfig){ .metadata = &(PodSandboxMetadata){ .attempt = 0 } }, &p->memory);
+    p->record.config = copy_of(
+        &PodSandboxConfig_msg,
+        &(PodSandboxConfig){ .metadata = &(PodSandboxMetadata){ .attempt = 0 } }, &p->memory);
     p->record.spec = arena_alloc(&p->memory, sizeof *p->record.spec);
     p->record.network_up = true;
     if (p->record.config && p->record.spec) {
@@ -19739,6 +20388,18 @@ static void pod_abandon(runtime *r, const char *id)
     pod_free(&p->release);
 }
 
+/* Ends the monitors of pods that have no record any more: whoever took it away has left them. */
+static int runtime_sweep(runtime *r, error *e)
+{
+    DIR *list = fdopendir(openat(r->run_pods, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!list) return fail_sys(e, GRPC_INTERNAL, "read %s/pods", r->options->run);
+    for (struct dirent *entry; (entry = readdir(list));)
+        if (id_valid(entry->d_name) && !sorted_find(&r->pods_by_id, slice_of(entry->d_name)))
+            pod_abandon(r, entry->d_name);
+    closedir(list);
+    return 0;
+}
+
 /* Reads all pods back and sweeps up what a crash left. A damaged pod harms no other. */
 static int runtime_resume(runtime *r, error *e)
 {
@@ -19747,15 +20408,19 @@ static int runtime_resume(runtime *r, error *e)
     int done = 0;
     for (struct dirent *entry; done == 0 && (entry = readdir(list));) {
         if (!id_valid(entry->d_name) || pod_resume(r, entry->d_name, e) == 0) continue;
-        if (e->code == GRPC_NOT_FOUND) tree_remove(r->pods, entry->d_name, e);
-        else if (e->code == GRPC_FAILED_PRECONDITION || e->sys == EMFILE || e->sys == ENFILE || e->sys == ENOMEM) done = -1;
+        if (e->code == GRPC_NOT_FOUND) {
+            pod_abandon(r, entry->d_name);
+            tree_remove(r->pods, entry->d_name, e);
+        } else if (e->code == GRPC_FAILED_PRECONDITION || e->sys == EMFILE || e->sys == ENFILE ||
+                   e->sys == ENOMEM)
+            done = -1;
         else {
             pod_abandon(r, entry->d_name);
             state_quarantine(r->pods, entry->d_name, e->text);
         }
     }
     closedir(list);
-    return done;
+    return done < 0 ? -1 : runtime_sweep(r, e);
 }
 
 /* == 23. The CRI's services ==================================================================
@@ -19789,7 +20454,10 @@ static int service_version(grpc_call *c, const void *in, void *out, error *e)
     (void)c, (void)in, (void)e;
     *(VersionResponse *)out = (VersionResponse){
         .version = SLICE("0.1.0"), /* of the kubelet's runtime API: it refuses any other text */
-        .runtime_name = SLICE("krun"), .runtime_version = SLICE(KRUN_VERSION), .runtime_api_version = SLICE("v1") };
+        .runtime_name = SLICE("krun"),
+        .runtime_version = SLICE(KRUN_VERSION),
+        .runtime_api_version = SLICE("v1")
+    };
     return 0;
 }
 
@@ -19797,10 +20465,18 @@ static int service_version(grpc_call *c, const void *in, void *out, error *e)
 static slice settings_json(const runtime_options *o, arena *a)
 {
     const struct { const char *key, *value; } rows[] = {
-        { "root", o->root }, { "run", o->run }, { "stateDir", o->run }, { "socket", o->socket }, { "config", o->config },
-        { "cni-conf-dir", o->cni_conf_dir }, { "cni-bin-dir", o->cni_bin_dir }, { "hosts-dir", o->hosts_dir },
-        { "cgroup-driver", "cgroupfs" }, { "stream-address", o->stream_address },
-        { "missing-controllers", o->ignore_missing_controllers ? "ignore" : "refuse" } };
+        { "root", o->root },
+        { "run", o->run },
+        { "stateDir", o->run },
+        { "socket", o->socket },
+        { "config", o->config },
+        { "cni-conf-dir", o->cni_conf_dir },
+        { "cni-bin-dir", o->cni_bin_dir },
+        { "hosts-dir", o->hosts_dir },
+        { "cgroup-driver", "cgroupfs" },
+        { "stream-address", o->stream_address },
+        { "missing-controllers", o->ignore_missing_controllers ? "ignore" : "refuse" },
+    };
     OWNED_BUF text = { 0 };
     for (size_t i = 0; i < COUNT(rows); i++) {
         buf_str(&text, i ? "," : "{");
@@ -19869,7 +20545,9 @@ static int service_update_runtime_config(grpc_call *c, const void *in, void *out
     const NetworkConfig *network = ask->runtime_config ? ask->runtime_config->network_config : NULL;
     (void)out;
     if (!network) return 0;
-    if (network->pod_cidr.n >= sizeof r->pod_cidr) return fail(e, GRPC_INVALID_ARGUMENT, "pod_cidr is longer than %zu bytes", sizeof r->pod_cidr - 1);
+    if (network->pod_cidr.n >= sizeof r->pod_cidr)
+        return fail(e, GRPC_INVALID_ARGUMENT, "pod_cidr is longer than %zu bytes",
+                    sizeof r->pod_cidr - 1);
     LOCKED(r);
     snprintf(r->pod_cidr, sizeof r->pod_cidr, "%.*s", PR(network->pod_cidr));
     return 0;
@@ -19891,7 +20569,8 @@ static int service_stop_pod(grpc_call *c, const void *in, void *out, error *e)
 static int service_remove_pod(grpc_call *c, const void *in, void *out, error *e)
 {
     (void)out;
-    return pod_remove(service_runtime(c), ((const RemovePodSandboxRequest *)in)->pod_sandbox_id, c, e);
+    return pod_remove(service_runtime(c), ((const RemovePodSandboxRequest *)in)->pod_sandbox_id, c,
+                      e);
 }
 
 static int32_t pod_cri_state(const pod *p)
@@ -19904,7 +20583,9 @@ static bool labels_match(const pb_pair *labels, size_t n, const pb_pair *wanted,
 {
     for (size_t i = 0; i < nwanted; i++) {
         bool found = false;
-        for (size_t k = 0; k < n && !found; k++) found = slice_eq(labels[k].key, wanted[i].key) && slice_eq(labels[k].value, wanted[i].value);
+        for (size_t k = 0; k < n && !found; k++)
+            found = slice_eq(labels[k].key, wanted[i].key) &&
+                    slice_eq(labels[k].value, wanted[i].value);
         if (!found) return false;
     }
     return true;
@@ -19915,12 +20596,14 @@ static bool pod_matches(const pod *p, const PodSandboxFilter *f)
     const PodSandboxConfig *config = p->record.config;
     if (p->state != POD_READY && p->state != POD_NOTREADY) return false;
     return !f || ((!f->state || f->state->state == pod_cri_state(p)) &&
-                  labels_match(config->labels.p, config->labels.n, f->label_selector.p, f->label_selector.n));
+                  labels_match(config->labels.p, config->labels.n, f->label_selector.p,
+                               f->label_selector.n));
 }
 
 /* The rows of a table that an id filter leaves: all of them without one; one or none with a unique
  * prefix. An ambiguous prefix is an error, an unknown one an empty list. Locked. */
-static int rows_of(const sorted *s, slice id, const char *what, size_t *first, size_t *end, error *e)
+static int rows_of(const sorted *s, slice id, const char *what, size_t *first, size_t *end,
+                   error *e)
 {
     *first = 0;
     *end = s->n;
@@ -19949,8 +20632,11 @@ static int fill_pods(grpc_call *c, const void *in, void *out, error *e)
         const PodRecord *rec = &p->record;
         if (!pod_matches(p, f)) continue;
         PodSandbox *item = &reply->items.p[reply->items.n++];
-        *item = (PodSandbox){ .id = rec->id, .metadata = rec->config->metadata, .state = pod_cri_state(p),
-                              .created_at = rec->created_at, .runtime_handler = rec->runtime_handler };
+        *item = (PodSandbox){ .id = rec->id,
+                              .metadata = rec->config->metadata,
+                              .state = pod_cri_state(p),
+                              .created_at = rec->created_at,
+                              .runtime_handler = rec->runtime_handler };
         item->labels.p = rec->config->labels.p;
         item->labels.n = rec->config->labels.n;
         item->annotations.p = rec->config->annotations.p;
@@ -19974,7 +20660,8 @@ static int pod_fill_network(const pod *p, grpc_call *c, PodSandboxStatus *out, e
     out->network->ip = p->record.ips.p[0];
     out->network->additional_ips.p = call_alloc(c, n * sizeof(PodIP), e);
     if (!out->network->additional_ips.p) return -1;
-    for (size_t i = 1; i < n; i++) out->network->additional_ips.p[out->network->additional_ips.n++].ip = p->record.ips.p[i];
+    for (size_t i = 1; i < n; i++)
+        out->network->additional_ips.p[out->network->additional_ips.n++].ip = p->record.ips.p[i];
     return 0;
 }
 
@@ -19982,8 +20669,11 @@ static int pod_fill_network(const pod *p, grpc_call *c, PodSandboxStatus *out, e
 static int pod_fill_status(const pod *p, grpc_call *c, PodSandboxStatus *out, error *e)
 {
     const PodRecord *rec = &p->record;
-    *out = (PodSandboxStatus){ .id = rec->id, .metadata = rec->config->metadata, .state = pod_cri_state(p),
-                               .created_at = rec->created_at, .runtime_handler = rec->runtime_handler };
+    *out = (PodSandboxStatus){ .id = rec->id,
+                               .metadata = rec->config->metadata,
+                               .state = pod_cri_state(p),
+                               .created_at = rec->created_at,
+                               .runtime_handler = rec->runtime_handler };
     out->labels.p = rec->config->labels.p;
     out->labels.n = rec->config->labels.n;
     out->annotations.p = rec->config->annotations.p;
@@ -20028,20 +20718,23 @@ static int service_pod_status(grpc_call *c, const void *in, void *out, error *e)
     if (!ask->verbose) return 0;
     char head[96];
     snprintf(head, sizeof head, "\"pid\":%d,", p->record.monitor_pid);
-    return fill_info(c, &reply->info.p, &reply->info.n, info_json(c, head, &PodRecord_msg, &p->record), e);
+    return fill_info(c, &reply->info.p, &reply->info.n,
+                     info_json(c, head, &PodRecord_msg, &p->record), e);
 }
 
 /* -- containers -------------------------------------------------------------------------------- */
 
 static int service_create(grpc_call *c, const void *in, void *out, error *e)
 {
-    return container_create(service_runtime(c), in, c, &((CreateContainerResponse *)out)->container_id, e);
+    return container_create(service_runtime(c), in, c,
+                            &((CreateContainerResponse *)out)->container_id, e);
 }
 
 static int service_start(grpc_call *c, const void *in, void *out, error *e)
 {
     (void)out;
-    return container_start(service_runtime(c), ((const StartContainerRequest *)in)->container_id, c, e);
+    return container_start(service_runtime(c), ((const StartContainerRequest *)in)->container_id, c,
+                           e);
 }
 
 static int service_stop(grpc_call *c, const void *in, void *out, error *e)
@@ -20054,13 +20747,15 @@ static int service_stop(grpc_call *c, const void *in, void *out, error *e)
 static int service_remove(grpc_call *c, const void *in, void *out, error *e)
 {
     (void)out;
-    return container_remove(service_runtime(c), ((const RemoveContainerRequest *)in)->container_id, c, e);
+    return container_remove(service_runtime(c), ((const RemoveContainerRequest *)in)->container_id,
+                            c, e);
 }
 
 static int service_reopen_log(grpc_call *c, const void *in, void *out, error *e)
 {
     (void)out;
-    return container_reopen_log(service_runtime(c), ((const ReopenContainerLogRequest *)in)->container_id, e);
+    return container_reopen_log(service_runtime(c),
+                                ((const ReopenContainerLogRequest *)in)->container_id, e);
 }
 
 static int service_exec_sync(grpc_call *c, const void *in, void *out, error *e)
@@ -20070,9 +20765,10 @@ static int service_exec_sync(grpc_call *c, const void *in, void *out, error *e)
 
 static int32_t container_cri_state(const container *c)
 {
-    static const int32_t states[BOX_STATES] = {
-        [BOX_CREATED] = ContainerState_CONTAINER_CREATED, [BOX_STARTING] = ContainerState_CONTAINER_CREATED,
-        [BOX_RUNNING] = ContainerState_CONTAINER_RUNNING, [BOX_EXITED] = ContainerState_CONTAINER_EXITED };
+    static const int32_t states[BOX_STATES] = { [BOX_CREATED] = ContainerState_CONTAINER_CREATED,
+                                                [BOX_STARTING] = ContainerState_CONTAINER_CREATED,
+                                                [BOX_RUNNING] = ContainerState_CONTAINER_RUNNING,
+                                                [BOX_EXITED] = ContainerState_CONTAINER_EXITED };
     return states[c->state];
 }
 
@@ -20083,7 +20779,8 @@ static bool container_matches(const container *c, const ContainerFilter *f, slic
     if (!f) return true;
     if (f->pod_sandbox_id.n && !slice_eq(pod_id, c->record.pod_id)) return false;
     return (!f->state || f->state->state == container_cri_state(c)) &&
-           labels_match(config->labels.p, config->labels.n, f->label_selector.p, f->label_selector.n);
+           labels_match(config->labels.p, config->labels.n, f->label_selector.p,
+                        f->label_selector.n);
 }
 
 /* The image as the user named it, and as it is known here. */
@@ -20109,17 +20806,24 @@ static int fill_containers(grpc_call *call, const void *in, void *out, error *e)
         if (!p) return e->code == GRPC_NOT_FOUND ? 0 : -1;
         pod_id = p->record.id;
     }
-    if (rows_of(&r->containers_by_id, f ? f->id : SLICE(""), "container", &i, &end, e) < 0) return -1;
-    reply->containers.p = call_alloc(call, MAX(end - i, (size_t)1) * sizeof *reply->containers.p, e);
+    if (rows_of(&r->containers_by_id, f ? f->id : SLICE(""), "container", &i, &end, e) < 0)
+        return -1;
+    reply->containers.p =
+        call_alloc(call, MAX(end - i, (size_t)1) * sizeof *reply->containers.p, e);
     if (!reply->containers.p) return -1;
     for (; i < end; i++) {
         const container *c = r->containers_by_id.rows[i].object;
         const ContainerRecord *rec = &c->record;
         if (!container_matches(c, f, pod_id)) continue;
         Container *item = &reply->containers.p[reply->containers.n++];
-        *item = (Container){ .id = rec->id, .pod_sandbox_id = rec->pod_id, .metadata = rec->config->metadata,
-                             .image_ref = rec->image_ref, .image_id = rec->image_id, .state = container_cri_state(c),
-                             .created_at = rec->created_at, .image = container_image(c, call, e) };
+        *item = (Container){ .id = rec->id,
+                             .pod_sandbox_id = rec->pod_id,
+                             .metadata = rec->config->metadata,
+                             .image_ref = rec->image_ref,
+                             .image_id = rec->image_id,
+                             .state = container_cri_state(c),
+                             .created_at = rec->created_at,
+                             .image = container_image(c, call, e) };
         if (!item->image) return -1;
         item->labels.p = rec->config->labels.p;
         item->labels.n = rec->config->labels.n;
@@ -20145,8 +20849,10 @@ static int container_fill_parts(const container *c, grpc_call *call, ContainerSt
     int64_t *groups = call_alloc(call, MAX(spec->user->groups.n, (size_t)1) * sizeof *groups, e);
     if (!out->user || !out->resources || !user || !groups) return -1;
     for (size_t i = 0; i < spec->user->groups.n; i++) groups[i] = spec->user->groups.p[i];
-    *user = (LinuxContainerUser){ .uid = spec->user->uid, .gid = spec->user->gid,
-                                  .supplemental_groups.p = groups, .supplemental_groups.n = spec->user->groups.n };
+    *user = (LinuxContainerUser){ .uid = spec->user->uid,
+                                  .gid = spec->user->gid,
+                                  .supplemental_groups.p = groups,
+                                  .supplemental_groups.n = spec->user->groups.n };
     out->user->linux = user;
     out->resources->linux = spec->resources;
     return 0;
@@ -20161,15 +20867,24 @@ static int32_t signal_to_cri(int number)
 }
 
 /* Locked. */
-static int container_fill_status(const container *c, grpc_call *call, ContainerStatus *out, error *e)
+static int container_fill_status(const container *c, grpc_call *call, ContainerStatus *out,
+                                 error *e)
 {
     const ContainerRecord *rec = &c->record;
     const ContainerConfig *config = rec->config;
-    *out = (ContainerStatus){ .id = rec->id, .metadata = config->metadata, .state = container_cri_state(c),
-        .created_at = rec->created_at, .started_at = c->started_at, .finished_at = c->exit.finished_at,
-        .exit_code = c->exit.exit_code, .reason = c->exit.reason, .message = c->exit.message,
-        .image = container_image(c, call, e), .image_ref = rec->image_ref, .image_id = rec->image_id,
-        .stop_signal = signal_to_cri(rec->spec->stop_signal) };
+    *out = (ContainerStatus){ .id = rec->id,
+                              .metadata = config->metadata,
+                              .state = container_cri_state(c),
+                              .created_at = rec->created_at,
+                              .started_at = c->started_at,
+                              .finished_at = c->exit.finished_at,
+                              .exit_code = c->exit.exit_code,
+                              .reason = c->exit.reason,
+                              .message = c->exit.message,
+                              .image = container_image(c, call, e),
+                              .image_ref = rec->image_ref,
+                              .image_id = rec->image_id,
+                              .stop_signal = signal_to_cri(rec->spec->stop_signal) };
     out->labels.p = config->labels.p;
     out->labels.n = config->labels.n;
     out->annotations.p = config->annotations.p;
@@ -20177,7 +20892,9 @@ static int container_fill_status(const container *c, grpc_call *call, ContainerS
     out->mounts.p = config->mounts.p;
     out->mounts.n = config->mounts.n;
     slice dir = c->pod->record.config->log_directory;
-    if (dir.n && config->log_path.n) out->log_path = slice_of(arena_printf(&call->arena, "%.*s/%.*s", PR(dir), PR(config->log_path)));
+    if (dir.n && config->log_path.n)
+        out->log_path =
+            slice_of(arena_printf(&call->arena, "%.*s/%.*s", PR(dir), PR(config->log_path)));
     return out->image && container_fill_parts(c, call, out, e) == 0 ? 0 : -1;
 }
 
@@ -20193,7 +20910,8 @@ static int service_container_status(grpc_call *call, const void *in, void *out, 
     if (!ask->verbose) return 0;
     char head[192];
     snprintf(head, sizeof head, "\"sandboxID\":\"%.*s\",\"pid\":%d,", PR(c->record.pod_id), c->pid);
-    return fill_info(call, &reply->info.p, &reply->info.n, info_json(call, head, &ContainerRecord_msg, &c->record), e);
+    return fill_info(call, &reply->info.p, &reply->info.n,
+                     info_json(call, head, &ContainerRecord_msg, &c->record), e);
 }
 
 /* -- images ------------------------------------------------------------------------------------ */
@@ -20214,14 +20932,16 @@ static int service_pull(grpc_call *c, const void *in, void *out, error *e)
 {
     int cancel = grpc_cancel_fd(c, e);
     if (cancel < 0) return -1;
-    return image_pull(service_runtime(c)->images, in, cancel, &c->arena, &((PullImageResponse *)out)->image_ref, e);
+    return image_pull(service_runtime(c)->images, in, cancel, &c->arena,
+                      &((PullImageResponse *)out)->image_ref, e);
 }
 
 static int service_remove_image(grpc_call *c, const void *in, void *out, error *e)
 {
     const RemoveImageRequest *ask = in;
     (void)out;
-    if (!ask->image || !ask->image->image.n) return fail(e, GRPC_INVALID_ARGUMENT, "image.image is required");
+    if (!ask->image || !ask->image->image.n)
+        return fail(e, GRPC_INVALID_ARGUMENT, "image.image is required");
     return image_remove(service_runtime(c)->images, ask->image->image, e);
 }
 
@@ -20235,13 +20955,15 @@ static int service_load_image(grpc_call *c, const void *in, void *out, error *e)
 {
     const KrunLoadImageRequest *ask = in;
     if (check_absolute(ask->path, "path", e) < 0) return -1;
-    return image_load(service_runtime(c)->images, arena_str(&c->arena, ask->path), &c->arena, out, e);
+    return image_load(service_runtime(c)->images, arena_str(&c->arena, ask->path), &c->arena, out,
+                      e);
 }
 
 /* -- lists in pieces --------------------------------------------------------------------------- */
 
 /* The Stream calls give what the List calls give, some rows a message, so that no list is too long
- * for one. Each of these messages is one list and nothing else, so a LIST of any type does for all. */
+ * for one. Each of these messages is one list and nothing else, so a LIST of any type does for
+ * all. */
 enum { STREAM_ROWS = 256 };
 typedef LIST(char) any_list;
 
@@ -20255,12 +20977,15 @@ static int stream_rows(grpc_call *c, any_list all, size_t row, error *e)
 }
 
 /* Streams run in workers, where nothing may be borrowed: the list is copied under the lock. */
-static int stream_copy(grpc_call *c, const void *in, grpc_handler *fill, const pb_message *type, any_list *out, error *e)
+static int stream_copy(grpc_call *c, const void *in, grpc_handler *fill, const pb_message *type,
+                       any_list *out, error *e)
 {
     any_list borrowed = { 0 };
     LOCKED(service_runtime(c));
     if (fill(c, in, &borrowed, e) < 0) return -1;
-    return pb_copy(type, &borrowed, &c->arena, out) < 0 ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the list") : 0;
+    return pb_copy(type, &borrowed, &c->arena, out) < 0
+               ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the list")
+               : 0;
 }
 
 static int service_stream_pods(grpc_call *c, const void *in, void *out, error *e)
@@ -20308,7 +21033,7 @@ static const service services[] = {
     { "ListContainers",       GRPC_ON_LOOP, service_list_containers },
     { "StreamContainers",     GRPC_LONG,    service_stream_containers },
     { "ContainerStatus",      GRPC_ON_LOOP, service_container_status },
-    { "ReopenContainerLog",   GRPC_SHORT,   service_reopen_log },
+    { "ReopenContainerLog",   GRPC_LONG,    service_reopen_log },
     { "ExecSync",             GRPC_LONG,    service_exec_sync },
     { "ListImages",           GRPC_ON_LOOP, service_list_images },
     { "StreamImages",         GRPC_LONG,    service_stream_images },
@@ -20333,11 +21058,18 @@ static void services_methods(arena *a, grpc_method out[SERVICES_METHODS])
     for (size_t i = 0; i < COUNT(cri_rpcs); i++) {
         const cri_rpc *call = &cri_rpcs[i];
         const service *built = service_find(call->name);
-        out[i] = (grpc_method){ .path = arena_printf(a, "/%s/%s", call->service, call->name), .in = call->in, .out = call->out,
-                                .streams = call->streams, .where = built ? built->where : GRPC_ON_LOOP, .run = built ? built->run : NULL };
+        out[i] = (grpc_method){ .path = arena_printf(a, "/%s/%s", call->service, call->name),
+                                .in = call->in,
+                                .out = call->out,
+                                .streams = call->streams,
+                                .where = built ? built->where : GRPC_ON_LOOP,
+                                .run = built ? built->run : NULL };
     }
-    out[COUNT(cri_rpcs)] = (grpc_method){ .path = "/krun.v1.Krun/LoadImage", .in = &KrunLoadImageRequest_msg,
-                                          .out = &KrunLoadImageResponse_msg, .where = GRPC_LONG, .run = service_load_image };
+    out[COUNT(cri_rpcs)] = (grpc_method){ .path = "/krun.v1.Krun/LoadImage",
+                                          .in = &KrunLoadImageRequest_msg,
+                                          .out = &KrunLoadImageResponse_msg,
+                                          .where = GRPC_LONG,
+                                          .run = service_load_image };
 }
 
 /* == 24. Client ==============================================================================
@@ -20348,7 +21080,7 @@ static void services_methods(arena *a, grpc_method out[SERVICES_METHODS])
  *
  * Defined by  cri.proto; the form of a container's log: kubernetes/design-proposals-archive,
  *             node/kubelet-cri-logging.md
- * Uses        1, 2, 3, 4, 9, 11                Gives  client_call, client_pod_*, client_log_*
+ * Uses        1, 2, 3, 4, 9, 11                Gives  client_*
  * Bounds      a reply of 16 MiB (chapter 11); a log line of 1 MiB */
 
 /* A caller of the CRI: one thread's. The replies' texts live in the arena. */
@@ -20383,6 +21115,33 @@ static int client_call(client *c, const grpc_request *r, error *e)
 #define CLIENT_CALL(c, service, rpc, in, out, e)                                                   \
     CLIENT_FOR(c, service, rpc, in, out, CLIENT_SECONDS, e)
 #define CLIENT_WAIT(c, service, rpc, in, out, e) CLIENT_FOR(c, service, rpc, in, out, 0, e)
+
+/* -- numbers as people write them -------------------------------------------------------------- */
+
+/* Reads "1.5" as 1.5 * unit, exactly: no floating point that would turn 0.1 into something near it.
+ * False unless all of `text` is a decimal number whose product fits. */
+static bool client_decimal(slice text, uint64_t unit, int64_t *out)
+{
+    slice whole = slice_cut(&text, '.');
+    uint64_t value = 0, part = 0, scale = 1;
+    if (!parse_u64(whole.n ? whole : SLICE("0"), 10, INT64_MAX / unit, &value)) return false;
+    if (text.n > 9 || (text.n && !parse_u64(text, 10, 999999999, &part))) return false;
+    for (size_t i = 0; i < text.n; i++) scale *= 10;
+    if (!whole.n && !text.n) return false;
+    uint64_t sum = value * unit + part * (unit / scale) + part * (unit % scale) / scale;
+    if (sum > INT64_MAX) return false;
+    *out = (int64_t)sum;
+    return true;
+}
+
+/* "64m" is 64 MiB: b, k, m, g and t are powers of 1024 here, as in docker run --memory. */
+static bool client_bytes(slice text, int64_t *out)
+{
+    static const char units[] = "bkmgt";
+    const char *unit = text.n ? strchr(units, text.p[text.n - 1] | 32) : NULL;
+    if (unit) text.n--;
+    return text.n && client_decimal(text, UINT64_C(1) << (unit ? 10 * (unit - units) : 0), out);
+}
 
 /* -- a pod of one container -------------------------------------------------------------------- */
 
@@ -20628,15 +21387,26 @@ static int client_pod_fill(client *c, client_pod *p, const krun_pod *want, error
     return client_fill_container(p, want, &c->arena, e);
 }
 
-/* Makes a pod: first the directory of its logs, as a kubelet does. The pod's ID is in *id. */
+/* Makes the directory of a pod's logs, which is a kubelet's task. Tries again when it is gone in
+ * between: client_remove_logs takes the directory above away with the last pod. */
+static int client_make_logs(const char *path, error *e)
+{
+    OWNED_FD slash = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    for (int tries = 0; tries < 8; tries++) {
+        OWNED_FD made = make_dir_inside(slash, path, 0755, e);
+        if (made >= 0) return 0;
+        if (e->sys != ENOENT) break;
+    }
+    return fail_in(e, "make the log directory");
+}
+
+/* Makes a pod. Its ID is in *id. */
 static int client_make_pod(client *c, PodSandboxConfig *config, slice *id, error *e)
 {
     RunPodSandboxRequest in = { .config = config };
     RunPodSandboxResponse out = { 0 };
     const char *logs = arena_str(&c->arena, config->log_directory);
-    OWNED_FD slash = *logs ? open("/", O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
-    OWNED_FD made = *logs ? make_dir_inside(slash, logs, 0755, e) : -1;
-    if (*logs && made < 0) return fail_in(e, "make the log directory");
+    if (*logs && client_make_logs(logs, e) < 0) return -1;
     if (CLIENT_FOR(c, RuntimeService, RunPodSandbox, &in, &out, 2 * CLIENT_SECONDS, e) < 0)
         return -1;
     *id = out.pod_sandbox_id;
@@ -20668,14 +21438,18 @@ static int client_stop_pod(client *c, slice id, error *e)
     return CLIENT_WAIT(c, RuntimeService, StopPodSandbox, &in, &out, e);
 }
 
-/* Removes the log directory of a pod of ours. Its name is the pod's uid, which whoever makes a pod
- * can choose: nothing but hexadecimal digits and '-' is accepted as one. */
+/* Removes the log directory of a pod of ours, and the one above with the last. Its name is the
+ * pod's uid, which whoever makes a pod chooses: only hexadecimal digits and '-' are accepted. */
 static int client_remove_logs(client *c, slice uid, error *e)
 {
     for (size_t i = 0; i < uid.n; i++)
         if (!isxdigit(uid.p[i]) && uid.p[i] != '-') return 0;
-    OWNED_FD root = uid.n ? open(client_log_root(c), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-    return root < 0 ? 0 : tree_remove(root, arena_str(&c->arena, uid), e);
+    if (!uid.n) return 0;
+    const char *logs = client_log_root(c);
+    OWNED_FD root = open(logs, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (root >= 0 && tree_remove(root, arena_str(&c->arena, uid), e) < 0) return -1;
+    rmdir(logs); /* fails, as it should, while another pod's are in it */
+    return 0;
 }
 
 /* Stops and removes a pod, and its logs if they are where client_pod_fill puts them. */
@@ -20946,30 +21720,45 @@ static int client_log_follow(client *c, client_log *l, int *exit_code, error *e)
  * Settings come from three places, the later one winning: the built-in defaults, the TOML files,
  * the flags. A flag and its key have the same name.
  *
- * Defined by  flock(2), signalfd(2), sd_notify(3) (the protocol, not the library)
- * Uses        3 (TOML), 11 (server), 21, 23      Gives  daemon_open, daemon_run, daemon_stop, daemon_close, daemon_main
+ * Defined by  fcntl(2), signalfd(2), sd_notify(3) (the protocol, not the library)
+ * Uses        3 (TOML), 11 (server), 21, 23      Gives  daemon_open, daemon_run, daemon_stop,
+ *             daemon_close, daemon_main
  * Bounds      a configuration file 1 MiB; 10 s for calls under way at the end */
 
 #define DAEMON_FAREWELL (10 * NS_PER_SEC)
+#define DAEMON_LAST_CALLS (2 * NS_PER_SEC)
 
 /* -- settings ---------------------------------------------------------------------------------- */
 
 /* Every setting: its name, where it lies in krun_options, its default, and what it is for. */
-static const struct { const char *name; size_t offset; const char *initial, *help; } daemon_settings[] = {
-    { "root", offsetof(krun_options, root), "/var/lib/krun", "what survives a reboot: images, pods" },
-    { "run", offsetof(krun_options, run), "/run/krun", "what does not: sockets, namespaces" },
-    { "socket", offsetof(krun_options, socket), "", "the CRI socket; <run>/krun.sock if not given" },
-    { "config", offsetof(krun_options, config), "/etc/krun/krun.toml", "a file of settings; conf.d/*.toml beside it is read after it" },
-    { "cgroup-driver", offsetof(krun_options, cgroup_driver), "cgroupfs", "cgroupfs" },
-    { "cni-conf-dir", offsetof(krun_options, cni_conf_dir), "/etc/cni/net.d", "network configurations; the first by name counts" },
-    { "cni-bin-dir", offsetof(krun_options, cni_bin_dir), "/opt/cni/bin:/usr/lib/cni", "directories of network plugins, split by ':'" },
-    { "hosts-dir", offsetof(krun_options, hosts_dir), "/etc/krun/certs.d", "settings of registries: <host>/hosts.toml" },
-    { "missing-controllers", offsetof(krun_options, missing_controllers), "refuse", "refuse or ignore limits that this machine cannot keep" },
-    { "log-level", offsetof(krun_options, log_level), "info", "debug, info, warn or error" },
-    { "stream-address", offsetof(krun_options, stream_address), "127.0.0.1:0", "where exec and attach streams will be served" },
+typedef struct { const char *name; size_t offset; const char *initial, *help; } setting;
+#define SETTING(name_, member, initial_, help_)                                                    \
+    {                                                                                              \
+        .name = (name_), .offset = offsetof(krun_options, member), .initial = (initial_),          \
+        .help = (help_)                                                                            \
+    }
+static const setting daemon_settings[] = {
+    SETTING("root", root, "/var/lib/krun", "what survives a reboot: images, pods"),
+    SETTING("run", run, "/run/krun", "what does not: sockets, namespaces"),
+    SETTING("socket", socket, "", "the CRI socket; <run>/krun.sock if not given"),
+    SETTING("config", config, "/etc/krun/krun.toml",
+            "a file of settings; conf.d/*.toml beside it is read after it"),
+    SETTING("cgroup-driver", cgroup_driver, "cgroupfs", "cgroupfs"),
+    SETTING("cni-conf-dir", cni_conf_dir, "/etc/cni/net.d",
+            "network configurations; the first by name counts"),
+    SETTING("cni-bin-dir", cni_bin_dir, "/opt/cni/bin:/usr/lib/cni",
+            "directories of network plugins, split by ':'"),
+    SETTING("hosts-dir", hosts_dir, "/etc/krun/certs.d",
+            "settings of registries: <host>/hosts.toml"),
+    SETTING("missing-controllers", missing_controllers, "refuse",
+            "refuse or ignore limits that this machine cannot keep"),
+    SETTING("log-level", log_level, "info", "debug, info, warn or error"),
+    SETTING("stream-address", stream_address, "127.0.0.1:0",
+            "where exec and attach streams will be served"),
 };
 
-/* The settings while they are gathered: each value is the arena's, in the order of daemon_settings. */
+/* The settings while they are gathered: each value is the arena's, in the order of
+ * daemon_settings. */
 typedef struct { arena *a; const char *values[COUNT(daemon_settings)]; } daemon_values;
 
 static int setting_find(slice name) /* also with '_' for '-'; -1 when there is none of that name */
@@ -20977,13 +21766,16 @@ static int setting_find(slice name) /* also with '_' for '-'; -1 when there is n
     for (size_t i = 0; i < COUNT(daemon_settings); i++) {
         const char *known = daemon_settings[i].name;
         size_t n = strlen(known), k = 0;
-        while (k < n && k < name.n && (known[k] == name.p[k] || (known[k] == '-' && name.p[k] == '_'))) k++;
+        while (k < n && k < name.n &&
+               (known[k] == name.p[k] || (known[k] == '-' && name.p[k] == '_')))
+            k++;
         if (k == n && k == name.n) return (int)i;
     }
     return -1;
 }
 
-/* Takes over one file's settings. An unknown key is an error: a misspelt limit must not be silent. */
+/* Takes over one file's settings. An unknown key is an error: a misspelt limit must not be
+ * silent. */
 static int settings_from_file(daemon_values *v, int dir, const char *path, error *e)
 {
     slice text;
@@ -20992,45 +21784,58 @@ static int settings_from_file(daemon_values *v, int dir, const char *path, error
     for (size_t i = 0; file && i < file->n; i++) {
         const json *item = &file->items[i];
         int which = setting_find(item->key);
-        if (which < 0) return fail(e, GRPC_INVALID_ARGUMENT, "%s: unknown key \"%.*s\"", path, PR(item->key));
-        if (item->kind != JSON_STRING) return fail(e, GRPC_INVALID_ARGUMENT, "%s: %.*s must be a string", path, PR(item->key));
+        if (which < 0)
+            return fail(e, GRPC_INVALID_ARGUMENT, "%s: unknown key \"%.*s\"", path, PR(item->key));
+        if (item->kind != JSON_STRING)
+            return fail(e, GRPC_INVALID_ARGUMENT, "%s: %.*s must be a string", path, PR(item->key));
         v->values[which] = arena_str(v->a, item->text);
     }
     return file ? 0 : -1;
 }
 
-static int is_toml(const struct dirent *entry) { return slice_ends(slice_of(entry->d_name), ".toml"); }
+static int is_toml(const struct dirent *entry)
+{
+    return slice_ends(slice_of(entry->d_name), ".toml");
+}
 
-/* The file, then conf.d/ beside it in the order of the names. A file that is not there says nothing,
- * unless somebody asked for it. */
+/* The file, then conf.d/ beside it in the order of the names. A file that is not there says
+ * nothing, unless somebody asked for it. */
 static int settings_from_files(daemon_values *v, const char *config, bool required, error *e)
 {
     struct dirent **list;
     const char *slash = strrchr(config, '/');
-    const char *dir = arena_printf(v->a, "%.*s/conf.d", slash ? (int)(slash - config) : 1, slash ? config : ".");
-    if (required && access(config, F_OK) < 0) return fail_sys(e, GRPC_INVALID_ARGUMENT, "config %s", config);
+    const char *dir =
+        arena_printf(v->a, "%.*s/conf.d", slash ? (int)(slash - config) : 1, slash ? config : ".");
+    if (required && access(config, F_OK) < 0)
+        return fail_sys(e, GRPC_INVALID_ARGUMENT, "config %s", config);
     if (settings_from_file(v, AT_FDCWD, config, e) < 0) return -1;
     int n = scandir(dir, &list, is_toml, alphasort), done = 0;
     for (int i = 0; i < n; i++) {
-        if (done == 0) done = settings_from_file(v, AT_FDCWD, arena_printf(v->a, "%s/%s", dir, list[i]->d_name), e);
+        if (done == 0)
+            done = settings_from_file(v, AT_FDCWD,
+                                      arena_printf(v->a, "%s/%s", dir, list[i]->d_name), e);
         free(list[i]);
     }
     if (n >= 0) free(list);
     return done;
 }
 
-static int settings_choice(const char *name, const char *value, const char *const *choices, error *e)
+static int settings_choice(const char *name, const char *value, const char *const *choices,
+                           error *e)
 {
     for (int i = 0; choices[i]; i++)
         if (!strcmp(value, choices[i])) return i;
     return fail(e, GRPC_INVALID_ARGUMENT, "%s: \"%s\" is not one of its values", name, value);
 }
 
-/* Resolves all settings. What `given` (flags, or an embedder's options) names wins over the files. */
+/* Resolves all settings. What `given` (flags, or an embedder's options) names wins over the
+ * files. */
 static int settings_resolve(const krun_options *given, arena *a, runtime_options *out, error *e)
 {
     static const char *const levels[] = { "debug", "info", "warn", "error", NULL };
-    static const char *const missing[] = { "refuse", "ignore", NULL }, *const drivers[] = { "cgroupfs", NULL };
+    static const char *const missing[] = { "refuse", "ignore", NULL }, *const drivers[] = {
+        "cgroupfs", NULL
+    };
     daemon_values v = { .a = a };
     const char *from[COUNT(daemon_settings)];
     for (size_t i = 0; i < COUNT(daemon_settings); i++) {
@@ -21039,20 +21844,31 @@ static int settings_resolve(const krun_options *given, arena *a, runtime_options
     }
     int config = setting_find(SLICE("config"));
     if (from[config]) v.values[config] = from[config];
-    if (*v.values[config] && settings_from_files(&v, v.values[config], from[config] != NULL, e) < 0) return -1;
+    if (*v.values[config] && settings_from_files(&v, v.values[config], from[config] != NULL, e) < 0)
+        return -1;
     for (size_t i = 0; i < COUNT(daemon_settings); i++)
         if (from[i] && *from[i]) v.values[i] = arena_str(a, slice_of(from[i]));
     krun_options all;
-    for (size_t i = 0; i < COUNT(daemon_settings); i++) memcpy((char *)&all + daemon_settings[i].offset, &v.values[i], sizeof v.values[i]);
+    for (size_t i = 0; i < COUNT(daemon_settings); i++)
+        memcpy((char *)&all + daemon_settings[i].offset, &v.values[i], sizeof v.values[i]);
     if (!*all.socket) all.socket = arena_printf(a, "%s/krun.sock", all.run);
-    if (all.root[0] != '/' || all.run[0] != '/') return fail(e, GRPC_INVALID_ARGUMENT, "root and run must be absolute paths");
+    if (all.root[0] != '/' || all.run[0] != '/')
+        return fail(e, GRPC_INVALID_ARGUMENT, "root and run must be absolute paths");
     int level = settings_choice("log-level", all.log_level, levels, e);
     int ignore = settings_choice("missing-controllers", all.missing_controllers, missing, e);
-    if (level < 0 || ignore < 0 || settings_choice("cgroup-driver", all.cgroup_driver, drivers, e) < 0) return -1;
+    if (level < 0 || ignore < 0 ||
+        settings_choice("cgroup-driver", all.cgroup_driver, drivers, e) < 0)
+        return -1;
     log_least = (enum log_level)level;
-    *out = (runtime_options){ .root = all.root, .run = all.run, .socket = all.socket, .config = all.config,
-        .cni_conf_dir = all.cni_conf_dir, .cni_bin_dir = all.cni_bin_dir, .hosts_dir = all.hosts_dir,
-        .stream_address = all.stream_address, .ignore_missing_controllers = ignore == 1 };
+    *out = (runtime_options){ .root = all.root,
+                              .run = all.run,
+                              .socket = all.socket,
+                              .config = all.config,
+                              .cni_conf_dir = all.cni_conf_dir,
+                              .cni_bin_dir = all.cni_bin_dir,
+                              .hosts_dir = all.hosts_dir,
+                              .stream_address = all.stream_address,
+                              .ignore_missing_controllers = ignore == 1 };
     return a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the settings") : 0;
 }
 
@@ -21067,11 +21883,11 @@ typedef struct {
     grpc_server *server;
     watch signals;             /* fd -1 when an embedding program has the signals */
     job stop;
-    int lock;                  /* root/lock, held by flock: one daemon a state directory */
+    int lock;                  /* root/lock, held by fcntl: one daemon a state directory */
 } krund;
 
 /* Opens (and makes, with its parents) a directory of state, for root alone. */
-static int state_dir(const char *path, error *e)
+static int open_state_dir(const char *path, error *e)
 {
     OWNED_FD root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     OWNED_FD made = make_dir_inside(root, path, 0755, e);
@@ -21083,7 +21899,8 @@ static int state_dir(const char *path, error *e)
 
 static int state_subdir(int at, const char *name, error *e)
 {
-    if (mkdirat(at, name, 0700) < 0 && errno != EEXIST) return fail_sys(e, GRPC_INTERNAL, "mkdir %s", name);
+    if (mkdirat(at, name, 0700) < 0 && errno != EEXIST)
+        return fail_sys(e, GRPC_INTERNAL, "mkdir %s", name);
     int dir = openat(at, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     return dir < 0 ? fail_sys(e, GRPC_INTERNAL, "open %s", name) : dir;
 }
@@ -21095,15 +21912,16 @@ static int read_boot_id(char out[40], error *e)
     OWNED_ARENA a = arena_make(8 * KIB);
     const char *told = getenv("KRUN_BOOT_ID");
     slice text = slice_of(told);
-    if (!told && file_read(AT_FDCWD, "/proc/sys/kernel/random/boot_id", 64, &a, &text, e) < 0) return -1;
+    if (!told && file_read(AT_FDCWD, "/proc/sys/kernel/random/boot_id", 64, &a, &text, e) < 0)
+        return -1;
     snprintf(out, 40, "%.*s", PR(slice_trim(text)));
     return 0;
 }
 
 static int runtime_open_dirs(runtime *r, error *e)
 {
-    r->root = state_dir(r->options->root, e);
-    r->run = r->root < 0 ? -1 : state_dir(r->options->run, e);
+    r->root = open_state_dir(r->options->root, e);
+    r->run = r->root < 0 ? -1 : open_state_dir(r->options->run, e);
     if (r->run < 0) return -1;
     r->pods = state_subdir(r->root, "pods", e);
     r->run_pods = r->pods < 0 ? -1 : state_subdir(r->run, "pods", e);
@@ -21122,11 +21940,15 @@ static void runtime_open_cgroups(runtime *r)
     if (r->monitors < 0) log_warn("cgroup %s: %s", r->home, e.text);
 }
 
+/* Locks the state directory. fcntl(2) and not flock(2): this lock belongs to the process alone, so
+ * it ends with a killed daemon even while a child that it was just starting still has the
+ * descriptor. */
 static int daemon_lock(krund *d, error *e)
 {
     d->lock = openat(d->runtime.root, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (d->lock < 0) return fail_sys(e, GRPC_INTERNAL, "open %s/lock", d->options.root);
-    if (flock(d->lock, LOCK_EX | LOCK_NB) == 0) return 0;
+    struct flock all = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+    if (fcntl(d->lock, F_SETLK, &all) == 0) return 0;
     return fail(e, GRPC_FAILED_PRECONDITION, "another krun serve has %s", d->options.root);
 }
 
@@ -21143,14 +21965,17 @@ static int daemon_open_state(krund *d, error *e)
     r->cgroups.ignore_missing = d->options.ignore_missing_controllers;
     runtime_open_cgroups(r);
     security_note_limits();
-    image_options images = { .root_fd = r->root, .hosts_dir = d->options.hosts_dir, .root_path = d->options.root };
+    image_options images = { .root_fd = r->root,
+                             .hosts_dir = d->options.hosts_dir,
+                             .root_path = d->options.root };
     r->images = images_open(&images, e);
     if (!r->images || runtime_resume(r, e) < 0) return -1;
     images_collect(r->images); /* only now is it known which layers containers use */
     return 0;
 }
 
-/* Frees what is in memory of pods and containers; on disk and in the kernel they stay as they are. */
+/* Frees what is in memory of pods and containers; on disk and in the kernel they stay as they
+ * are. */
 static void runtime_forget(runtime *r)
 {
     while (r->pods_by_id.n) {
@@ -21167,17 +21992,31 @@ static void runtime_forget(runtime *r)
         close_fd(&p->monitor);
         free(p);
     }
-    sorted *const tables[] = { &r->pods_by_id, &r->pods_by_key, &r->containers_by_id, &r->containers_by_key };
+    sorted *const tables[] = { &r->pods_by_id, &r->pods_by_key, &r->containers_by_id,
+                               &r->containers_by_key };
     for (size_t i = 0; i < COUNT(tables); i++) free(tables[i]->rows);
 }
 
-/* Closes what daemon_open opened, whole or part. No call may be under way. The pods go on. */
+/* Calls that were cut off at the end have been told so; waits a moment for them to listen. */
+static bool daemon_is_quiet(krund *d)
+{
+    int64_t until = clock_mono() + DAEMON_LAST_CALLS;
+    struct pollfd ended = { .fd = d->loop.wakeup, .events = POLLIN };
+    while (d->server->ncalls && clock_mono() < until)
+        if (poll(&ended, 1, clock_poll_ms(until)) > 0) loop_mail(&d->loop);
+    return !d->server->ncalls;
+}
+
+/* Closes what daemon_open opened, whole or part. The pods go on. A call that does not end (it waits
+ * for a monitor that hangs) keeps all that it uses: the process is about to end. */
 static void daemon_close(krund *d)
 {
     error e;
     if (!d) return;
     runtime *r = &d->runtime;
+    bool quiet = !d->server || daemon_is_quiet(d);
     if (d->server) grpc_server_free(d->server);
+    if (!quiet) return;
     if (r->options) {
         lock_state(r);
         while (r->background) pthread_cond_wait(&r->quiet, &r->lock);
@@ -21189,7 +22028,8 @@ static void daemon_close(krund *d)
         cg_remove_empty(&r->cgroups, r->home, &e);
         cg_remove_empty(&r->cgroups, "krun", &e);
     }
-    int *const fds[] = { &r->monitors, &r->run_pods, &r->pods, &r->run, &r->root, &r->cgroups.root, &d->signals.fd, &d->lock };
+    int *const fds[] = { &r->monitors, &r->run_pods,     &r->pods,       &r->run,
+                         &r->root,     &r->cgroups.root, &d->signals.fd, &d->lock };
     for (size_t i = 0; i < COUNT(fds); i++) close_fd(fds[i]);
     loop_close(&d->loop);
     arena_free(&d->memory);
@@ -21217,11 +22057,16 @@ static krund *daemon_open(const krun_options *given, error *e)
     if (!d) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory"), NULL;
     d->memory = arena_make(4 * MIB);
     d->signals.fd = d->lock = d->loop.epoll = d->loop.wakeup = -1;
-    d->runtime.root = d->runtime.run = d->runtime.pods = d->runtime.run_pods = d->runtime.monitors = d->runtime.cgroups.root = -1;
+    d->runtime.root = d->runtime.run = d->runtime.pods = d->runtime.run_pods = d->runtime.monitors =
+        d->runtime.cgroups.root = -1;
     services_methods(&d->memory, d->methods);
-    grpc_options serve = { .methods = d->methods, .nmethods = COUNT(d->methods), .user = &d->runtime,
-                           .alias = "/runtime.v1alpha2.", .alias_of = "/runtime.v1." };
-    if (settings_resolve(given, &d->memory, &d->options, e) == 0 && loop_open(&d->loop, e) == 0 && daemon_open_state(d, e) == 0) {
+    grpc_options serve = { .methods = d->methods,
+                           .nmethods = COUNT(d->methods),
+                           .user = &d->runtime,
+                           .alias = "/runtime.v1alpha2.",
+                           .alias_of = "/runtime.v1." };
+    if (settings_resolve(given, &d->memory, &d->options, e) == 0 && loop_open(&d->loop, e) == 0 &&
+        daemon_open_state(d, e) == 0) {
         serve.socket_path = d->options.socket;
         d->server = grpc_serve(&d->loop, &serve, e);
     }
@@ -21270,7 +22115,8 @@ static void notify_ready(void)
     socklen_t n = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path));
     if (path[0] == '@') to.sun_path[0] = '\0'; /* an abstract name: unix(7) */
     OWNED_FD s = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (s < 0 || sendto(s, "READY=1", 7, MSG_NOSIGNAL, (struct sockaddr *)&to, n) < 0) log_warn("notify systemd: %s", strerror(errno));
+    if (s < 0 || sendto(s, "READY=1", 7, MSG_NOSIGNAL, (struct sockaddr *)&to, n) < 0)
+        log_warn("notify systemd: %s", strerror(errno));
 }
 
 static void daemon_usage(FILE *to)
@@ -21283,7 +22129,9 @@ static void daemon_usage(FILE *to)
         fprintf(to, "  --%-20s %s%s%s%s\n", daemon_settings[i].name, daemon_settings[i].help,
                 *initial ? " (" : "", initial, *initial ? ")" : "");
     }
-    fputs("  -h, --help             this text\n\nExample:\n  krun serve --root /data/krun --log-level debug\n", to);
+    fputs("  -h, --help             this text\n\nExample:\n  krun serve --root /data/krun "
+          "--log-level debug\n",
+          to);
 }
 
 /* "--name value" or "--name=value". 0; 1: help was asked; -1 with a usage error told. */
@@ -21293,9 +22141,12 @@ static int daemon_flags(int argc, char **argv, krun_options *out)
         if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return 1;
         slice value = slice_of(argv[i]), name = slice_cut(&value, '=');
         int which = slice_starts(name, "--") ? setting_find((slice){ name.p + 2, name.n - 2 }) : -1;
-        const char *text = value.p ? (const char *)value.p : which >= 0 && i + 1 < argc ? argv[++i] : NULL;
+        const char *text = value.p                      ? (const char *)value.p
+                           : which >= 0 && i + 1 < argc ? argv[++i]
+                                                        : NULL;
         if (which < 0 || !text) {
-            fprintf(stderr, "krun serve: %s %.*s (see krun serve --help)\n", which < 0 ? "unknown flag" : "a value is missing after", PR(name));
+            fprintf(stderr, "krun serve: %s %.*s (see krun serve --help)\n",
+                    which < 0 ? "unknown flag" : "a value is missing after", PR(name));
             return -1;
         }
         memcpy((char *)out + daemon_settings[which].offset, &text, sizeof text);
@@ -21303,11 +22154,14 @@ static int daemon_flags(int argc, char **argv, krun_options *out)
     return 0;
 }
 
-/* SIGTERM and SIGINT become an event of the loop; they are blocked in every thread that is to come. */
+/* SIGTERM and SIGINT become an event of the loop; they are blocked in every thread that is to
+ * come. */
 static int daemon_catch_signals(krund *d, const sigset_t *set, error *e)
 {
-    d->signals = (watch){ .fd = signalfd(-1, set, SFD_CLOEXEC | SFD_NONBLOCK), .ready = daemon_signal };
-    return d->signals.fd < 0 ? fail_sys(e, GRPC_INTERNAL, "signalfd") : loop_watch(&d->loop, &d->signals, EPOLLIN, e);
+    d->signals =
+        (watch){ .fd = signalfd(-1, set, SFD_CLOEXEC | SFD_NONBLOCK), .ready = daemon_signal };
+    return d->signals.fd < 0 ? fail_sys(e, GRPC_INTERNAL, "signalfd")
+                             : loop_watch(&d->loop, &d->signals, EPOLLIN, e);
 }
 
 /* `krun serve`; argv[0] is "serve". Returns the exit code: 0, 1 on failure, 2 for wrong usage. */
@@ -21343,224 +22197,12 @@ static int daemon_main(int argc, char **argv)
  * What a person types. Every command but `serve` is a client of the CRI socket, with the calls that
  * a kubelet makes, so it is also an example of how they go together: `krun run` is PullImage,
  * RunPodSandbox, CreateContainer, StartContainer, the log file, StopPodSandbox, RemovePodSandbox.
- * Commands and options are two tables; the parser and every --help are made from them. At the
- * front are the small programs that are in the built-in image localhost/krun:self.
+ * Commands and options are two tables; the parser and every --help are made from them.
  *
  * Defined by  cri.proto; pod and container files: crictl's; exit codes 125 to 127: docker-run(1)
- * Uses        1, 2, 3, 8, 9, 24, 25            Gives  cli_main, self_main
+ * Uses        1, 2, 3, 8, 9, 24, 25            Gives  cli_main
  * Bounds      a file of 4 MiB; 256 MiB of memory for a command */
 #ifndef KRUN_NO_CLI
-
-/* Reads "1.5" as 1.5 * unit, exactly: no floating point that would turn 0.1 into something near it.
- * False unless all of `text` is a decimal number whose product fits. */
-static bool cli_decimal(slice text, uint64_t unit, int64_t *out)
-{
-    slice whole = slice_cut(&text, '.');
-    uint64_t value = 0, part = 0, scale = 1;
-    if (!parse_u64(whole.n ? whole : SLICE("0"), 10, INT64_MAX / unit, &value)) return false;
-    if (text.n > 9 || (text.n && !parse_u64(text, 10, 999999999, &part))) return false;
-    for (size_t i = 0; i < text.n; i++) scale *= 10;
-    if (!whole.n && !text.n) return false;
-    uint64_t sum = value * unit + part * (unit / scale) + part * (unit % scale) / scale;
-    if (sum > INT64_MAX) return false;
-    *out = (int64_t)sum;
-    return true;
-}
-
-/* "64m" is 64 MiB: b, k, m, g and t are powers of 1024 here, as in docker run --memory. */
-static bool cli_bytes(slice text, int64_t *out)
-{
-    static const char units[] = "bkmgt";
-    const char *unit = text.n ? strchr(units, text.p[text.n - 1] | 32) : NULL;
-    if (unit) text.n--;
-    return text.n && cli_decimal(text, UINT64_C(1) << (unit ? 10 * (unit - units) : 0), out);
-}
-
-/* -- the programs in localhost/krun:self ------------------------------------------------------- */
-
-/* A container's first process is PID 1 of its namespace, and the kernel drops every signal for
- * which PID 1 has no handler, SIGTERM too (pid_namespaces(7)); so each program here has one. */
-static void self_end(int sig) { _exit(128 + sig); }
-
-/* Says how a program is used; its exit code then. */
-static int self_usage(const char *text)
-{
-    fprintf(stderr, "usage: krun self %s\n", text);
-    return 2;
-}
-
-/* Sleeps that long although signals may come (nanosleep(2) tells what is left). */
-static void self_nap(int64_t ns)
-{
-    struct timespec left = { (time_t)(ns / NS_PER_SEC), (long)(ns % NS_PER_SEC) };
-    while (nanosleep(&left, &left) < 0 && errno == EINTR) {}
-}
-
-static void self_words(int argc, char **argv, FILE *to)
-{
-    for (int i = 0; i < argc; i++) fprintf(to, "%s%s", i ? " " : "", argv[i]);
-}
-
-/* One line; or with --every a line again and again, each with its number, so that a reader of the
- * log can see that none is missing. Output goes to a pipe, where stdio would hold back 4 KiB. */
-static int self_print(int argc, char **argv)
-{
-    int64_t every = 0;
-    bool repeats = argc > 1 && !strcmp(argv[0], "--every");
-    if (repeats && (!cli_decimal(slice_of(argv[1]), NS_PER_SEC, &every) || !every))
-        return self_usage("print [--every SECONDS] TEXT...");
-    if (repeats) argc -= 2, argv += 2;
-    for (unsigned long n = 1;; n++) {
-        self_words(argc, argv, stdout);
-        if (repeats) printf(" %lu", n);
-        if (putchar('\n') == EOF || fflush(stdout) == EOF) return 1;
-        if (!repeats) return 0;
-        self_nap(every);
-    }
-}
-
-static int self_env(int argc, char **argv)
-{
-    (void)argc, (void)argv;
-    for (char **e = environ; *e; e++) puts(*e);
-    return 0;
-}
-
-/* Without SECONDS it is what a pause image is elsewhere: a process that keeps a container alive. */
-static int self_sleep(int argc, char **argv)
-{
-    int64_t ns = 0;
-    if (argc > 1 || (argc && !cli_decimal(slice_of(argv[0]), NS_PER_SEC, &ns)))
-        return self_usage("sleep [SECONDS]");
-    if (!argc)
-        for (;;) pause();
-    self_nap(ns);
-    return 0;
-}
-
-/* A listening TCP socket for both families (ipv6(7), IPV6_V6ONLY), or IPv4 alone where a kernel has
- * no IPv6; -1 and errno. */
-static int self_listen(uint16_t port)
-{
-    int on = 1, off = 0;
-    struct sockaddr_in6 six = { .sin6_family = AF_INET6, .sin6_port = htons(port) };
-    struct sockaddr_in four = { .sin_family = AF_INET, .sin_port = htons(port) };
-    int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    bool both = fd >= 0 && setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off) == 0;
-    if (!both) close_fd(&fd);
-    if (!both) fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0) return -1;
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    const void *name = both ? (const void *)&six : (const void *)&four;
-    if (bind(fd, name, both ? sizeof six : sizeof four) == 0 && listen(fd, 64) == 0) return fd;
-    close_fd(&fd);
-    return -1;
-}
-
-/* Answers one request with one page and hangs up: HTTP/1.0 needs no more (RFC 1945). */
-static void self_answer(int fd, const char *text, unsigned long served)
-{
-    char request[2 * KIB] = "", host[256] = "";
-    struct timeval limit = { .tv_sec = 5 };
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    for (size_t n = 0; n < sizeof request - 1 && !strstr(request, "\r\n\r\n");) {
-        ssize_t more = read(fd, request + n, sizeof request - 1 - n);
-        if (more <= 0) return;
-        n += (size_t)more;
-    }
-    gethostname(host, sizeof host - 1);
-    OWNED_BUF page = { 0 };
-    buf_printf(&page, "%s\nserved by %s, request %lu\n", text, host, served);
-    OWNED_BUF reply = { 0 };
-    buf_printf(&reply, "HTTP/1.0 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\n"
-                       "Content-Length: %zu\r\n\r\n", page.n);
-    buf_slice(&reply, buf_view(&page));
-    slice first = slice_of(request);
-    OWNED_BUF shown = { 0 };
-    text_escape(&shown, slice_trim(slice_cut(&first, '\n')), 200);
-    printf("%.*s\n", PR(buf_view(&shown)));
-    fflush(stdout);
-    if (!reply.oom && write_all(fd, reply.p, reply.n) < 0) perror("krun self serve: reply");
-}
-
-static int self_serve(int argc, char **argv)
-{
-    uint64_t port = 8080;
-    if (argc > 2 || (argc && !parse_u64(slice_of(argv[0]), 10, 65535, &port)))
-        return self_usage("serve [PORT] [TEXT]");
-    signal(SIGPIPE, SIG_IGN);
-    OWNED_FD listener = self_listen((uint16_t)port);
-    if (listener < 0) return perror("krun self serve: listen"), 1;
-    printf("serving on port %d\n", (int)port);
-    fflush(stdout);
-    for (unsigned long served = 1;; served++) {
-        OWNED_FD fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-        if (fd >= 0) self_answer(fd, argc > 1 ? argv[1] : "krun serves this page", served);
-        else if (errno != EINTR && errno != ECONNABORTED)
-            return perror("krun self serve: accept"), 1;
-    }
-}
-
-/* Takes memory and writes to every page of it, a mebibyte at a time, so that a limit is met at its
- * byte; then holds it. */
-static int self_memory(int argc, char **argv)
-{
-    int64_t want;
-    if (argc != 1 || !cli_bytes(slice_of(argv[0]), &want)) return self_usage("memory SIZE");
-    for (int64_t have = 0; have < want; have += MIB) {
-        char *p = malloc(MIB);
-        if (!p) return perror("krun self memory"), 1;
-        memset(p, 1, MIB);
-    }
-    printf("holding %" PRId64 " bytes\n", want);
-    fflush(stdout);
-    for (;;) pause();
-}
-
-static int self_exit(int argc, char **argv)
-{
-    uint64_t code;
-    if (argc != 1 || !parse_u64(slice_of(argv[0]), 10, 255, &code)) return self_usage("exit CODE");
-    return (int)code;
-}
-
-/* Uses a CPU with as few system calls as it can, so that a quota bites: clock_gettime is none. */
-static int self_spin(int argc, char **argv)
-{
-    int64_t ns = INT64_MAX / 2;
-    if (argc > 1 || (argc && !cli_decimal(slice_of(argv[0]), NS_PER_SEC, &ns)))
-        return self_usage("spin [SECONDS]");
-    for (int64_t start = clock_mono(); clock_mono() - start < ns;) {}
-    return 0;
-}
-
-typedef struct { const char *name, *args, *does; int (*run)(int argc, char **argv); } self_row;
-static const self_row self_rows[] = {
-    { "print", "[--every SECONDS] TEXT...", "print a line, or one ever so often", self_print },
-    { "env", "", "print the environment", self_env },
-    { "sleep", "[SECONDS]", "wait; for ever without SECONDS", self_sleep },
-    { "serve", "[PORT] [TEXT]", "serve a page over HTTP; port 8080", self_serve },
-    { "memory", "SIZE", "use that much memory (64m) and hold it", self_memory },
-    { "exit", "CODE", "end with that exit code", self_exit },
-    { "spin", "[SECONDS]", "use one CPU; for ever without SECONDS", self_spin },
-};
-
-/* `krun self NAME [ARG...]`, argv[0] being "/krun" or "krun". Returns the exit code. */
-static int self_main(int argc, char **argv)
-{
-    const char *name = argc > 2 ? argv[2] : "help";
-    signal(SIGTERM, self_end);
-    signal(SIGINT, self_end);
-    for (size_t i = 0; i < COUNT(self_rows); i++)
-        if (!strcmp(name, self_rows[i].name)) return self_rows[i].run(argc - 3, argv + 3);
-    bool asked = !strcmp(name, "help") || !strcmp(name, "--help");
-    FILE *to = asked ? stdout : stderr;
-    if (!asked) fprintf(to, "krun self: there is no program \"%s\"\n", name);
-    fprintf(to, "The programs in the image localhost/krun:self:\n\n");
-    for (size_t i = 0; i < COUNT(self_rows); i++)
-        fprintf(to, "  %-6s %-26s %s\n", self_rows[i].name, self_rows[i].args, self_rows[i].does);
-    return asked ? 0 : 127;
-}
 
 /* -- one invocation ---------------------------------------------------------------------------- */
 
@@ -22218,13 +22860,25 @@ static int cli_do_stop(cli *c, error *e)
     return CLI_OK;
 }
 
+/* Whether a container of this pod runs: 1, 0, or -1 and *e. */
+static int cli_pod_runs(cli *c, slice id, error *e)
+{
+    ContainerStateValue running = { ContainerState_CONTAINER_RUNNING };
+    ContainerFilter filter = { .pod_sandbox_id = id, .state = &running };
+    ListContainersRequest in = { .filter = &filter };
+    ListContainersResponse out = { 0 };
+    return CLI_CALL(c, ListContainers, &in, &out, e) < 0 ? -1 : out.containers.n > 0;
+}
+
 /* The CRI would stop what runs and remove it. A person must ask for that. */
 static int cli_remove(cli *c, const cli_thing *one, error *e)
 {
-    const char *busy = one->what == CLI_POD ? "is ready" : "is running";
-    if (one->active && !c->force)
-        return fail(e, GRPC_FAILED_PRECONDITION, "%.*s %s: stop it first, or use --force",
-                    PR(cli_short(one->id)), busy);
+    int busy = one->active && !c->force;
+    if (busy && one->what == CLI_POD) busy = cli_pod_runs(c, one->id, e);
+    if (busy < 0) return -1;
+    if (busy)
+        return fail(e, GRPC_FAILED_PRECONDITION, "%.*s is running: stop it first, or use --force",
+                    PR(cli_short(one->id)));
     if (one->what == CLI_POD) return client_remove_pod(&c->client, one->id, e);
     RemoveContainerRequest in = { .container_id = one->id };
     RemoveContainerResponse out = { 0 };
@@ -22565,7 +23219,7 @@ static const cli_option cli_options[] = {
     FLAG(ON(LOGS), 0, "timestamps", timestamps, "put its time before each line"),
     FLAG(ON(PS), 'a', "all", all, "also those that do not run"),
     OPTION(ON(PS), 'p', "pod", "POD", WORD, of_pod, "only those of this pod"),
-    FLAG(ON(RM), 'a', "all", all, "all pods that have ended; with --force, all"),
+    FLAG(ON(RM), 'a', "all", all, "all pods that were stopped; with --force, all"),
     FLAG(ON(RM), 'f', "force", force, "stop what runs"),
     FLAG(ON_LISTS, 'q', "quiet", quiet, "print IDs only"),
     OPTION(ON_LISTS | ON(VERSION) | ON(INFO), 'o', "output", "table|json", WORD, output,
@@ -22651,8 +23305,8 @@ static bool cli_set(cli *c, const cli_option *o, const char *value)
     case CLI_FLAG: return *(bool *)to = true;
     case CLI_WORD: return *(const char **)to = value, cli_is_choice(value, o->value);
     case CLI_WORDS: return cli_add_word(c, to, value);
-    case CLI_SIZE: return cli_bytes(slice_of(value), to) && *(int64_t *)to > 0;
-    case CLI_DECIMAL: return cli_decimal(slice_of(value), 1000, to) && *(int64_t *)to > 0;
+    case CLI_SIZE: return client_bytes(slice_of(value), to) && *(int64_t *)to > 0;
+    case CLI_DECIMAL: return client_decimal(slice_of(value), 1000, to) && *(int64_t *)to > 0;
     case CLI_NUMBER: break;
     }
     bool good = parse_u64(slice_of(value), 10, INT32_MAX, &number);
@@ -22813,21 +23467,203 @@ static int cli_main(int argc, char **argv)
     return 2;
 }
 
-static int self_main(int argc, char **argv)
-{
-    (void)argc, (void)argv;
-    fprintf(stderr, "krun self: this build has no built-in programs\n");
-    return 127;
-}
-
 #endif
 /* == 27. main ================================================================================
  *
  * Where every process of krun begins. One program plays all parts: the daemon starts its own
- * program again (chapter 2, self_program) with a part's name as the first argument. And the few
- * functions of krun.h, for a program that has krun inside.
+ * program again (chapter 2, self_program) with a part's name as the first argument; in containers
+ * of the built-in image localhost/krun:self it is a handful of small programs. And the functions
+ * of krun.h, for a program that has krun inside.
  *
  * Uses        1, 8, 11, 12, 13, 18, 23, 24, 25, 26  Gives  krun.h, main */
+
+/* -- the programs in localhost/krun:self ------------------------------------------------------- */
+
+/* A container's first process is PID 1 of its namespace, and the kernel drops every signal for
+ * which PID 1 has no handler, SIGTERM too (pid_namespaces(7)); so each program here has one. */
+static void self_end(int sig) { _exit(128 + sig); }
+
+/* Says how a program is used; its exit code then. */
+static int self_usage(const char *text)
+{
+    fprintf(stderr, "usage: krun self %s\n", text);
+    return 2;
+}
+
+/* Sleeps that long although signals may come (nanosleep(2) tells what is left). */
+static void self_nap(int64_t ns)
+{
+    struct timespec left = { (time_t)(ns / NS_PER_SEC), (long)(ns % NS_PER_SEC) };
+    while (nanosleep(&left, &left) < 0 && errno == EINTR) {}
+}
+
+static void self_words(int argc, char **argv, FILE *to)
+{
+    for (int i = 0; i < argc; i++) fprintf(to, "%s%s", i ? " " : "", argv[i]);
+}
+
+/* One line; or with --every a line again and again, each with its number, so that a reader of the
+ * log can see that none is missing. Output goes to a pipe, where stdio would hold back 4 KiB. */
+static int self_print(int argc, char **argv)
+{
+    int64_t every = 0;
+    bool repeats = argc > 1 && !strcmp(argv[0], "--every");
+    if (repeats && (!client_decimal(slice_of(argv[1]), NS_PER_SEC, &every) || !every))
+        return self_usage("print [--every SECONDS] TEXT...");
+    if (repeats) argc -= 2, argv += 2;
+    for (unsigned long n = 1;; n++) {
+        self_words(argc, argv, stdout);
+        if (repeats) printf(" %lu", n);
+        if (putchar('\n') == EOF || fflush(stdout) == EOF) return 1;
+        if (!repeats) return 0;
+        self_nap(every);
+    }
+}
+
+static int self_env(int argc, char **argv)
+{
+    (void)argc, (void)argv;
+    for (char **e = environ; *e; e++) puts(*e);
+    return 0;
+}
+
+/* Without SECONDS it is what a pause image is elsewhere: a process that keeps a container alive. */
+static int self_sleep(int argc, char **argv)
+{
+    int64_t ns = 0;
+    if (argc > 1 || (argc && !client_decimal(slice_of(argv[0]), NS_PER_SEC, &ns)))
+        return self_usage("sleep [SECONDS]");
+    if (!argc)
+        for (;;) pause();
+    self_nap(ns);
+    return 0;
+}
+
+/* A listening TCP socket for both families (ipv6(7), IPV6_V6ONLY), or IPv4 alone where a kernel has
+ * no IPv6; -1 and errno. */
+static int self_listen(uint16_t port)
+{
+    int on = 1, off = 0;
+    struct sockaddr_in6 six = { .sin6_family = AF_INET6, .sin6_port = htons(port) };
+    struct sockaddr_in four = { .sin_family = AF_INET, .sin_port = htons(port) };
+    int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    bool both = fd >= 0 && setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off) == 0;
+    if (!both) close_fd(&fd);
+    if (!both) fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) return -1;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    const void *name = both ? (const void *)&six : (const void *)&four;
+    if (bind(fd, name, both ? sizeof six : sizeof four) == 0 && listen(fd, 64) == 0) return fd;
+    close_fd(&fd);
+    return -1;
+}
+
+/* Answers one request with one page and hangs up: HTTP/1.0 needs no more (RFC 1945). */
+static void self_answer(int fd, const char *text, unsigned long served)
+{
+    char request[2 * KIB] = "", host[256] = "";
+    struct timeval limit = { .tv_sec = 5 };
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    for (size_t n = 0; n < sizeof request - 1 && !strstr(request, "\r\n\r\n");) {
+        ssize_t more = read(fd, request + n, sizeof request - 1 - n);
+        if (more <= 0) return;
+        n += (size_t)more;
+    }
+    gethostname(host, sizeof host - 1);
+    OWNED_BUF page = { 0 };
+    buf_printf(&page, "%s\nserved by %s, request %lu\n", text, host, served);
+    OWNED_BUF reply = { 0 };
+    buf_printf(&reply, "HTTP/1.0 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\n"
+                       "Content-Length: %zu\r\n\r\n", page.n);
+    buf_slice(&reply, buf_view(&page));
+    slice first = slice_of(request);
+    OWNED_BUF shown = { 0 };
+    text_escape(&shown, slice_trim(slice_cut(&first, '\n')), 200);
+    printf("%.*s\n", PR(buf_view(&shown)));
+    fflush(stdout);
+    if (!reply.oom && write_all(fd, reply.p, reply.n) < 0) perror("krun self serve: reply");
+}
+
+static int self_serve(int argc, char **argv)
+{
+    uint64_t port = 8080;
+    if (argc > 2 || (argc && !parse_u64(slice_of(argv[0]), 10, 65535, &port)))
+        return self_usage("serve [PORT] [TEXT]");
+    signal(SIGPIPE, SIG_IGN);
+    OWNED_FD listener = self_listen((uint16_t)port);
+    if (listener < 0) return perror("krun self serve: listen"), 1;
+    printf("serving on port %d\n", (int)port);
+    fflush(stdout);
+    for (unsigned long served = 1;; served++) {
+        OWNED_FD fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+        if (fd >= 0) self_answer(fd, argc > 1 ? argv[1] : "krun serves this page", served);
+        else if (errno != EINTR && errno != ECONNABORTED)
+            return perror("krun self serve: accept"), 1;
+    }
+}
+
+/* Takes memory and writes to every page of it, a mebibyte at a time, so that a limit is met at its
+ * byte; then holds it. */
+static int self_memory(int argc, char **argv)
+{
+    int64_t want;
+    if (argc != 1 || !client_bytes(slice_of(argv[0]), &want)) return self_usage("memory SIZE");
+    for (int64_t have = 0; have < want; have += MIB) {
+        char *p = malloc(MIB);
+        if (!p) return perror("krun self memory"), 1;
+        memset(p, 1, MIB);
+    }
+    printf("holding %" PRId64 " bytes\n", want);
+    fflush(stdout);
+    for (;;) pause();
+}
+
+static int self_exit(int argc, char **argv)
+{
+    uint64_t code;
+    if (argc != 1 || !parse_u64(slice_of(argv[0]), 10, 255, &code)) return self_usage("exit CODE");
+    return (int)code;
+}
+
+/* Uses a CPU with as few system calls as it can, so that a quota bites: clock_gettime is none. */
+static int self_spin(int argc, char **argv)
+{
+    int64_t ns = INT64_MAX / 2;
+    if (argc > 1 || (argc && !client_decimal(slice_of(argv[0]), NS_PER_SEC, &ns)))
+        return self_usage("spin [SECONDS]");
+    for (int64_t start = clock_mono(); clock_mono() - start < ns;) {}
+    return 0;
+}
+
+typedef struct { const char *name, *args, *does; int (*run)(int argc, char **argv); } self_row;
+static const self_row self_rows[] = {
+    { "print", "[--every SECONDS] TEXT...", "print a line, or one ever so often", self_print },
+    { "env", "", "print the environment", self_env },
+    { "sleep", "[SECONDS]", "wait; for ever without SECONDS", self_sleep },
+    { "serve", "[PORT] [TEXT]", "serve a page over HTTP; port 8080", self_serve },
+    { "memory", "SIZE", "use that much memory (64m) and hold it", self_memory },
+    { "exit", "CODE", "end with that exit code", self_exit },
+    { "spin", "[SECONDS]", "use one CPU; for ever without SECONDS", self_spin },
+};
+
+/* `krun self NAME [ARG...]`, argv[0] being "/krun" or "krun". Returns the exit code. */
+static int self_main(int argc, char **argv)
+{
+    const char *name = argc > 2 ? argv[2] : "help";
+    signal(SIGTERM, self_end);
+    signal(SIGINT, self_end);
+    for (size_t i = 0; i < COUNT(self_rows); i++)
+        if (!strcmp(name, self_rows[i].name)) return self_rows[i].run(argc - 3, argv + 3);
+    bool asked = !strcmp(name, "help") || !strcmp(name, "--help");
+    FILE *to = asked ? stdout : stderr;
+    if (!asked) fprintf(to, "krun self: there is no program \"%s\"\n", name);
+    fprintf(to, "The programs in the image localhost/krun:self:\n\n");
+    for (size_t i = 0; i < COUNT(self_rows); i++)
+        fprintf(to, "  %-6s %-26s %s\n", self_rows[i].name, self_rows[i].args, self_rows[i].does);
+    return asked ? 0 : 127;
+}
+
+/* -- the parts that krun plays ----------------------------------------------------------------- */
 
 /* The parts that krun plays when it has started itself. No user types one. */
 typedef struct { const char *name; int (*run)(int argc, char **argv); } main_role;

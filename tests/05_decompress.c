@@ -72,6 +72,58 @@ TEST(gzip_cases_come_out_as_listed) /* T35 */
     }
 }
 
+TEST(gzip_errors_say_what_is_wrong)
+{
+    static const char *const rows[][2] = {
+        { "dist-too-far.gz", "gzip: a distance that goes back before the start" },
+        { "dist-code-30.gz", "gzip: a code that does not exist" },
+        { "len-code-286.gz", "gzip: a code that does not exist" },
+        { "dyn-clen-over.gz", "gzip: the code of the code lengths is no code" },
+        { "dyn-clen-empty.gz", "gzip: the code of the code lengths is no code" },
+        { "dyn-hlit-288.gz", "gzip: too many codes" },
+        { "bad-crc.gz", "gzip: the checksum is wrong" },
+        { "bad-isize.gz", "gzip: the size is wrong" },
+        { "trailing-garbage.gz", "gzip: something else follows the stream" },
+    };
+    OWNED_ARENA a = arena_make(64 * MIB);
+    slice packed;
+    if (!vectors_dir) SKIP("no KRUN_TESTDATA");
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        if (!read_vector(arena_printf(&a, "gzip-cases/%s", rows[i][0]), &a, &packed)) SKIP("no gzip-cases");
+        for (size_t most = 1; most < 10000; most *= 1000) /* the slow way and the fast one */
+            CHECK_TEXT(slice_of(unpack_bytes(packed, most, UINT64_MAX).e.text), rows[i][1]);
+    }
+}
+
+TEST(gzip_members_do_not_see_each_other)
+{
+    /* "abc" stored, and "abc" as a copy of three bytes from three bytes back: in the first member
+     * that follows "abc" in the second, it would be right. */
+#define ABC_END "\xC2\x41\x24\x35\x03\0\0\0"
+#define GZ_HEAD "\x1F\x8B\x08\0\0\0\0\0\0\x03"
+    unpacked u = unpack_bytes(SLICE(GZ_HEAD "\x01\x03\x00\xFC\xFF" "abc" ABC_END), 1, UINT64_MAX);
+    CHECK(u.result == 0 && u.bytes == 3);
+    u = unpack_bytes(SLICE(GZ_HEAD "\x01\x03\x00\xFC\xFF" "abc" ABC_END GZ_HEAD "\x03\x22\x00" ABC_END), 100, UINT64_MAX);
+    CHECK_TEXT(slice_of(u.e.text), "gzip: a distance that goes back before the start");
+    /* With more behind it, the loop that does not look at each byte meets the same. */
+    u = unpack_bytes(SLICE(GZ_HEAD "\x03\x22\x00" ABC_END "0123456789012345678901234567890123456789"), 100, UINT64_MAX);
+    CHECK_TEXT(slice_of(u.e.text), "gzip: a distance that goes back before the start");
+}
+
+TEST(gzip_codes_that_are_no_codes_are_refused)
+{
+    static const struct { uint8_t lengths[4]; unsigned n; huff_symbol *entry; bool good; } rows[] = {
+        { { 1, 1 }, 2, litlen_symbol, true }, { { 2, 2, 2, 2 }, 4, litlen_symbol, true }, { { 1, 2, 3, 3 }, 4, dist_symbol, true },
+        { { 0, 1 }, 2, litlen_symbol, true }, { { 0, 1 }, 2, dist_symbol, true }, { { 0, 1 }, 2, clen_symbol, false },
+        { { 0 }, 1, dist_symbol, true }, { { 0 }, 1, litlen_symbol, false }, { { 0 }, 1, clen_symbol, false },
+        { { 2 }, 1, dist_symbol, false }, { { 1, 2 }, 2, dist_symbol, false }, { { 2, 2, 2 }, 3, litlen_symbol, false },
+        { { 1, 1, 1 }, 3, litlen_symbol, false }, { { 1, 1, 2 }, 3, dist_symbol, false },
+    };
+    static uint32_t table[LITLEN_TABLE];
+    for (size_t i = 0; i < COUNT(rows); i++)
+        CHECK_INT(huff_build(table, &(huff_code){ rows[i].lengths, rows[i].n, CLEN_BITS, rows[i].entry }), rows[i].good);
+}
+
 TEST(gzip_stream_may_be_cut_anywhere_and_says_so)
 {
     OWNED_ARENA a = arena_make(64 * MIB);
@@ -258,4 +310,70 @@ TEST(zstd_survives_cuts_and_flipped_bits)
             ((uint8_t *)copy.p)[bit / 8] ^= (uint8_t)(1 << bit % 8);
         }
     }
+}
+
+/* A frame of one block, made by hand: "a", then one sequence, all three codes of one symbol each. */
+TEST(zstd_sequences_must_fit_and_use_all_their_bits)
+{
+#define ZSTD_HEAD "\x28\xB5\x2F\xFD\x20\x04"
+    static const struct { slice frame; const char *want; } rows[] = {
+        { SLICE(ZSTD_HEAD "\x45\0\0" "\x08" "a" "\x01\x54\x01\x02\x00" "\x04"), "" }, /* 3 bytes from 1 back */
+        { SLICE(ZSTD_HEAD "\x45\0\0" "\x08" "a" "\x01\x54\x01\x02\x00" "\x05"), "zstd: a block makes no sense" }, /* 2 back */
+        { SLICE(ZSTD_HEAD "\x4D\0\0" "\x08" "a" "\x01\x54\x01\x02\x00" "\xFF\x04"), "zstd: a block makes no sense" }, /* 8 bits left */
+        { SLICE(ZSTD_HEAD "\x45\0\0" "\x08" "a" "\x01\x54\x01\x02\x00" "\x02"), "zstd: a block makes no sense" }, /* 1 too few */
+        { SLICE(ZSTD_HEAD "\x45\0\0" "\x08" "a" "\x01\x54\x02\x02\x00" "\x04"), "zstd: a block makes no sense" }, /* 2 literals */
+        { SLICE("\x28\xB5\x2F\xFD\x20\x08" "\x45\0\0" "\x08" "a" "\x01\x54\x02\x02\x00" "\x04"), "zstd: a block makes no sense" },
+        { SLICE(ZSTD_HEAD "\x45\0\0" "\x08" "a" "\x01\x54\x01\x02\x01" "\x04"), "zstd: a block makes no sense" }, /* 4 bytes */
+        { SLICE(ZSTD_HEAD "\x45\0\0" "\x08" "a" "\x01\x54\x01\x20\x00" "\x04"), "zstd: a block makes no sense" }, /* no such symbol */
+        { SLICE(ZSTD_HEAD "\x45\0\0" "\x08" "a" "\x01\xFC\x01\x02\x00" "\x04"), "zstd: a block makes no sense" }, /* nothing to repeat */
+        { SLICE(ZSTD_HEAD "\x45\0\0" "\x08" "a" "\x01\x55\x01\x02\x00" "\x04"), "zstd: a block makes no sense" }, /* reserved bits */
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        unpacked u = unpack_bytes(at_page_end(rows[i].frame.p, rows[i].frame.n), 5, UINT64_MAX);
+        CHECK_TEXT(slice_of(u.e.text), rows[i].want);
+        if (!*rows[i].want) CHECK_TEXT(slice_of(u.sha256), "61be55a8e2f6b4e172338bddf184d6dbee29c98853e0a0485ecee7f27b9af0b4");
+    }
+}
+
+/* Appends a block of one sequence: no literals, `length` (131..258) bytes from `offset` back. */
+static void zstd_put_match(buf *out, uint32_t offset, uint32_t length)
+{
+    uint32_t value = offset + 3, code = 31 - (uint32_t)__builtin_clz(value);
+    uint64_t bits = (UINT64_C(1) << (code + 7)) | (uint64_t)(value - (1U << code)) << 7 | (length - 131);
+    size_t n = (size_t)(63 - __builtin_clzll(bits)) / 8 + 1;
+    uint32_t header = (uint32_t)(6 + n) << 3 | 2 << 1;
+    for (int i = 0; i < 3; i++) buf_byte(out, (uint8_t)(header >> (8 * i)));
+    buf_add(out, "\x00\x01\x54\x00", 4);
+    buf_byte(out, (uint8_t)code);
+    buf_byte(out, 43);
+    for (size_t i = 0; i < n; i++) buf_byte(out, (uint8_t)(bits >> (8 * i)));
+}
+
+TEST(zstd_matches_reach_round_the_end_of_the_ring)
+{
+    OWNED_BUF frame = { 0 }, plain = { 0 };
+    uint32_t random = 12345;
+    buf_add(&frame, "\x28\xB5\x2F\xFD\x00\x00", 6); /* a window of 1 KiB */
+    while (plain.n < 4 * MIB) {
+        uint8_t bytes[1024];
+        for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (uint8_t)((random = random * 1103515245 + 12345) >> 16);
+        uint32_t n = 1 + random % 1024, header = n << 3;
+        for (int i = 0; i < 3; i++) buf_byte(&frame, (uint8_t)(header >> (8 * i)));
+        buf_add(&frame, bytes, n), buf_add(&plain, bytes, n);
+        if (plain.n < 1024) continue;
+        uint32_t offset = 1 + (random >> 8) % 1024, length = 131 + (random >> 4) % 128;
+        zstd_put_match(&frame, offset, length);
+        for (uint32_t i = 0; i < length; i++) buf_byte(&plain, plain.p[plain.n - offset]);
+    }
+    buf_add(&frame, "\x01\0\0", 3); /* the last block, empty */
+    sha256 s;
+    uint8_t hash[32];
+    char hex[65];
+    sha256_init(&s);
+    sha256_add(&s, plain.p, plain.n);
+    sha256_end(&s, hash);
+    hex_encode(hash, 32, hex);
+    unpacked u = unpack_bytes(buf_view(&frame), 100000, UINT64_MAX);
+    CHECK_TEXT(slice_of(u.e.text), "");
+    CHECK_TEXT(slice_of(u.sha256), hex);
 }

@@ -125,8 +125,10 @@ static void grpc_test_start(grpc_test *t)
     grpc_tested = t;
     probes_alive = probes_peak = probes_cancelled = probes_sent = 0;
     t->options.socket_path = t->path;
-    t->options.methods = probe_methods;
-    t->options.nmethods = COUNT(probe_methods);
+    if (!t->options.methods) {
+        t->options.methods = probe_methods;
+        t->options.nmethods = COUNT(probe_methods);
+    }
     t->options.alias = "/t.alpha.";
     t->options.alias_of = "/t.v1.";
     t->arena = arena_make(256 * MIB);
@@ -314,6 +316,28 @@ TEST(grpc_handlers_of_reset_streams_keep_their_slots) /* T13 */
     CHECK_INT(ask(&t, "Loop", (Probe){ 0 }, &p, 0), GRPC_OK);
 }
 
+TEST(grpc_streams_that_are_reset_make_no_room_for_more_handlers) /* T13, below its budget */
+{
+    GRPC_TEST(t, 0);
+    OWNED_FD fd = raw_dial(&t);
+    OWNED_BUF out = { 0 };
+    buf_str(&out, h2_preface);
+    add_frame(&out, H2_SETTINGS, 0, 0, (slice){ NULL, 0 });
+    for (uint32_t id = 1; id < 399; id += 2) /* 3 s */
+        add_call(&out, id, "/t.v1.T/Stubborn", "000000000310b817");
+    CHECK_INT(write_all(fd, out.p, out.n), 0);
+    CHECK(soon(&probes_alive, 199));
+    out.n = 0;
+    for (uint32_t id = 1; id < 399; id += 2) add_u32(&out, H2_RST_STREAM, id, H2_CANCEL);
+    for (uint32_t id = 399; id < 601; id += 2)
+        add_call(&out, id, "/t.v1.T/Stubborn", "000000000310b817");
+    CHECK_INT(write_all(fd, out.p, out.n), 0);
+    CHECK(soon(&probes_alive, 250));
+    poll(NULL, 0, 50);
+    CHECK_INT(probes_alive, 250);
+    for (int i = 0; i < 2 && probes_alive; i++) soon(&probes_alive, 0);
+}
+
 TEST(grpc_cancels_what_a_vanished_client_has_asked_for)
 {
     GRPC_TEST(t, .long_workers = 4);
@@ -482,6 +506,37 @@ TEST(grpc_shutdown_lets_a_running_call_finish)
     CHECK(late == NULL);
     CHECK_INT(t.e.code, GRPC_UNAVAILABLE);
     CHECK(strstr(t.e.text, "is krun serve running?"));
+}
+
+/* Sends nothing, until nobody listens. */
+static int probe_watch(grpc_call *c, const void *in, void *out, error *e)
+{
+    (void)in, (void)out;
+    struct pollfd cancel = { grpc_cancel_fd(c, e), POLLIN, 0 };
+    probes_alive++;
+    poll(&cancel, 1, -1);
+    probes_alive--;
+    return fail(e, GRPC_CANCELLED, "nobody listens");
+}
+
+TEST(grpc_shutdown_does_not_wait_for_streams_without_end)
+{
+    static const grpc_method watch_only[] = {
+        { "/t.v1.T/Watch", &Probe_msg, &Probe_msg, GRPC_LONG, true, probe_watch },
+    };
+    GRPC_TEST(t, .methods = watch_only, .nmethods = 1);
+    OWNED_FD fd = raw_dial(&t);
+    OWNED_BUF out = { 0 };
+    buf_str(&out, h2_preface);
+    add_frame(&out, H2_SETTINGS, 0, 0, (slice){ NULL, 0 });
+    add_call(&out, 1, "/t.v1.T/Watch", "0000000000");
+    CHECK_INT(write_all(fd, out.p, out.n), 0);
+    CHECK(soon(&probes_alive, 1));
+    int64_t start = clock_mono();
+    grpc_test_stop(&t);
+    CHECK(raw_hung_up(fd, 3000));
+    CHECK(clock_mono() - start < 3 * NS_PER_SEC);
+    CHECK(soon(&probes_alive, 0));
 }
 
 TEST(grpc_server_outlives_a_lack_of_descriptors) /* T60 */

@@ -83,7 +83,7 @@ TEST(images_open_makes_the_built_in_image_once)
         char file[128];
         snprintf(id, sizeof id, "%.*s", PR(r->id));
         snprintf(file, sizeof file, "%.*s/krun", PR(r->layers.p[0]));
-        CHECK(fstatat(images_layers_fd(x.s), file, &st, 0) == 0);
+        CHECK(fstatat(x.s->layers_fd, file, &st, 0) == 0);
         CHECK_INT(st.st_mode & 07777, 0755);
     }
     image_drop(x.s, r);
@@ -492,6 +492,42 @@ TEST(image_pull_goes_on_where_it_can)
     fake_down(&other);
 }
 
+static bool trick_404(fake *f, const char *request, int fd)
+{
+    (void)f, (void)request;
+    return fake_send(fd, "HTTP/1.1 404 T\r\nContent-Length: 0\r\n\r\n", (slice){ NULL, 0 }), true;
+}
+
+TEST(image_pull_asks_the_mirrors_first_and_tells_them_no_secret)
+{
+    fake f;
+    error e = { 0 };
+    store_fixture x;
+    char dir[PATH_MAX], text[256];
+    slice id;
+    OWNED_ARENA a = arena_make(MIB);
+    AuthConfig auth = { .username = SLICE("u"), .password = SLICE("p") };
+    ImageSpec spec = { .image = SLICE("registry.example/x:1") };
+    if (geteuid() != 0) SKIP("unpack needs root for chroot");
+    store_up(&x);
+    fake_up(&f, NULL, NULL);
+    close(temp_dir(dir));
+    snprintf(text, sizeof text, "[host.\"http://127.0.0.1:1\"]\n[host.\"http://127.0.0.1:%d\"]\n", f.port);
+    put_hosts_toml(dir, "registry.example", text); /* nobody listens on port 1 */
+    x.s->o.hosts_dir = dir;
+    CHECK_INT(image_pull(x.s, &(PullImageRequest){ .image = &spec, .auth = &auth }, -1, &a, &id, &e), 0);
+    if (e.code) fprintf(stderr, "%s\n", e.text);
+    CHECK(store_has(&x, "registry.example/x:1"));
+    CHECK_INT(f.secrets, 0);
+    spec.image = SLICE("registry.example/y:1"); /* the registry itself would need https */
+    f.trick = trick_404;
+    CHECK_INT(image_pull(x.s, &(PullImageRequest){ .image = &spec }, -1, &a, &id, &e), -1);
+    CHECK(strstr(e.text, "404") && strstr(e.text, "https is not supported"));
+    tree_remove(AT_FDCWD, dir, &e);
+    fake_down(&f);
+    store_down(&x);
+}
+
 static bool trick_always_401(fake *f, const char *request, int fd)
 {
     (void)f, (void)request;
@@ -527,11 +563,6 @@ static bool trick_403(fake *f, const char *request, int fd)
     (void)f, (void)request;
     return fake_send(fd, "HTTP/1.1 403 T\r\nContent-Length: 59\r\n\r\n"
                      "{\"errors\":[{\"code\":\"DENIED\",\"message\":\"no \\u001b[31mway\"}]}", (slice){ NULL, 0 }), true;
-}
-static bool trick_404(fake *f, const char *request, int fd)
-{
-    (void)f, (void)request;
-    return fake_send(fd, "HTTP/1.1 404 T\r\nContent-Length: 0\r\n\r\n", (slice){ NULL, 0 }), true;
 }
 static bool trick_endless_manifest(fake *f, const char *request, int fd)
 {
@@ -570,7 +601,7 @@ TEST(image_pull_ends_where_it_must)
         { trick_404, GRPC_NOT_FOUND, "404", 1 },
         { trick_endless_manifest, GRPC_UNKNOWN, "more than the 4194304 bytes", 1 },
         { trick_wrong_range, GRPC_UNKNOWN, "range", 3 },
-        { trick_wrong_bytes, GRPC_DATA_LOSS, "digest", 3 },
+        { trick_wrong_bytes, GRPC_DATA_LOSS, "its digest is", 3 },
     };
     AuthConfig auth = { .username = SLICE("u"), .password = SLICE("p") };
     store_fixture x;
@@ -892,11 +923,13 @@ TEST(image_load_takes_a_layout_and_refuses_what_lies)
     store_down(&x);
 }
 
-/* Run by hand: KRUN_TEST_PULL="127.0.0.1:5000/x:1 ..." */
+/* Run by hand: KRUN_TEST_PULL="127.0.0.1:5000/x:1 /dir/archive.tar ..." KRUN_TEST_AUTH="user:password" */
 TEST(images_pull_what_the_environment_names)
 {
     store_fixture x;
     const char *names = getenv("KRUN_TEST_PULL");
+    slice password = slice_of(getenv("KRUN_TEST_AUTH")), user = slice_cut(&password, ':');
+    AuthConfig auth = { .username = user, .password = password };
     if (!names) SKIP("KRUN_TEST_PULL is not set");
     store_up(&x);
     for (slice rest = slice_of(names), one; rest.n;) {
@@ -904,7 +937,7 @@ TEST(images_pull_what_the_environment_names)
         slice id;
         OWNED_ARENA a = arena_make(MIB);
         one = slice_cut(&rest, ' ');
-        PullImageRequest q = { .image = &(ImageSpec){ .image = one } };
+        PullImageRequest q = { .image = &(ImageSpec){ .image = one }, .auth = user.n ? &auth : NULL };
         int64_t t = clock_mono();
         int failed = slice_starts(one, "/") ? -1 : image_pull(x.s, &q, -1, &a, &id, &e);
         if (slice_starts(one, "/")) {

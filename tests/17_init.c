@@ -97,6 +97,9 @@ static int box_wait(init_started *s, int *terminal, error *e)
 static int box_start(box *b, init_started *s, error *e)
 {
     int ends[2], terminal = -1;
+    close(b->cgroup); /* each container has a new one */
+    cg_remove(&b->tree, b->group, e);
+    b->cgroup = cg_make(&b->tree, b->group, e);
     if (pipe2(ends, O_CLOEXEC) < 0) abort();
     if (b->out >= 0) close(b->out);
     b->out = ends[0];
@@ -294,11 +297,11 @@ TEST(init_killed_before_exec_has_not_started) /* R18 */
 TEST(init_refuses_an_image_that_puts_links_where_krun_mounts) /* T50, CVE-2023-28642, CVE-2026-41579 */
 {
     static const struct { const char *name, *to; } rows[] = {
-        { "proc", "/tmp" }, { "sys", "etc" }, { "dev", "/krun-canary" }, { "dev", "../../../../../../krun-canary" }, { "dev", "/proc/self/fd/4" },
+        { "proc", "/tmp" }, { "sys", "etc" }, { "dev", "/tmp/krun-canary" }, { "dev", "../../../../../../tmp/krun-canary" }, { "dev", "/proc/self/fd/4" },
     };
     BOX(b);
-    mkdir("/krun-canary", 0755);
-    close(open("/krun-canary/ptmx", O_CREAT | O_WRONLY | O_CLOEXEC, 0644));
+    mkdir("/tmp/krun-canary", 0755);
+    close(open("/tmp/krun-canary/ptmx", O_CREAT | O_WRONLY | O_CLOEXEC, 0644));
     for (size_t i = 0; i < COUNT(rows); i++) {
         char path[32];
         snprintf(path, sizeof path, "one/%s", rows[i].name);
@@ -309,7 +312,7 @@ TEST(init_refuses_an_image_that_puts_links_where_krun_mounts) /* T50, CVE-2023-2
         CHECK(strstr(e.text, rows[i].name) != NULL);
         unlinkat(b.layers, path, 0);
     }
-    CHECK(unlink("/krun-canary/ptmx") == 0 && rmdir("/krun-canary") == 0); /* and nothing else was in it */
+    CHECK(unlink("/tmp/krun-canary/ptmx") == 0 && rmdir("/tmp/krun-canary") == 0); /* and nothing else was in it */
     box_close(&b);
 }
 
@@ -342,6 +345,8 @@ TEST(init_mounts_volumes_as_they_were_asked_for) /* T34, T50 */
     box_write(b.dir, "vol/sub/f", "deep"), box_write(b.dir, "hosts", "names"), box_write(b.layers, "img/part/p", "part");
     symlinkat("/run", b.layers, "one/var-run");
     slice vol = slice_of(arena_printf(&a, "%s/vol", b.path)), hosts = slice_of(arena_printf(&a, "%s/hosts", b.path)), img[] = { SLICE("img"), SLICE("one") };
+    const char *in = arena_printf(&a, "%s/vol/in", b.path); /* a mount below the volume's: only "recursive" reaches it */
+    CHECK(mkdir(in, 0755) == 0 && mount("none", in, "tmpfs", 0, NULL) == 0);
     MountSpec mounts[] = {
         { .destination = SLICE("/v/w/frozen"), .source = vol, .readonly = true, .recursive_readonly = true },
         { .destination = SLICE("/etc/hosts"), .source = hosts, .readonly = true },
@@ -355,9 +360,10 @@ TEST(init_mounts_volumes_as_they_were_asked_for) /* T34, T50 */
     slice said = box_run(&b, SH(
         "busybox cat /v/sub/f /etc/hosts /run/secrets/x/sub/f /img/p /img2/p /dev/shm/sub/f; echo; echo new >/v/made && echo wrote v;"
         "(echo x >/etc/hosts; echo x >/v/w/frozen/x; echo x >/img/x; echo x >/img2/x) 2>/dev/null || echo not the others;"
-        "busybox grep -c ' /v/w/frozen ro' /proc/self/mountinfo"), &code, &e);
+        "busybox grep -c ' /v/w/frozen[^ ]* ro' /proc/self/mountinfo; busybox grep -c ' /v/in rw' /proc/self/mountinfo"), &code, &e);
     if (code) fprintf(stderr, "%s\n", e.text);
-    CHECK_TEXT(said, "deepnamesdeeppartpartdeep\nwrote v\nnot the others\n1");
+    CHECK_TEXT(said, "deepnamesdeeppartpartdeep\nwrote v\nnot the others\n2\n1");
+    umount2(in, MNT_DETACH);
     CHECK_INT(faccessat(b.dir, "vol/made", F_OK, 0), 0);
     CHECK_INT(faccessat(b.dir, "vol/w/frozen", F_OK, 0), 0); /* a mount point inside a volume is made in it */
     box_close(&b);
@@ -446,6 +452,25 @@ TEST(init_makes_the_devices_of_the_request)
     devices[1].host_path = SLICE("/etc/passwd");
     box_run(&b, SH("exit 0"), &code, &e);
     CHECK(code == -1 && strstr(e.text, "not a device") != NULL);
+    box_close(&b);
+}
+
+TEST(init_opens_no_device_that_was_not_asked_for)
+{
+    BOX(b);
+    struct stat st;
+    const char *disk = stat("/dev/vda", &st) == 0 ? "/dev/vda" : stat("/dev/loop0", &st) == 0 ? "/dev/loop0" : NULL;
+    char *script = arena_printf(&b.memory, "busybox mknod /dev/disk b %u %u && echo made; busybox head -c 1 /dev/disk >/dev/null 2>&1 && echo read;"
+                                "busybox mknod /dev/kmem c 1 1; busybox head -c 1 /dev/kmem >/dev/null 2>&1 && echo read; echo x >/dev/null && busybox head -c 2 /dev/zero | busybox wc -c;"
+                                "true", disk ? major(st.st_rdev) : 7, disk ? minor(st.st_rdev) : 0);
+    DeviceSpec device = { SLICE("/dev/z2"), SLICE("/dev/kmsg"), SLICE("r") };
+    CHECK_TEXT(box_run(&b, SH("busybox mknod /dev/m c 1 11 && echo made; busybox head -c 1 /dev/m 2>/dev/null || echo denied"), &code, &e), "made\ndenied");
+    b.spec.devices.p = &device, b.spec.devices.n = 1;
+    b.spec.capabilities |= security_cap_bit(SLICE("SYSLOG"));
+    if (stat("/dev/kmsg", &st) == 0)
+        CHECK_TEXT(box_run(&b, SH("busybox head -n 1 /dev/z2 >/dev/null && echo read; (echo x >/dev/z2) 2>/dev/null || echo denied"), &code, &e), "read\ndenied");
+    b.spec.devices.n = 0;
+    CHECK_TEXT(box_run(&b, SH(script), &code, &e), "made\n2");
     box_close(&b);
 }
 
@@ -608,7 +633,7 @@ static void pod_checks(box *b)
                               "busybox ip addr show lo | busybox grep -c 127.0.0.1; echo shared >/dev/shm/x; busybox ls /proc/1/root /proc/1/fd 2>&1; exit 0"));
         CHECK_INT(pipe2(ends, O_CLOEXEC), 0);
         init_args a = { .spec = &b->spec, .layers_dir = b->layers, .state_dir = b->state, .stdio = { -1, ends[1], ends[1] },
-                        .cgroup = b->cgroup, .pidns = ns.pause, .shm_ns = ns.shm_ns };
+                        .cgroup = cg_make_below(b->cgroup, i ? "two" : "one", &e), .pidns = ns.pause, .shm_ns = ns.shm_ns };
         CHECK_INT(init_clone(&a, &s, &e), 0);
         close(ends[1]);
         int state = box_wait(&s, &terminal, &e);

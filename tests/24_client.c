@@ -1,5 +1,36 @@
 /* Chapter 24: the configurations of a one-container pod, and the reading of logs. */
 
+TEST(client_decimal_is_exact_and_refuses_the_rest)
+{
+    static const struct { const char *text; uint64_t unit; int64_t want; } rows[] = {
+        { "1", 1000, 1000 }, { "0.5", 1000, 500 }, { "0.1", NS_PER_SEC, 100000000 }, { ".25", 100, 25 },
+        { "2.", 10, 20 }, { "1.999999999", NS_PER_SEC, 1999999999 }, { "0.3", 3, 0 }, { "0", 5, 0 },
+        { "9223372036854775807", 1, INT64_MAX }, { "9223372036854775808", 1, -1 },
+        { "9223372036854775807.9", 1, INT64_MAX }, { "9223372037", NS_PER_SEC, -1 },
+        { "", 1, -1 }, { ".", 1, -1 }, { "-1", 1, -1 }, { "1e3", 1, -1 }, { " 1", 1, -1 }, { "1.2.3", 1, -1 },
+        { "1.0000000001", 1, -1 },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        int64_t got = -1;
+        CHECK_INT(client_decimal(slice_of(rows[i].text), rows[i].unit, &got), rows[i].want >= 0);
+        CHECK_INT(got, rows[i].want);
+    }
+}
+
+TEST(client_bytes_reads_units_of_1024)
+{
+    static const struct { const char *text; int64_t want; } rows[] = {
+        { "1", 1 }, { "1b", 1 }, { "1k", 1024 }, { "64m", 64 << 20 }, { "64M", 64 << 20 }, { "1.5k", 1536 },
+        { "2g", INT64_C(2) << 30 }, { "1t", INT64_C(1) << 40 }, { "m", -1 }, { "", -1 }, { "1x", -1 },
+        { "1mb", -1 }, { "99999999999t", -1 },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        int64_t got = -1;
+        CHECK_INT(client_bytes(slice_of(rows[i].text), &got), rows[i].want >= 0);
+        CHECK_INT(got, rows[i].want);
+    }
+}
+
 TEST(client_uuid_is_random_and_version_4)
 {
     char a[37], b[37];

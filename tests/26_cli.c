@@ -1,37 +1,6 @@
 /* Chapter 26: what is typed, and what is printed. */
 #ifndef KRUN_NO_CLI
 
-TEST(cli_decimal_is_exact_and_refuses_the_rest)
-{
-    static const struct { const char *text; uint64_t unit; int64_t want; } rows[] = {
-        { "1", 1000, 1000 }, { "0.5", 1000, 500 }, { "0.1", NS_PER_SEC, 100000000 }, { ".25", 100, 25 },
-        { "2.", 10, 20 }, { "1.999999999", NS_PER_SEC, 1999999999 }, { "0.3", 3, 0 }, { "0", 5, 0 },
-        { "9223372036854775807", 1, INT64_MAX }, { "9223372036854775808", 1, -1 },
-        { "9223372036854775807.9", 1, INT64_MAX }, { "9223372037", NS_PER_SEC, -1 },
-        { "", 1, -1 }, { ".", 1, -1 }, { "-1", 1, -1 }, { "1e3", 1, -1 }, { " 1", 1, -1 }, { "1.2.3", 1, -1 },
-        { "1.0000000001", 1, -1 },
-    };
-    for (size_t i = 0; i < COUNT(rows); i++) {
-        int64_t got = -1;
-        CHECK_INT(cli_decimal(slice_of(rows[i].text), rows[i].unit, &got), rows[i].want >= 0);
-        CHECK_INT(got, rows[i].want);
-    }
-}
-
-TEST(cli_bytes_reads_units_of_1024)
-{
-    static const struct { const char *text; int64_t want; } rows[] = {
-        { "1", 1 }, { "1b", 1 }, { "1k", 1024 }, { "64m", 64 << 20 }, { "64M", 64 << 20 }, { "1.5k", 1536 },
-        { "2g", INT64_C(2) << 30 }, { "1t", INT64_C(1) << 40 }, { "m", -1 }, { "", -1 }, { "1x", -1 },
-        { "1mb", -1 }, { "99999999999t", -1 },
-    };
-    for (size_t i = 0; i < COUNT(rows); i++) {
-        int64_t got = -1;
-        CHECK_INT(cli_bytes(slice_of(rows[i].text), &got), rows[i].want >= 0);
-        CHECK_INT(got, rows[i].want);
-    }
-}
-
 /* Parses a line for a command with stderr away, since a refused one explains itself there. */
 static int cli_test_parse(cli *c, enum cli_command which, const char *const *words)
 {
@@ -190,20 +159,5 @@ TEST(cli_cell_makes_a_hostile_name_harmless)
     CHECK_TEXT(slice_of(t.cells[0]), "A");
     CHECK_TEXT(slice_of(t.cells[2]), "x\\x1b[2Jy\\x0a");
     arena_free(&c.client.arena);
-}
-
-TEST(self_main_passes_codes_and_names_what_it_lacks)
-{
-    char *exits[] = { "krun", "self", "exit", "7", NULL }, *bad[] = { "krun", "self", "exit", "x", NULL };
-    int kept = dup(STDERR_FILENO), null = open("/dev/null", O_WRONLY | O_CLOEXEC);
-    dup2(null, STDERR_FILENO);
-    CHECK_INT(self_main(4, exits), 7);
-    CHECK_INT(self_main(4, bad), 2);
-    CHECK_INT(self_main(3, (char *[]){ "krun", "self", "nope", NULL }), 127);
-    dup2(kept, STDERR_FILENO);
-    close(kept);
-    close(null);
-    signal(SIGTERM, SIG_DFL);
-    signal(SIGINT, SIG_DFL);
 }
 #endif

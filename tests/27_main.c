@@ -1,4 +1,19 @@
-/* Chapter 27: krun.h. */
+/* Chapter 27: the built-in programs and krun.h. */
+
+TEST(self_main_passes_codes_and_names_what_it_lacks)
+{
+    char *exits[] = { "krun", "self", "exit", "7", NULL }, *bad[] = { "krun", "self", "exit", "x", NULL };
+    int kept = dup(STDERR_FILENO), null = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    dup2(null, STDERR_FILENO);
+    CHECK_INT(self_main(4, exits), 7);
+    CHECK_INT(self_main(4, bad), 2);
+    CHECK_INT(self_main(3, (char *[]){ "krun", "self", "nope", NULL }), 127);
+    dup2(kept, STDERR_FILENO);
+    close(kept);
+    close(null);
+    signal(SIGTERM, SIG_DFL);
+    signal(SIGINT, SIG_DFL);
+}
 
 TEST(krun_main_role_returns_when_the_words_are_the_embedders_own)
 {

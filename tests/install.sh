@@ -3,8 +3,8 @@
 # Debian's packages, and says what. With KRUN_NO_INSTALL=1 it only says, and fails. Default: check.
 #
 # crictl and critest are Go programs that want a newer Go than Debian's. Any Go can fetch that one:
-# it is published as the module golang.org/toolchain, checked like every module by sum.golang.org
-# (go.dev/doc/toolchain). Built programs are kept in $KRUN_TEST_CACHE, ~/.cache/krun-tests by default.
+# it is published as the module golang.org/toolchain, with a checksum like every module
+# has. Built programs are kept in $KRUN_TEST_CACHE, ~/.cache/krun-tests by default.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${KRUN_TEST_CACHE:-${HOME:-/root}/.cache/krun-tests}

@@ -3,7 +3,7 @@
 # under each C standard that it must live with, and in each form that a switch gives it. What
 # compiler is not here is named and left out. CROSS=1 adds Debian's cross compilers.
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 common="-Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wvla -Wimplicit-fallthrough -Werror"
 failed=0
 

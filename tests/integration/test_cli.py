@@ -54,14 +54,16 @@ def run_prints_what_the_program_prints_and_exits_as_it_does(k):
     for command, code, out, err in rows:
         done = k.cli("run", "--rm", "--net", "host", "--entrypoint", command[0], k.image, *command[1:],
                      check_status=False)
-        equal((done.returncode, done.stdout.decode(), done.stderr.decode()), (code, out, err), str(command))
+        equal((done.returncode, done.stdout.decode(), done.stderr.decode()), (code, out, err),
+              str(command))
     equal(len(k.cri.ListPodSandbox().items), 0, "pods after --rm")
 
 
 @test
 def run_tells_a_missing_program_from_one_that_cannot_run(k):
     for program, code in (("/no/such", 127), ("/etc/passwd", 126)):
-        done = k.cli("run", "--rm", "--net", "host", "--entrypoint", program, k.image, check_status=False)
+        done = k.cli("run", "--rm", "--net", "host", "--entrypoint", program, k.image,
+                     check_status=False)
         equal(done.returncode, code, program)
 
 
@@ -78,7 +80,8 @@ def run_passes_environment_volumes_user_and_directory(k):
 
 @test
 def run_without_a_network_has_loopback_only(k):
-    text = words(k, "run", "--rm", "--net", "none", "--entrypoint", "/bin/ip", k.image, "-o", "link")
+    text = words(k, "run", "--rm", "--net", "none", "--entrypoint", "/bin/ip", k.image, "-o",
+                 "link")
     equal(len(text.splitlines()), 1, f"links: {text}")
     holds("lo:", text, "links")
 
@@ -103,7 +106,8 @@ def detached_containers_are_listed_entered_read_stopped_and_removed(k):
     equal(words(k, "ps", "-q").split(), [listed.id] if len(words(k, "ps", "-q").split()[0]) == 64
           else [listed.id[:len(words(k, "ps", "-q").split()[0])]], "ps -q")
     equal(words(k, "exec", "mine", "echo", "inside"), "inside\n", "exec")
-    equal(k.cli("exec", "mine", "sh", "-c", "exit 5", check_status=False).returncode, 5, "exec's status")
+    equal(k.cli("exec", "mine", "sh", "-c", "exit 5", check_status=False).returncode, 5,
+          "exec's status")
     about = json.loads(words(k, "inspect", "mine"))
     holds(listed.id, json.dumps(about), "inspect")
     k.cli("stop", "-t", "0", "mine")
@@ -131,7 +135,8 @@ def output_as_JSON_is_what_the_CRI_says(k):
     found = json.loads(words(k, "ps", "-o", "json"))["containers"]
     equal([c["id"] for c in found], [container.id], "containers")
     equal([c["state"] for c in found], ["CONTAINER_RUNNING"], "states")
-    tags = [t for i in json.loads(words(k, "images", "-o", "json"))["images"] for t in i.get("repoTags", [])]
+    tags = [t for i in json.loads(words(k, "images", "-o", "json"))["images"]
+            for t in i.get("repoTags", [])]
     check(k.image in tags and SELF in tags, f"images: {tags}")
 
 
@@ -152,7 +157,8 @@ def crictls_JSON_files_make_pods_and_containers(k):
     pod = k.directory + "/pod.json"
     container = k.directory + "/container.json"
     with open(pod, "w") as f:
-        f.write(form.MessageToJson(pb.PodSandboxConfig(**k.pod_config()), preserving_proto_field_name=True))
+        f.write(form.MessageToJson(pb.PodSandboxConfig(**k.pod_config()),
+                                   preserving_proto_field_name=True))
     with open(container, "w") as f:
         json.dump({"metadata": {"name": "c"}, "image": {"image": k.image}, "command": ["sleep", "98765"],
                    "log_path": "c.log", "linux": {}}, f)

@@ -54,7 +54,8 @@ def a_container_goes_from_CREATED_to_RUNNING_to_EXITED_and_tells_when(k):
     container = k.pod().create("sh", "-c", "trap 'exit 3' TERM; echo up; while :; do sleep 1; done")
     check(re.fullmatch("[0-9a-f]{64}", container.id), f"the id: {container.id}")
     status = container.status()
-    equal((status.state, status.started_at, status.finished_at), (pb.CONTAINER_CREATED, 0, 0), "created")
+    equal((status.state, status.started_at, status.finished_at), (pb.CONTAINER_CREATED, 0, 0),
+          "created")
     check(status.created_at > 10**18, "created_at is in nanoseconds")
     container.start()
     status = container.status()
@@ -99,7 +100,8 @@ def its_status_gives_back_what_the_request_said(k):
     listed = k.cri.ListContainers(filter={"id": container.id}).containers[0]
     for got in (container.status(), listed):
         equal((dict(got.labels), dict(got.annotations)), (labels, notes), "labels and annotations")
-        equal((got.metadata.name, got.metadata.attempt), (container.config["metadata"]["name"], 2), "name")
+        equal((got.metadata.name, got.metadata.attempt), (container.config["metadata"]["name"], 2),
+              "name")
         equal(got.image.image, k.image, "image")
         check(got.image_ref, "image_ref is not empty")
         equal(got.image_id, k.cri.ImageStatus(image={"image": k.image}).image.id, "image_id")
@@ -260,14 +262,16 @@ def a_stop_ends_all_that_the_container_started(k):
 @test
 def the_end_of_the_first_process_ends_all_the_others(k):
     shared = security(namespace_options={"pid": pb.POD})
-    container = k.pod(**shared).start("sh", "-c", "setsid sleep 3200001 & sleep 0.2; exit 4", **shared)
+    container = k.pod(**shared).start("sh", "-c", "setsid sleep 3200001 & sleep 0.2; exit 4",
+                                      **shared)
     equal(container.exited().exit_code, 4, "exit code")
     until("the rest is gone", lambda: not running("3200001"))
 
 
 @test
 def a_second_stop_with_a_shorter_timeout_shortens_the_first(k):
-    container = k.pod().start("sh", "-c", "trap 'echo TERM' TERM; echo up; while :; do sleep 0.1; done")
+    container = k.pod().start("sh", "-c",
+                              "trap 'echo TERM' TERM; echo up; while :; do sleep 0.1; done")
     until("it traps", lambda: "up" in container.output())
     first = k.cri.begin("StopContainer", container_id=container.id, timeout=3600, _timeout=600)
     until("the signal arrives", lambda: "TERM" in container.output())
@@ -279,7 +283,8 @@ def a_second_stop_with_a_shorter_timeout_shortens_the_first(k):
 
 @test
 def status_and_exec_do_not_wait_behind_a_stop(k):
-    container = k.pod().start("sh", "-c", "trap 'echo TERM' TERM; echo up; while :; do sleep 0.1; done")
+    container = k.pod().start("sh", "-c",
+                              "trap 'echo TERM' TERM; echo up; while :; do sleep 0.1; done")
     until("it traps", lambda: "up" in container.output())
     stop = k.cri.begin("StopContainer", container_id=container.id, timeout=3600, _timeout=600)
     until("the signal arrives", lambda: "TERM" in container.output())
@@ -401,7 +406,8 @@ def the_user_is_who_the_request_and_the_image_say(k):
         ("test/busybox", {}, "uid=0(root) gid=0(root)"),
         ("test/busybox", {"run_as_user": id_of(1000)}, "uid=1000(alice) gid=1000"),
         ("test/busybox", {"run_as_user": id_of(4242)}, "uid=4242 gid=0"),
-        ("test/busybox", {"run_as_user": id_of(1000), "run_as_group": id_of(50)}, "uid=1000(alice) gid=50"),
+        ("test/busybox", {"run_as_user": id_of(1000), "run_as_group": id_of(50)},
+         "uid=1000(alice) gid=50"),
         ("test/busybox", {"run_as_username": "bob"}, "uid=1001(bob) gid=1000"),
         ("test/user-uid", {}, "uid=1234"), ("test/user-uid-gid", {}, "uid=1234 gid=555"),
         ("test/user-name", {}, "uid=1000(alice) gid=1000"),
@@ -506,7 +512,8 @@ def a_user_other_than_root_has_no_effective_capability_but_ambient_ones(k):
     equal((capabilities(status, "CapEff"), capabilities(status, "CapPrm")), (0, 0), "effective")
     equal(hex(capabilities(status, "CapBnd")), hex(DEFAULT_CAPABILITIES), "bounding")
     status = rights(pod, capabilities={"add_ambient_capabilities": ["NET_BIND_SERVICE"]}, **alice)
-    equal((capabilities(status, "CapEff"), capabilities(status, "CapAmb")), (1 << 10, 1 << 10), "ambient")
+    equal((capabilities(status, "CapEff"), capabilities(status, "CapAmb")), (1 << 10, 1 << 10),
+          "ambient")
 
 
 @test
@@ -515,7 +522,8 @@ def a_privileged_container_has_all_capabilities_devices_and_a_writable_sys(k):
     with open("/proc/self/status") as f:
         every = int(proc_status(f.read())["CapBnd"], 16)
     container = pod.start(**security(privileged=True))
-    equal(capabilities(proc_status(container.sh("cat /proc/self/status")), "CapEff"), every, "CapEff")
+    equal(capabilities(proc_status(container.sh("cat /proc/self/status")), "CapEff"), every,
+          "CapEff")
     holds("rw", re.search(r" /sys sysfs (\S+)", container.sh("cat /proc/mounts"))[1], "/sys")
     for name in ("kmsg", "loop-control"):
         if os.path.exists("/dev/" + name):
@@ -594,7 +602,8 @@ def proc_sys_dev_and_their_like_are_mounted_as_usual(k):
     text = k.pod().prints("cat", "/proc/mounts")
     rows = ((r" /proc proc ", "nosuid,nodev,noexec"), (r" /dev tmpfs ", "nosuid"),
             (r" /dev/pts devpts ", "nosuid,noexec"), (r" /dev/shm tmpfs ", "nosuid,nodev,noexec"),
-            (r" /dev/mqueue mqueue ", "nosuid,nodev,noexec"), (r" /sys sysfs ", "ro,nosuid,nodev,noexec"),
+            (r" /dev/mqueue mqueue ", "nosuid,nodev,noexec"),
+            (r" /sys sysfs ", "ro,nosuid,nodev,noexec"),
             (r" /sys/fs/cgroup cgroup2 ", "ro,nosuid,nodev,noexec"))
     for pattern, words in rows:
         found = re.search(pattern + r"(\S+)", text)
@@ -670,7 +679,8 @@ def a_symbolic_host_path_is_resolved(k):
 def a_mount_of_the_pods_files_wins_over_kruns(k):  # CVE-2021-43816
     source = volume(k)
     for path in ("/etc/hosts", "/etc/resolv.conf", "/etc/hostname"):
-        equal(k.pod().prints("cat", path, mounts=[mount(source + "/file", path)]), "content\n", path)
+        equal(k.pod().prints("cat", path, mounts=[mount(source + "/file", path)]), "content\n",
+              path)
     with open(source + "/file") as f:
         equal(f.read(), "content\n", "the host's file")
 
@@ -678,7 +688,8 @@ def a_mount_of_the_pods_files_wins_over_kruns(k):  # CVE-2021-43816
 @test
 def a_pods_own_dev_shm_mount_wins(k):
     source = volume(k)
-    equal(k.pod().prints("cat", "/dev/shm/file", mounts=[mount(source, "/dev/shm")]), "content\n", "content")
+    equal(k.pod().prints("cat", "/dev/shm/file", mounts=[mount(source, "/dev/shm")]), "content\n",
+          "content")
 
 
 @test
@@ -697,7 +708,8 @@ def read_only_leaves_submounts_writable_but_recursively_read_only_does_not(k):
         check(strict.status().mounts[0].recursive_read_only, "and the status says so")
         for bad in ({"readonly": False}, {"readonly": True,
                                           "propagation": pb.PROPAGATION_HOST_TO_CONTAINER}):
-            fails(lambda bad=bad: pod.create(mounts=[mount(source, recursive_read_only=True, **bad)]))
+            fails(lambda bad=bad: pod.create(mounts=[mount(source, recursive_read_only=True,
+                                                           **bad)]))
         k.remove_all()
     finally:
         subprocess.check_call(["umount", source + "/sub"])

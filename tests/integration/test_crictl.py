@@ -59,7 +59,8 @@ def a_pod_and_a_container_live_their_whole_life(k):
     equal(crictl(k, "exec", "-s", container, "echo", "sync").strip(), "sync", "crictl exec -s")
     about = json.loads(crictl(k, "inspect", container))
     equal(about["status"]["state"], "CONTAINER_RUNNING", "state")
-    equal(json.loads(crictl(k, "inspectp", pod))["status"]["state"], "SANDBOX_READY", "the pod's state")
+    equal(json.loads(crictl(k, "inspectp", pod))["status"]["state"], "SANDBOX_READY",
+          "the pod's state")
     equal(crictl(k, "ps", "-q", "--pod", pod[:13]).strip(), container, "crictl ps -q --pod")
     crictl(k, "stop", "--timeout", "0", container)
     holds("Exited", crictl(k, "ps", "-a"), "crictl ps -a")

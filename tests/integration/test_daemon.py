@@ -18,7 +18,8 @@ def Version_says_0_1_0_and_names_a_runtime(k):
     equal(answer.runtime_name, "krun", "runtime_name")
     equal(answer.runtime_api_version, "v1", "runtime_api_version")
     numbers = answer.runtime_version.lstrip("v").split("-")[0].split(".")
-    check(len(numbers) >= 2 and all(n.isdigit() for n in numbers), "runtime_version has dotted numbers")
+    check(len(numbers) >= 2 and all(n.isdigit() for n in numbers),
+          "runtime_version has dotted numbers")
 
 
 @test
@@ -40,7 +41,8 @@ def Status_says_that_the_runtime_is_ready(k):
 def Status_lists_the_default_handler(k):
     handlers = {h.name: h for h in k.cri.Status().runtime_handlers}
     check("" in handlers, "a handler with the empty name")
-    check(handlers[""].features.recursive_read_only_mounts, "recursive read-only mounts are offered")
+    check(handlers[""].features.recursive_read_only_mounts,
+          "recursive read-only mounts are offered")
 
 
 @test
@@ -48,7 +50,8 @@ def NetworkReady_waits_for_a_configuration_and_says_so(k):
     def network():
         return {c.type: c for c in k.cri.Status().status.conditions}["NetworkReady"]
     before = network()
-    check(not before.status and before.reason and before.message, f"not ready, with a reason: {before}")
+    check(not before.status and before.reason and before.message,
+          f"not ready, with a reason: {before}")
     k.write_cni()
     until("the network is ready once the file is there", lambda: network().status)
     os.unlink(k.cni + "/10-test.conflist")
@@ -134,7 +137,8 @@ def messages_of_16_MiB_pass_and_larger_ones_are_refused(k):  # T7
 
     def padded(total):
         body = total - 2 - 4
-        length = bytes([body & 127 | 128, body >> 7 & 127 | 128, body >> 14 & 127 | 128, body >> 21])
+        length = bytes([body & 127 | 128, body >> 7 & 127 | 128, body >> 14 & 127 | 128,
+                        body >> 21])
         return pad + length + b"x" * body
     call(padded(16 << 20), timeout=DEADLINE)
     refused("RESOURCE_EXHAUSTED", lambda: call(padded((16 << 20) + 1), timeout=DEADLINE))
@@ -261,3 +265,20 @@ def calls_from_many_threads_and_connections_agree(k):
     for t in threads:
         t.join()
     equal(errors, [], "errors")
+
+
+@test
+def the_streamed_lists_say_what_the_plain_ones_say(k):
+    """Or UNIMPLEMENTED, which sends a client back to the plain ones for good."""
+    pod = k.pod()
+    pod.start()
+    rows = (("StreamPodSandboxes", "pod_sandboxes", "ListPodSandbox", "items"),
+            ("StreamContainers", "containers", "ListContainers", "containers"),
+            ("StreamImages", "images", "ListImages", "images"))
+    for stream, member, plain, items in rows:
+        try:
+            got = [i.id for part in getattr(k.cri, stream)() for i in getattr(part, member)]
+        except grpc.RpcError as error:
+            equal(error.code().name, "UNIMPLEMENTED", stream)
+            continue
+        equal(sorted(got), sorted(i.id for i in getattr(getattr(k.cri, plain)(), items)), stream)

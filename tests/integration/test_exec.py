@@ -39,13 +39,14 @@ def it_runs_as_the_container_does(k):
                "supplemental_groups": [777], "no_new_privs": True}
     container = k.pod().start(working_dir="/tmp", envs=[{"key": "WHO", "value": b"me"}],
                               linux={"security_context": context})
-    equal(container.sh("pwd; echo $WHO; id -u; id -g").split(), ["/tmp", "me", "1000", "50"], "answers")
+    equal(container.sh("pwd; echo $WHO; id -u; id -g").split(), ["/tmp", "me", "1000", "50"],
+          "answers")
     same = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs",
             "Seccomp", "SigBlk", "SigIgn")
 
     def rights(path):
-        return [line for line in container.sh("cat " + path).splitlines()
-                if line.split(":")[0] in same]
+        text = container.run("cat", path).stdout.decode()
+        return [line for line in text.splitlines() if line.split(":")[0] in same]
     equal(rights("/proc/self/status"), rights("/proc/1/status"), "rights")
     for kind in ("mnt", "pid", "net", "ipc", "uts", "cgroup"):
         equal(container.sh(f"readlink /proc/self/ns/{kind}"),
@@ -112,7 +113,8 @@ def output_is_cut_so_that_the_whole_answer_fits_16_MiB(k):  # T7, T54, CVE-2022-
 
 @test
 def output_of_a_few_MiB_is_whole(k):
-    answer = k.pod().start().run("sh", "-c", "head -c 5000000 /dev/zero; head -c 3000000 /dev/zero >&2")
+    answer = k.pod().start().run("sh", "-c",
+                                 "head -c 5000000 /dev/zero; head -c 3000000 /dev/zero >&2")
     equal((len(answer.stdout), len(answer.stderr)), (5000000, 3000000), "bytes")
 
 
@@ -148,7 +150,8 @@ def a_container_that_dies_in_the_middle_ends_the_exec(k):  # T54
 @test
 def execs_side_by_side_keep_their_outputs_apart(k):
     container = k.pod().start()
-    calls = [k.cri.begin("ExecSync", container_id=container.id, cmd=["echo", str(n)]) for n in range(60)]
+    calls = [k.cri.begin("ExecSync", container_id=container.id, cmd=["echo", str(n)])
+             for n in range(60)]
     equal([c.result().stdout for c in calls], [b"%d\n" % n for n in range(60)], "outputs")
 
 

@@ -3,10 +3,13 @@ step (the list is read from krun.c). After a new start the retry succeeds and no
 import os
 import re
 import signal
+import subprocess
 
 import grpc
 
-from harness import DEADLINE, TOP, Failure, check, equal, merge, pb, restarts, skip, test, until
+import images
+from harness import (DEADLINE, TOP, Failure, Krun, check, equal, holds, merge, pb, restarts, skip,
+                     test, until)
 
 REGISTRY = "127.0.0.1:5000/"
 
@@ -26,7 +29,8 @@ class Scenario:
 
     def __init__(self, k):
         self.k = k
-        own = {"hostname": "h", "linux": {"security_context": {"namespace_options": {"network": pb.POD}}}}
+        own = {"hostname": "h",
+               "linux": {"security_context": {"namespace_options": {"network": pb.POD}}}}
         self.config = merge(k.pod_config(**own), {"metadata": {"name": "fault", "uid": "fault"}})
 
     def run(self):
@@ -82,8 +86,11 @@ def one_step(k, step, n):
     open(k.directory + "/daemon.log", "w").close()
     k.environment = {"KRUN_FAULT": f"{step}:{n}"}
     try:
-        k.restart()
-        hit = dies(k, scenario, step)
+        try:
+            k.restart()
+        except Failure:
+            pass  # it was killed while it started
+        hit = dies(k, scenario, step) if k.cri else True
     finally:
         k.environment = {}
     k.restart()
@@ -132,3 +139,53 @@ def killed_while_many_calls_are_under_way_krun_recovers(k):
     k.start()
     k.remove_all()
     equal(k.reserved_addresses(), [], "addresses")
+
+
+@test
+def a_full_disk_fails_what_needs_room_and_nothing_else(k):  # T59
+    directory = k.directory + "/small"
+    os.makedirs(directory + "/root")
+    subprocess.check_call(["mount", "-t", "tmpfs", "-o", "size=12m,nr_inodes=4000", "small",
+                           directory + "/root"])
+    big = images.Image([images.Tree().file("big", os.urandom(16 << 20))], {"Cmd": ["/none"]})
+    name = images.push(big, "127.0.0.1:5000", "test/big", "1")
+    small = Krun(directory)
+    small.allow_http("127.0.0.1:5000")
+    try:
+        small.start()
+        small.pull(small.image)
+        container = small.pod().start()
+        before = set(os.listdir(directory + "/root/layers"))
+        try:
+            small.pull(name)
+            raise Failure("16 MiB went into 12")
+        except grpc.RpcError as error:
+            holds("No space left", error.details(), "the message")
+        until("nothing is left of it",
+              lambda: set(os.listdir(directory + "/root/layers")) <= before)
+        container.sh("true")
+        subprocess.check_call(["mount", "-o", "remount,size=64m", directory + "/root"])
+        equal(small.pull(name), big.id, "the same pull, now that there is room")
+        small.remove_all()
+        small.stop()
+    finally:
+        small.kill()
+        subprocess.call(["umount", "-l", directory + "/root"])
+
+
+@test
+def without_descriptors_calls_fail_one_by_one_and_the_daemon_stays(k):  # T60
+    container = k.pod().start()
+    pid = str(k.process.pid)
+    before = subprocess.check_output(["prlimit", "--pid", pid, "--nofile", "--raw", "--noheadings",
+                                      "--output", "SOFT,HARD"]).decode().split()
+    used = len(os.listdir(f"/proc/{pid}/fd"))
+    subprocess.check_call(["prlimit", "--pid", pid, f"--nofile={used + 3}:{before[1]}"])
+    try:
+        for call in [k.cri.begin("ExecSync", container_id=container.id, cmd=["true"])
+                     for _ in range(20)]:
+            call.exception()
+        k.cri.Status()
+    finally:
+        subprocess.check_call(["prlimit", "--pid", pid, f"--nofile={before[0]}:{before[1]}"])
+    equal(container.run("true").exit_code, 0, "an exec once there is room again")

@@ -50,7 +50,8 @@ def drop(k, *wanted):
 
 def small(title, *trees, **options):
     """An image without programs, unlike all others."""
-    return Image(trees or [Tree().file("title", title)], {"Cmd": ["/none"], "Labels": {"t": title}}, **options)
+    return Image(trees or [Tree().file("title", title)], {"Cmd": ["/none"], "Labels": {"t": title}},
+                 **options)
 
 
 # -- listing and names ----------------------------------------------------------------------------
@@ -82,7 +83,8 @@ def a_pulled_image_is_found_by_tag_id_and_digest_alike(k):
 @test
 def no_tag_means_latest(k):
     k.pull(REAL + "test/busybox")
-    check(REAL + "test/busybox:latest" in status(k, REAL + "test/busybox").repo_tags, "the tag is shown")
+    check(REAL + "test/busybox:latest" in status(k, REAL + "test/busybox").repo_tags,
+          "the tag is shown")
 
 
 @test
@@ -91,7 +93,8 @@ def an_image_pulled_by_digest_has_no_tag(k):
     name = f"{k.fake.address}/by-digest@{image.digest}"
     k.fake.put(image, "by-digest")
     equal(k.pull(name), image.id, "the answer")
-    equal((list(status(k, name).repo_tags), list(status(k, name).repo_digests)), ([], [name]), "names")
+    equal((list(status(k, name).repo_tags), list(status(k, name).repo_digests)), ([], [name]),
+          "names")
     drop(k, name)
 
 
@@ -166,7 +169,8 @@ def five_removals_at_once_all_succeed(k):
 
 @test
 def uid_or_username_come_from_the_images_user(k):
-    rows = {"uid": (1234, ""), "uid-gid": (1234, ""), "name": (None, "alice"), "name-gid": (None, "alice")}
+    rows = {"uid": (1234, ""), "uid-gid": (1234, ""), "name": (None, "alice"),
+            "name-gid": (None, "alice")}
     for title, (uid, username) in rows.items():
         k.pull(REAL + f"test/user-{title}:1")
         image = status(k, REAL + f"test/user-{title}:1")
@@ -232,7 +236,8 @@ def later_layers_hide_replace_and_empty_earlier_ones(k):  # T33
 @test
 def a_layer_that_writes_through_an_earlier_layers_link_stays_inside(k):  # T32
     os.makedirs("/tmp/krun-canary", exist_ok=True)
-    base = images.busybox_tree().link("out", "/tmp/krun-canary").link("up", "../../../../tmp/krun-canary")
+    base = images.busybox_tree().link("out", "/tmp/krun-canary").link("up",
+                                                                      "../../../../tmp/krun-canary")
     evil = Image([base, Tree().file("out/a", "x").file("up/b", "x")], {"Env": ["PATH=/bin"]})
     k.fake.put(evil, "through-link")
     try:
@@ -292,7 +297,8 @@ def krun_load_takes_docker_archives_and_OCI_layouts(k):
 @test
 def krun_load_reads_its_standard_input(k):
     image = small("stdin")
-    path = images.write_tar(images.docker_files(image, ["example.test/stdin:1"]), k.archives + "/in.tar")
+    path = images.write_tar(images.docker_files(image, ["example.test/stdin:1"]),
+                            k.archives + "/in.tar")
     with open(path, "rb") as f:
         k.cli("load", "-", stdin=f.read())
     equal(status(k, "example.test/stdin:1").id, image.id, "id")

@@ -167,7 +167,8 @@ def plugins_are_told_what_the_CNI_specification_says(k):
         equal(arguments["K8S_POD_NAME"], pod.config["metadata"]["name"], "K8S_POD_NAME")
         equal(arguments["K8S_POD_NAMESPACE"], "tests", "K8S_POD_NAMESPACE")
         equal(arguments["K8S_POD_INFRA_CONTAINER_ID"], pod.id, "K8S_POD_INFRA_CONTAINER_ID")
-        equal((conf["cniVersion"], conf["name"], conf["type"]), ("1.0.0", "krun-test", "recorder"), "conf")
+        equal((conf["cniVersion"], conf["name"], conf["type"]), ("1.0.0", "krun-test", "recorder"),
+              "conf")
         mapping = conf["runtimeConfig"]["portMappings"][0]
         equal((mapping["hostPort"], mapping["containerPort"], mapping["protocol"].lower()),
               (12090, 80, "udp"), "port mapping")
@@ -284,7 +285,8 @@ def the_kernel_takes_the_links_with_the_namespace(k):
     pods = [k.own_network_pod() for _ in range(5)]
     for pod in pods:
         pod.remove()
-    links = json.loads(subprocess.check_output(["ip", "-j", "link", "show", "master", BRIDGE]) or "[]")
+    links = json.loads(subprocess.check_output(["ip", "-j", "link", "show", "master",
+                                                BRIDGE]) or "[]")
     until("the bridge has no port left", lambda: not [
         x for x in json.loads(subprocess.check_output(
             ["ip", "-j", "link", "show", "master", BRIDGE]) or "[]") if x.get("ifname")] or not links)

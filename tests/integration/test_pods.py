@@ -173,8 +173,10 @@ def a_unique_prefix_of_an_id_is_as_good_as_the_id(k):
     container = pod.start()
     for n in (13, 40):
         equal(k.cri.PodSandboxStatus(pod_sandbox_id=pod.id[:n]).status.id, pod.id, "status")
-        equal([p.id for p in k.cri.ListPodSandbox(filter={"id": pod.id[:n]}).items], [pod.id], "list")
-        equal(k.cri.ContainerStatus(container_id=container.id[:n]).status.id, container.id, "status")
+        equal([p.id for p in k.cri.ListPodSandbox(filter={"id": pod.id[:n]}).items], [pod.id],
+              "list")
+        equal(k.cri.ContainerStatus(container_id=container.id[:n]).status.id, container.id,
+              "status")
         for question in ({"id": container.id[:n]}, {"pod_sandbox_id": pod.id[:n]}):
             equal([c.id for c in k.cri.ListContainers(filter=question).containers], [container.id],
                   f"containers with {question}")
@@ -381,7 +383,8 @@ def namespaced_sysctls_are_set_in_the_pod_alone(k):
 def low_ports_and_ping_need_no_rights_in_a_pods_own_network(k):
     pod = k.own_network_pod()
     equal(pod.prints("cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start").strip(), "0", "ports")
-    equal(pod.prints("cat", "/proc/sys/net/ipv4/ping_group_range").split(), ["0", "2147483647"], "ping")
+    equal(pod.prints("cat", "/proc/sys/net/ipv4/ping_group_range").split(), ["0", "2147483647"],
+          "ping")
 
 
 @test
@@ -389,7 +392,8 @@ def sysctls_that_are_not_the_pods_own_are_refused(k):  # T48, CVE-2022-0532, CVE
     own = options(network=pb.POD)
     rows = (
         (own, {"kernel.core_pattern": "|/x"}), (own, {"vm.swappiness": "1"}),
-        (own, {"kernel.shm_rmid_forced": "1+kernel.core_pattern=|/x", "kernel/../vm.swappiness": "1"}),
+        (own,
+         {"kernel.shm_rmid_forced": "1+kernel.core_pattern=|/x", "kernel/../vm.swappiness": "1"}),
         (own, {"net/../kernel/core_pattern": "x"}), (own, {"net.ipv4.ip_forward\nx": "1"}),
         (options(network=pb.NODE), {"net.ipv4.ip_forward": "1"}),
         (merge(own, options(ipc=pb.NODE)), {"kernel.shmmax": "1"}))
@@ -418,7 +422,8 @@ def containers_live_below_the_cgroup_parent_which_stays_if_krun_did_not_make_it(
         container = pod.start(*marked(k))
         place = cgroup_of(pid_of(container))
         check(place.startswith(parent + "/"), f"{place} is below {parent}")
-        check(container.id in os.path.basename(place), f"{place} has the container's id, for cAdvisor")
+        check(container.id in os.path.basename(place),
+              f"{place} has the container's id, for cAdvisor")
         pod.remove()
         check(os.path.isdir(path), "the kubelet's cgroup is still there")
         equal([d for d in os.listdir(path) if os.path.isdir(f"{path}/{d}")], [], "cgroups below it")

@@ -155,7 +155,8 @@ def an_exec_under_way_ends_with_the_daemon(k):
 @restarts
 @test
 def a_stop_under_way_is_taken_up_by_the_next_one(k):
-    container = k.pod().start("sh", "-c", "trap 'echo TERM' TERM; echo up; while :; do sleep 0.1; done")
+    container = k.pod().start("sh", "-c",
+                              "trap 'echo TERM' TERM; echo up; while :; do sleep 0.1; done")
     until("it traps", lambda: "up" in container.output())
     call = k.cri.begin("StopContainer", container_id=container.id, timeout=3600)
     until("the signal arrives", lambda: "TERM" in container.output())
@@ -284,7 +285,8 @@ def after_a_reboot_pods_are_NOTREADY_containers_exited_and_addresses_come_back(k
         equal((status.state, status.exit_code, status.reason), (pb.CONTAINER_EXITED, 255, "Unknown"),
               "what was running")
         equal(ended.status().exit_code, 9, "what had ended before")
-        check(created.status().state in (pb.CONTAINER_EXITED, pb.CONTAINER_CREATED), "what was created")
+        check(created.status().state in (pb.CONTAINER_EXITED, pb.CONTAINER_CREATED),
+              "what was created")
         equal(len(k.cri.ListPodSandbox().items), 1, "pods")
         pod.stop()
         equal(k.reserved_addresses(), [], "addresses after the stop: DEL was made")
@@ -325,7 +327,9 @@ def damaged_records_of_one_pod_harm_no_other(k):  # T61
     equal(good.status().state, pb.SANDBOX_READY, "the undamaged one")
     grows(keeper)
     k.remove_all()
-    until("no monitor is left over", lambda: not monitors())
+    numbers_left = lambda: [n for n, pod in enumerate(victims)
+                            if any(pod.id in line for line in monitors().values())]
+    until(f"all monitors are gone (left: {numbers_left()})", lambda: not numbers_left())
     check(os.path.exists("/etc/shadow"), "what a link named is there")
     for path in os.listdir(k.root):
         if path.startswith("bad-"):
@@ -391,7 +395,8 @@ def two_daemons_with_their_own_directories_do_not_meet(k):
     second.pull(second.image)
     container = second.pod().start(*COUNT)
     k.pod().start()
-    equal((len(k.cri.ListContainers().containers), len(second.cri.ListContainers().containers)), (1, 1), "lists")
+    equal((len(k.cri.ListContainers().containers), len(second.cri.ListContainers().containers)),
+          (1, 1), "lists")
     k.restart()
     grows(container)
     second.remove_all()
