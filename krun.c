@@ -2,7 +2,7 @@
  *
  * SPDX-License-Identifier: Apache-2.0
  *
- * A kubelet, crictl or krun's own command line speaks CRI (gRPC over a unix socket) to `krun serve`.
+ * A kubelet, crictl or krun's own command line speaks CRI (gRPC over a unix socket) to krun serve.
  * krun pulls and unpacks images, makes namespaces, cgroups, mounts and networks with its own
  * system calls, runs the processes and keeps their logs and exit codes. One static binary plays
  * every part: daemon, monitor (one a pod), fetch and unpack (the parts that touch hostile bytes)
@@ -28,6 +28,7 @@
  *  19  CNI
  *  20  Specifications
  *  21  Pods and containers
+ *  22  After a start
  *  23  The CRI's services
  *  24  Client
  *  25  Daemon
@@ -692,32 +693,35 @@ static bool fd_is_on(int fd, long magic)
 
 /* -- records ----------------------------------------------------------------------------------- */
 
-/* Reads a whole file of at most `max` bytes into the arena; it is followed by a NUL that out->n
- * does not count. -1: NOT_FOUND, RESOURCE_EXHAUSTED (longer than max), INVALID_ARGUMENT (no regular
- * file; O_NONBLOCK so that a FIFO in its place cannot hang us) or INTERNAL. */
-static int file_read(int at, const char *path, size_t max, arena *a, slice *out, error *e)
+/* Reads a whole file of at most `max` bytes into the arena; it is followed by a NUL that its n does
+ * not count. A NULL slice on failure (an empty file has a p): NOT_FOUND, RESOURCE_EXHAUSTED (longer
+ * than max), INVALID_ARGUMENT (no regular file; O_NONBLOCK so that a FIFO in its place cannot hang
+ * us) or INTERNAL. */
+static slice file_read(int at, const char *path, size_t max, arena *a, error *e)
 {
+    static const slice none = { NULL, 0 };
     OWNED_FD fd = openat(at, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     struct stat st;
-    if (fd < 0)
-        return fail_sys(e, errno == ENOENT ? GRPC_NOT_FOUND : GRPC_INTERNAL, "open %s", path);
-    if (fstat(fd, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat %s", path);
+    int missing = errno == ENOENT ? GRPC_NOT_FOUND : GRPC_INTERNAL;
+    if (fd < 0) return fail_sys(e, missing, "open %s", path), none;
+    if (fstat(fd, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat %s", path), none;
     if (!S_ISREG(st.st_mode))
-        return fail(e, GRPC_INVALID_ARGUMENT, "%s is not a regular file", path);
+        return fail(e, GRPC_INVALID_ARGUMENT, "%s is not a regular file", path), none;
     OWNED_BUF text = { 0 };
     for (;;) { /* files of /proc say they are empty, so the end is where read(2) says it is */
-        if (!buf_reserve(&text, 4 * KIB))
-            return fail(e, GRPC_RESOURCE_EXHAUSTED, "read %s: out of memory", path);
+        if (!buf_reserve(&text, 4 * KIB)) break;
         ssize_t n = read(fd, text.p + text.n, MIN(text.cap - text.n, max + 1 - text.n));
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return fail_sys(e, GRPC_INTERNAL, "read %s", path);
+        if (n < 0) return fail_sys(e, GRPC_INTERNAL, "read %s", path), none;
         if (n == 0) break;
         text.n += (size_t)n;
         if (text.n > max)
-            return fail(e, GRPC_RESOURCE_EXHAUSTED, "%s is larger than %zu bytes", path, max);
+            return fail(e, GRPC_RESOURCE_EXHAUSTED, "%s is larger than %zu bytes", path, max), none;
     }
-    *out = arena_copy(a, buf_view(&text));
-    return a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "read %s: out of memory", path) : 0;
+    slice copy = text.oom ? none : arena_copy(a, buf_view(&text));
+    if (text.oom || a->oom)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "read %s: out of memory", path), none;
+    return copy;
 }
 
 /* ATOMIC: after a crash of krun a reader finds the old or the new bytes. DURABLE: also after a
@@ -3529,7 +3533,7 @@ static source *decompress_open(decompressor *d, source *in, error *e)
  * what is made in it is one name that must not exist yet. Names with ".." are refused.
  *
  * The layer's directory becomes a lower directory of an overlay, which has its own words for what
- * is gone: a character device 0:0 hides a name, and a directory that is marked opaque hides all below.
+ * is gone: a character device 0:0 hides a name, a directory marked opaque hides all below it.
  *
  * Defined by  POSIX.1-2024 pax(1), "ustar Interchange Format"; GNU tar manual, appendix "Tar
  *             Internals"; OCI image-spec, layer.md; kernel Documentation/filesystems/overlayfs.rst
@@ -6959,7 +6963,7 @@ PB_TABLE(ContainerRecord,
     PB(8, STRING, ContainerRecord, image_name),
     PB(9, STRING, ContainerRecord, image_id));
 
-/* -- krun's own service, /krun.v1.Krun: what CRI has no call for --------------------------------- */
+/* -- krun's own service, /krun.v1.Krun: what CRI has no call for -------------------------------*/
 
 typedef struct { slice path; } KrunLoadImageRequest; /* absolute, as the daemon sees it */
 PB_TABLE(KrunLoadImageRequest, PB(1, STRING, KrunLoadImageRequest, path));
@@ -9070,8 +9074,8 @@ static void grpc_end_streaming(h2_stream *s, int64_t unused) /* it would never e
 }
 
 /* Stops taking connections and calls, ends streaming replies, and lets other calls finish until
- * `deadline` (monotonic); the loop must go on meanwhile. Then, or when all has ended before, calls stopped(s), once, which
- * may free the server. */
+ * `deadline` (monotonic); the loop must go on meanwhile. Then, or when all has ended before, calls
+ * stopped(s), once, which may free the server. */
 static void grpc_shutdown(grpc_server *s, int64_t deadline, void (*stopped)(grpc_server *))
 {
     error e;
@@ -9948,7 +9952,7 @@ static int host_addresses(const url_parts *u, ip_addresses *out, error *e)
     OWNED_ARENA a = arena_make(2 * MIB);
     *out = (ip_addresses){ 0 };
     if (address_parse(u->host, u->port, &one)) return addresses_add(out, &one), 0;
-    if (file_read(AT_FDCWD, "/etc/hosts", MIB, &a, &text, &ignored) == 0)
+    if ((text = file_read(AT_FDCWD, "/etc/hosts", MIB, &a, &ignored)).p)
         hosts_find(text, u->host, u->port, out);
     if (!out->n && !strcasecmp(u->host, "localhost")) {
         address_parse("127.0.0.1", u->port, &one);
@@ -9958,8 +9962,8 @@ static int host_addresses(const url_parts *u, ip_addresses *out, error *e)
     }
     if (out->n) return 0;
     text = (slice){ NULL, 0 };
-    (void)file_read(AT_FDCWD, "/etc/resolv.conf", 64 * KIB, &a, &text,
-                    &ignored); /* absent: the default server */
+    text = file_read(AT_FDCWD, "/etc/resolv.conf", 64 * KIB, &a,
+                     &ignored); /* absent: the default server */
     dns_config c = dns_config_parse(text);
     return dns_resolve(&c, u->host, u->port, out, e);
 }
@@ -10916,7 +10920,7 @@ static const json *hosts_read(const char *dir, slice domain, arena *a, error *e)
     for (size_t i = 0; i < COUNT(names); i++) {
         char *path = names[i] ? arena_printf(a, "%s/%s/hosts.toml", dir, names[i]) : NULL;
         if (!path) continue;
-        if (file_read(AT_FDCWD, path, MIB, a, &text, e) == 0) return toml_parse(text, path, a, e);
+        if ((text = file_read(AT_FDCWD, path, MIB, a, e)).p) return toml_parse(text, path, a, e);
         if (e->code != GRPC_NOT_FOUND) return NULL;
         *e = (error){ 0 };
     }
@@ -12758,13 +12762,14 @@ static char *pull_key(const image_ref *ref, const AuthConfig *auth, arena *a)
 
 /* Pulls what the request names; *id is the image's, in the arena. Who is cancelled leaves; the pull
  * itself ends early only when the last who wanted it has left. */
-static int image_pull(image_store *s, const PullImageRequest *in, int cancel_fd, arena *a,
-                      slice *id, error *e)
+static slice image_pull(image_store *s, const PullImageRequest *in, int cancel_fd, arena *a,
+                        error *e)
 {
+    static const slice none = { NULL, 0 };
     image_ref ref;
     bool first;
     slice name = in->image ? in->image->image : (slice){ NULL, 0 };
-    if (image_ref_parse(name, a, &ref, e) < 0) return -1;
+    if (image_ref_parse(name, a, &ref, e) < 0) return none;
     char *key = pull_key(&ref, in->auth, a);
     pthread_mutex_lock(&s->lock);
     flight *f = flight_join(s, key, &first);
@@ -12774,15 +12779,16 @@ static int image_pull(image_store *s, const PullImageRequest *in, int cancel_fd,
     pthread_mutex_unlock(&s->lock);
     if (!flies)
         return fail(e, GRPC_RESOURCE_EXHAUSTED,
-                    "pull image \"%.*s\": out of memory, threads or descriptors", PR(ref.full));
+                    "pull image \"%.*s\": out of memory, threads or descriptors", PR(ref.full)),
+               none;
     int failed = flight_wait(f, cancel_fd, e);
     pthread_mutex_lock(&s->lock);
     if (--f->waiters == 0 && !f->landed) flight_unlist(s, f), event_set(f->cancel);
     if (!failed && f->why.code) failed = -1, *e = f->why;
-    if (!failed) *id = arena_copy(a, slice_of(f->id));
+    slice id = failed ? none : arena_copy(a, slice_of(f->id));
     flight_unref(f);
     pthread_mutex_unlock(&s->lock);
-    return failed;
+    return id;
 }
 
 /* -- krun load --------------------------------------------------------------------------------- */
@@ -13064,7 +13070,7 @@ static int open_layer(image_store *s, const char *name, error *e)
     if (!name_is_record(name, &hex)) return 0;
     snprintf(dir, sizeof dir, "%.*s", PR(hex));
     bool there = fstatat(s->layers_fd, dir, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode);
-    bool good = there && file_read(s->layers_fd, name, 64 * KIB, &a, &text, e) == 0 &&
+    bool good = there && (text = file_read(s->layers_fd, name, 64 * KIB, &a, e)).p &&
                 pb_read_json_lax(&LayerRecord_msg, text, &a, &r, e) == 0;
     if (good && r.version > RECORD_VERSION)
         return fail(e, GRPC_FAILED_PRECONDITION, "layers/%s was written by a newer krun", name);
@@ -13099,7 +13105,7 @@ static int open_image(image_store *s, const char *name, error *e)
     if (name[0] == '.' && strstr(name, ".tmp"))
         return unlinkat(s->images_fd, name, 0), 0; /* a write that was cut */
     if (!name_is_record(name, &hex)) return 0;
-    if (file_read(s->images_fd, name, RECORD_MAX, &a, &text, e) < 0 ||
+    if (!(text = file_read(s->images_fd, name, RECORD_MAX, &a, e)).p ||
         pb_read_json_lax(&ImageRecord_msg, text, &a, &r, e) < 0)
         return quarantine(s->images_fd, name, e->text), 0;
     if (r.version > RECORD_VERSION)
@@ -13382,15 +13388,15 @@ static int images_fs_info(image_store *s, arena *a, ImageFsInfoResponse *out, er
  * change (overlayfs). On top come file systems that the kernel makes up (/proc, /sys), a /dev of
  * our own, and the volumes that the pod asked for.
  *
- * Everything is built as mounts that are attached nowhere (fsopen(2), open_tree(2)) and put on their
- * place by descriptor (move_mount(2)), in a mount namespace that nobody else sees. A place is always
- * a descriptor that open_inside gave: the image is hostile, and so may be another container that
- * has the same volume and swaps directories for links while we work (CVE-2021-30465).
+ * Everything is built as mounts that are attached nowhere (fsopen(2), open_tree(2)) and put on
+ * their place by descriptor (move_mount(2)), in a mount namespace that nobody else sees. A place is
+ * always a descriptor that open_inside gave: the image is hostile, and so may be another container
+ * that has the same volume and swaps directories for links while we work (CVE-2021-30465).
  *
  * Defined by  mount_namespaces(7), fsopen(2), move_mount(2), mount_setattr(2), openat2(2),
  *             Documentation/filesystems/overlayfs.rst; passwd(5), group(5)
  * Uses        1, 2, 9        Gives  rootfs_open_layers, rootfs_find_user, rootfs_build
- * Bounds      128 layers; /etc/passwd and /etc/group 1 MiB, 4 KiB a line; 40 steps to make a mount point */
+ * Bounds      /etc/passwd and /etc/group 1 MiB, 4 KiB a line; 128 layers */
 
 enum {
     ROOTFS_LAYERS_MAX = 128,
@@ -13411,7 +13417,8 @@ static int mount_refused(int fs, const char *type, error *e)
     ssize_t n = read(fs, why, sizeof why); /* "e overlay: ...": fsopen(2), one message a read */
     slice text = slice_trim((slice){ (uint8_t *)why, n > 2 ? (size_t)n : 0 });
     size_t used = strlen(e->text);
-    if (text.n > 2) snprintf(e->text + used, sizeof e->text - used, " (%.*s)", (int)text.n - 2, why + 2);
+    if (text.n > 2)
+        snprintf(e->text + used, sizeof e->text - used, " (%.*s)", (int)text.n - 2, why + 2);
     return -1;
 }
 
@@ -13422,9 +13429,11 @@ static int mount_new(const char *type, const char *const *options, unsigned attr
     OWNED_FD fs = sys_fsopen(type);
     if (fs < 0) return fail_sys(e, GRPC_INTERNAL, "mount %s", type);
     for (; options && options[0]; options += 2)
-        if (sys_fsconfig(fs, options[1] ? K_FSCONFIG_SET_STRING : K_FSCONFIG_SET_FLAG, options[0], options[1], 0) < 0)
+        if (sys_fsconfig(fs, options[1] ? K_FSCONFIG_SET_STRING : K_FSCONFIG_SET_FLAG, options[0],
+                         options[1], 0) < 0)
             return mount_refused(fs, type, e);
-    if (sys_fsconfig(fs, K_FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0) return mount_refused(fs, type, e);
+    if (sys_fsconfig(fs, K_FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0)
+        return mount_refused(fs, type, e);
     int mount = sys_fsmount(fs, attr);
     return mount < 0 ? fail_sys(e, GRPC_INTERNAL, "mount %s", type) : mount;
 }
@@ -13451,8 +13460,8 @@ static int mount_attributes(int mount, unsigned flags, const struct k_mount_attr
 }
 
 /* Opens a directory again by its path, in the mount namespace that we are in now: to the kernel a
- * descriptor from another one lies on a foreign mount, which can be neither copied nor covered nor a
- * layer. Returns an O_PATH descriptor, the caller's. */
+ * descriptor from another one lies on a foreign mount, which can be neither copied nor covered nor
+ * a layer. Returns an O_PATH descriptor, the caller's. */
 static int dir_again(int dir, error *e)
 {
     char link[32], path[PATH_MAX];
@@ -13462,8 +13471,10 @@ static int dir_again(int dir, error *e)
     if (n < 0) return fail_sys(e, GRPC_INTERNAL, "read %s", link);
     path[n] = '\0';
     OWNED_FD again = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (again < 0 || fstat(dir, &was) < 0 || fstat(again, &is) < 0) return fail_sys(e, GRPC_INTERNAL, "open %s again", path);
-    if (was.st_dev != is.st_dev || was.st_ino != is.st_ino) return fail(e, GRPC_INTERNAL, "%s has been replaced", path);
+    if (again < 0 || fstat(dir, &was) < 0 || fstat(again, &is) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "open %s again", path);
+    if (was.st_dev != is.st_dev || was.st_ino != is.st_ino)
+        return fail(e, GRPC_INTERNAL, "%s has been replaced", path);
     return give_fd(&again);
 }
 
@@ -13486,7 +13497,8 @@ static int overlay_open_layers(overlay *o, int layers_dir, const slice *layers, 
 {
     char name[NAME_MAX + 1];
     *o = (overlay){ .upper = -1, .work = -1 };
-    if (n == 0 || n > ROOTFS_LAYERS_MAX) return fail(e, GRPC_INVALID_ARGUMENT, "an image of %zu layers", n);
+    if (n == 0 || n > ROOTFS_LAYERS_MAX)
+        return fail(e, GRPC_INVALID_ARGUMENT, "an image of %zu layers", n);
     for (; o->n < n; o->n++) {
         slice asked = layers[o->n];
         if (asked.n > NAME_MAX || slice_has(asked, '/') || slice_starts(asked, "."))
@@ -13498,9 +13510,10 @@ static int overlay_open_layers(overlay *o, int layers_dir, const slice *layers, 
     return 0;
 }
 
-/* By fsopen(2), a layer an option (Linux 6.8). Directories are named by our descriptors, so that the
- * container's /proc/mounts says nothing of the host's paths. "volatile": no fsync reaches the disk;
- * what a power cut leaves behind of a container is removed anyway (and removal is 20 times faster). */
+/* By fsopen(2), a layer an option (Linux 6.8). Directories are named by our descriptors, so that
+ * the container's /proc/mounts says nothing of the host's paths. "volatile": no fsync reaches the
+ * disk; what a power cut leaves behind of a container is removed anyway (and removal is 20 times
+ * faster). */
 static int overlay_new(const overlay *o, error *e)
 {
     char paths[ROOTFS_LAYERS_MAX + 2][32];
@@ -13521,35 +13534,46 @@ static int overlay_new(const overlay *o, error *e)
     return mount_new("overlay", options, 0, e);
 }
 
-/* Mounts the overlay at /proc of a mount namespace made for that, and returns a detached copy of it.
- * Named relative to /proc/thread-self/fd, 128 layers are 500 bytes: mount(2) takes a page. */
+static int overlay_again(int *dir, error *e) /* in the namespace that we are in now; -1 stays */
+{
+    int again = *dir < 0 ? -1 : dir_again(*dir, e);
+    if (*dir >= 0 && again < 0) return -1;
+    close_fd(dir);
+    *dir = again;
+    return 0;
+}
+
+/* Mounts the overlay at /proc of a mount namespace made for that, and returns a detached copy of
+ * it. Named relative to /proc/thread-self/fd, 128 layers are 500 bytes: mount(2) takes a page. */
 static int overlay_mount_here(overlay *o, error *e)
 {
     OWNED_BUF text = { 0 };
-    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0) return fail_sys(e, GRPC_INTERNAL, "overlay: make mounts private");
-    for (size_t i = 0; i < o->n + (o->upper < 0 ? 0 : 2); i++) {
-        int *old = i < o->n ? &o->lower[i] : i == o->n ? &o->upper : &o->work, again = dir_again(*old, e);
-        if (again < 0) return -1;
-        close(*old);
-        *old = again;
-    }
-    for (size_t i = o->n; i--;) buf_printf(&text, "%s%d", i + 1 == o->n ? "lowerdir=" : ":", o->lower[i]);
+    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "overlay: make mounts private");
+    for (size_t i = 0; i < o->n; i++)
+        if (overlay_again(&o->lower[i], e) < 0) return -1;
+    if (overlay_again(&o->upper, e) < 0 || overlay_again(&o->work, e) < 0) return -1;
+    for (size_t i = o->n; i--;)
+        buf_printf(&text, "%s%d", i + 1 == o->n ? "lowerdir=" : ":", o->lower[i]);
     if (o->upper >= 0) buf_printf(&text, ",upperdir=%d,workdir=%d,volatile", o->upper, o->work);
     buf_byte(&text, 0);
     if (text.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for an overlay");
-    if (chdir("/proc/thread-self/fd") < 0 || mount("overlay", "/proc", "overlay", o->upper < 0 ? MS_RDONLY : 0, text.p) < 0)
+    if (chdir("/proc/thread-self/fd") < 0 ||
+        mount("overlay", "/proc", "overlay", o->upper < 0 ? MS_RDONLY : 0, text.p) < 0)
         return fail_sys(e, GRPC_INTERNAL, "mount overlay of %zu layers", o->n);
     int made = sys_open_tree(AT_FDCWD, "/proc", K_OPEN_TREE_CLONE);
     return made < 0 ? fail_sys(e, GRPC_INTERNAL, "overlay: copy the mount") : made;
 }
 
-/* Before Linux 6.8 all layers go into one option, for which only mount(2) has room; and that needs a
- * place. So the thread takes a mount namespace of its own, mounts there, takes a detached copy and
- * comes home. Afterwards this thread has a root and a working directory of its own (both "/"). */
+/* Before Linux 6.8 all layers go into one option, for which only mount(2) has room; and that needs
+ * a place. So the thread takes a mount namespace of its own, mounts there, takes a detached copy
+ * and comes home. Afterwards this thread has a root and a working directory of its own (both
+ * "/"). */
 static int overlay_old(overlay *o, error *e)
 {
     OWNED_FD home = open("/proc/thread-self/ns/mnt", O_RDONLY | O_CLOEXEC);
-    if (home < 0 || unshare(CLONE_NEWNS) < 0) return fail_sys(e, GRPC_INTERNAL, "overlay: mount namespace");
+    if (home < 0 || unshare(CLONE_NEWNS) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "overlay: mount namespace");
     int made = overlay_mount_here(o, e), back = setns(home, CLONE_NEWNS);
     assert(back == 0); /* else this thread would see another world than all others */
     (void)back;
@@ -13574,14 +13598,15 @@ static int rootfs_open_layers(int layers_dir, const slice *layers, size_t n, err
 /* A directory at `at`, made as `mode` unless it is there. */
 static int rootfs_open_dir(int at, const char *path, mode_t mode, error *e)
 {
-    if (mkdirat(at, path, mode) < 0 && errno != EEXIST) return fail_sys(e, GRPC_INTERNAL, "mkdir %s", path);
+    if (mkdirat(at, path, mode) < 0 && errno != EEXIST)
+        return fail_sys(e, GRPC_INTERNAL, "mkdir %s", path);
     int fd = openat(at, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     return fd < 0 ? fail_sys(e, GRPC_INTERNAL, "open %s", path) : fd;
 }
 
-/* The container's own writable tree: containers/<id>/{upper,work} below the pod's directory over the
- * layers. A work directory that a failed start left says "volatile was here" and is refused by the
- * kernel, so it is made anew. "/" has the owner and mode that the top layer gives it. */
+/* The container's own writable tree: containers/<id>/{upper,work} below the pod's directory over
+ * the layers. A work directory that a failed start left says "volatile was here" and is refused by
+ * the kernel, so it is made anew. "/" has the owner and mode that the top layer gives it. */
 static int rootfs_mount(const ContainerSpec *spec, int layers_dir, int state_dir, error *e)
 {
     OWNED_OVERLAY o;
@@ -13594,7 +13619,8 @@ static int rootfs_mount(const ContainerSpec *spec, int layers_dir, int state_dir
     if (dir < 0 || tree_remove(dir, "work", e) < 0) return -1;
     if ((o.upper = rootfs_open_dir(dir, "upper", 0755, e)) < 0) return -1;
     if ((o.work = rootfs_open_dir(dir, "work", 0700, e)) < 0) return -1;
-    if (fstat(o.lower[o.n - 1], &top) < 0 || fchown(o.upper, top.st_uid, top.st_gid) < 0 || fchmod(o.upper, top.st_mode & 07777) < 0)
+    if (fstat(o.lower[o.n - 1], &top) < 0 || fchown(o.upper, top.st_uid, top.st_gid) < 0 ||
+        fchmod(o.upper, top.st_mode & 07777) < 0)
         return fail_sys(e, GRPC_INTERNAL, "owner and mode of /");
     return overlay_mount(&o, e);
 }
@@ -13605,8 +13631,8 @@ static int rootfs_mount(const ContainerSpec *spec, int layers_dir, int state_dir
 typedef struct { ProcessUser ids; slice name, home; } rootfs_user;
 
 /* A file of the image that root reads: whatever its path leads to, it must be a regular file of at
- * most 1 MiB; O_PATH, so that a device or FIFO in its place is never opened (T40). A link inside the
- * image is followed, as images made by Nix have them. A missing file is an empty one. */
+ * most 1 MiB; O_PATH, so that a device or FIFO in its place is never opened (T40). A link inside
+ * the image is followed, as images made by Nix have them. A missing file is an empty one. */
 static int rootfs_read(int root, const char *path, arena *a, slice *out, error *e)
 {
     char again[32];
@@ -13615,14 +13641,17 @@ static int rootfs_read(int root, const char *path, arena *a, slice *out, error *
     OWNED_FD found = open_inside(root, path, O_PATH, e);
     if (found < 0) return e->code == GRPC_NOT_FOUND || e->sys == ENOTDIR ? 0 : -1;
     if (fstat(found, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat %s", path);
-    if (!S_ISREG(st.st_mode)) return fail(e, GRPC_INVALID_ARGUMENT, "the image's %s is not a regular file", path);
-    if (st.st_size > ROOTFS_ACCOUNTS_MAX) return fail(e, GRPC_INVALID_ARGUMENT, "the image's %s is larger than 1 MiB", path);
+    if (!S_ISREG(st.st_mode))
+        return fail(e, GRPC_INVALID_ARGUMENT, "the image's %s is not a regular file", path);
+    if (st.st_size > ROOTFS_ACCOUNTS_MAX)
+        return fail(e, GRPC_INVALID_ARGUMENT, "the image's %s is larger than 1 MiB", path);
     snprintf(again, sizeof again, "/proc/self/fd/%d", found);
-    return file_read(AT_FDCWD, again, ROOTFS_ACCOUNTS_MAX, a, out, e);
+    *out = file_read(AT_FDCWD, again, ROOTFS_ACCOUNTS_MAX, a, e);
+    return out->p ? 0 : -1;
 }
 
-/* Takes the next line of `*text` apart at its colons; missing fields are empty. A line with a NUL or
- * past 4 KiB is passed over. False at the end. */
+/* Takes the next line of `*text` apart at its colons; missing fields are empty. A line with a NUL
+ * or past 4 KiB is passed over. False at the end. */
 static bool account_next(slice *text, slice fields[7])
 {
     while (text->n) {
@@ -13650,8 +13679,8 @@ static bool all_digits(slice s)
     return s.n > 0;
 }
 
-/* Fills in from /etc/passwd what belongs to `who`, a name, or else a number: then u->ids.uid is set.
- * False if it is not there. */
+/* Fills in from /etc/passwd what belongs to `who`, a name, or else a number: then u->ids.uid is
+ * set. False if it is not there. */
 static bool rootfs_passwd(slice passwd, slice who, rootfs_user *u)
 {
     slice f[7];
@@ -13660,7 +13689,9 @@ static bool rootfs_passwd(slice passwd, slice who, rootfs_user *u)
         uint32_t uid, gid;
         if (!account_id(f[2], &uid) || !account_id(f[3], &gid)) continue;
         if (by_number ? uid != u->ids.uid : !slice_eq(f[0], who)) continue;
-        *u = (rootfs_user){ .ids = { .uid = uid, .gid = gid }, .name = f[0], .home = f[5].n ? f[5] : u->home };
+        *u = (rootfs_user){ .ids = { .uid = uid, .gid = gid },
+                            .name = f[0],
+                            .home = f[5].n ? f[5] : u->home };
         return true;
     }
     return false;
@@ -13671,7 +13702,9 @@ static int rootfs_group(int root, slice group, uint32_t *gid, arena *a, error *e
 {
     slice text, f[7];
     if (all_digits(group))
-        return account_id(group, gid) ? 0 : fail(e, GRPC_INVALID_ARGUMENT, "group %.*s is out of range", PR(group));
+        return account_id(group, gid)
+                   ? 0
+                   : fail(e, GRPC_INVALID_ARGUMENT, "group %.*s is out of range", PR(group));
     if (rootfs_read(root, "/etc/group", a, &text, e) < 0) return -1;
     while (account_next(&text, f))
         if (slice_eq(f[0], group) && account_id(f[2], gid)) return 0;
@@ -13693,9 +13726,9 @@ static int rootfs_add_group(ProcessUser *ids, uint32_t gid, arena *a, error *e)
     return 0;
 }
 
-/* Resolves a user as an image's USER or the CRI has it: "name", "uid", "name:group", "uid:gid", mixed;
- * "" is root. The group is that of /etc/passwd unless it is named, and 0 for a number that is not
- * in it. out->ids.groups is the group alone (dropping it from them is CVE-2022-36109).
+/* Resolves a user as an image's USER or the CRI has it: "name", "uid", "name:group", "uid:gid",
+ * mixed; "" is root. The group is that of /etc/passwd unless it is named, and 0 for a number that
+ * is not in it. out->ids.groups is the group alone (dropping it from them is CVE-2022-36109).
  * root     what rootfs_open_layers gave
  * Returns  -1: INVALID_ARGUMENT, with the text that is wrong (T39) */
 static int rootfs_find_user(int root, slice text, rootfs_user *out, arena *a, error *e)
@@ -13705,12 +13738,14 @@ static int rootfs_find_user(int root, slice text, rootfs_user *out, arena *a, er
     *out = (rootfs_user){ .home = SLICE("/") };
     if (!text.n) who = SLICE("0");
     if (!who.n || slice_has(group, ':') || (with_group && !group.n))
-        return fail(e, GRPC_INVALID_ARGUMENT, "user \"%.*s\" is not of the form user or user:group", PR(text));
+        return fail(e, GRPC_INVALID_ARGUMENT, "user \"%.*s\" is not of the form user or user:group",
+                    PR(text));
     if (all_digits(who) && !account_id(who, &out->ids.uid))
         return fail(e, GRPC_INVALID_ARGUMENT, "user %.*s is out of range", PR(who));
     if (rootfs_read(root, "/etc/passwd", a, &passwd, e) < 0) return -1;
     if (!rootfs_passwd(passwd, who, out) && !all_digits(who))
-        return fail(e, GRPC_INVALID_ARGUMENT, "no user \"%.*s\" in the image's /etc/passwd", PR(who));
+        return fail(e, GRPC_INVALID_ARGUMENT, "no user \"%.*s\" in the image's /etc/passwd",
+                    PR(who));
     if (group.n && rootfs_group(root, group, &out->ids.gid, a, e) < 0) return -1;
     return rootfs_add_group(&out->ids, out->ids.gid, a, e);
 }
@@ -13724,7 +13759,8 @@ static int rootfs_user_groups(int root, rootfs_user *u, arena *a, error *e)
     if (rootfs_read(root, "/etc/group", a, &text, e) < 0) return -1;
     while (account_next(&text, f))
         for (slice members = f[3]; members.n;)
-            if (slice_eq(slice_cut(&members, ','), u->name) && account_id(f[2], &gid) && rootfs_add_group(&u->ids, gid, a, e) < 0)
+            if (slice_eq(slice_cut(&members, ','), u->name) && account_id(f[2], &gid) &&
+                rootfs_add_group(&u->ids, gid, a, e) < 0)
                 return -1;
     return 0;
 }
@@ -13744,9 +13780,9 @@ static bool path_split(const char *path, char parent[PATH_MAX], char name[NAME_M
     return true;
 }
 
-/* Opens the place `path` inside `root` to mount on it, and makes it if it is missing: a directory or
- * an empty file, with the directories above it. Links of the image are followed, but inside: where
- * one leads to nothing (/var/run -> /run in many images), what it leads to is made.
+/* Opens the place `path` inside `root` to mount on it, and makes it if it is missing: a directory
+ * or an empty file, with the directories above it. Links of the image are followed, but inside:
+ * where one leads to nothing (/var/run -> /run in many images), what it leads to is made.
  * steps    how many more may be taken; the caller says ROOTFS_TARGET_STEPS
  * Returns  an O_PATH descriptor, the caller's; or -1 */
 static int rootfs_target(int root, const char *path, bool directory, int steps, error *e)
@@ -13758,27 +13794,32 @@ static int rootfs_target(int root, const char *path, bool directory, int steps, 
         return fail(e, GRPC_INVALID_ARGUMENT, "cannot make a mount point at %.256s", path);
     OWNED_FD above = rootfs_target(root, parent, true, steps - 1, e);
     if (above < 0) return -1;
-    OWNED_FD file = directory ? -1 : openat(above, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+    OWNED_FD file =
+        directory ? -1
+                  : openat(above, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
     if (directory ? mkdirat(above, name, 0755) == 0 : file >= 0) {
         fd = openat(above, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
         return fd < 0 ? fail_sys(e, GRPC_INTERNAL, "open %.256s", path) : fd;
     }
     if (errno != EEXIST) return fail_sys(e, GRPC_INTERNAL, "make the mount point %.256s", path);
     ssize_t n = readlinkat(above, name, link, sizeof link - 1);
-    if (n < 0) return rootfs_target(root, path, directory, steps - 1, e); /* someone else made it just now */
+    /* No link: then someone else has made it just now. */
+    if (n < 0) return rootfs_target(root, path, directory, steps - 1, e);
     link[n] = '\0';
     char next[PATH_MAX];
-    if (snprintf(next, sizeof next, "%s%s%s", link[0] == '/' ? "" : parent, link[0] == '/' ? "" : "/", link) >= (int)sizeof next)
+    if (snprintf(next, sizeof next, "%s%s%s", link[0] == '/' ? "" : parent,
+                 link[0] == '/' ? "" : "/", link) >= (int)sizeof next)
         return fail(e, GRPC_INVALID_ARGUMENT, "the link at %.256s is too long", path);
     return rootfs_target(root, next, directory, steps - 1, e);
 }
 
-/* Opens a directory that krun itself puts there (/proc, /dev/pts): no step of the way may be a link,
- * or the image would choose what we set up next (CVE-2023-28642, CVE-2026-41579). */
+/* Opens a directory that krun itself puts there (/proc, /dev/pts): no step of the way may be a
+ * link, or the image would choose what we set up next (CVE-2023-28642, CVE-2026-41579). */
 static int rootfs_plain_dir(int root, const char *path, error *e)
 {
     char parent[PATH_MAX], name[NAME_MAX + 1];
-    struct open_how how = { .flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS };
+    struct open_how how = { .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+                            .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS };
     for (int tries = 0; tries < 2; tries++) {
         long fd = syscall(SYS_openat2, root, path, &how, sizeof how);
         if (fd >= 0) return (int)fd;
@@ -13786,7 +13827,8 @@ static int rootfs_plain_dir(int root, const char *path, error *e)
         OWNED_FD above = (int)syscall(SYS_openat2, root, parent, &how, sizeof how);
         if (above < 0 || (mkdirat(above, name, 0755) < 0 && errno != EEXIST)) break;
     }
-    if (errno == ELOOP || errno == ENOTDIR) return fail_sys(e, GRPC_INVALID_ARGUMENT, "the container's %s is no directory", path);
+    if (errno == ELOOP || errno == ENOTDIR)
+        return fail_sys(e, GRPC_INVALID_ARGUMENT, "the container's %s is no directory", path);
     return fail_sys(e, GRPC_INTERNAL, "make %s", path);
 }
 
@@ -13800,13 +13842,15 @@ static const struct { const char *name; unsigned attr; } mount_options[] = {
 /* The attributes that a volume's flags and options ask for. */
 static int volume_attributes(const MountSpec *m, unsigned *attr, error *e)
 {
-    *attr = (m->noexec ? K_ATTR_NOEXEC : 0) | (m->nosuid ? K_ATTR_NOSUID : 0) | (m->nodev ? K_ATTR_NODEV : 0) |
-            (m->readonly || m->layers.n ? K_ATTR_RDONLY : 0);
+    *attr = (m->noexec ? K_ATTR_NOEXEC : 0) | (m->nosuid ? K_ATTR_NOSUID : 0) |
+            (m->nodev ? K_ATTR_NODEV : 0) | (m->readonly || m->layers.n ? K_ATTR_RDONLY : 0);
     for (size_t i = 0; i < m->mount_options.n; i++) {
         size_t k = 0;
-        while (k < COUNT(mount_options) && !slice_is(m->mount_options.p[i], mount_options[k].name)) k++;
+        while (k < COUNT(mount_options) && !slice_is(m->mount_options.p[i], mount_options[k].name))
+            k++;
         if (k == COUNT(mount_options))
-            return fail(e, GRPC_INVALID_ARGUMENT, "mount %.*s: unknown option \"%.*s\"", PR(m->destination), PR(m->mount_options.p[i]));
+            return fail(e, GRPC_INVALID_ARGUMENT, "mount %.*s: unknown option \"%.*s\"",
+                        PR(m->destination), PR(m->mount_options.p[i]));
         *attr |= mount_options[k].attr;
     }
     return 0;
@@ -13837,17 +13881,19 @@ static bool volume_proc_file(slice path)
 /* Gives a detached volume its read-only bit, its other attributes and its propagation. */
 static int volume_set(int volume, const MountSpec *m, error *e)
 {
-    static const unsigned propagation[] = { MS_PRIVATE, MS_SLAVE, MS_SHARED }; /* by MountPropagation */
+    /* by MountPropagation */
+    static const unsigned propagation[] = { MS_PRIVATE, MS_SLAVE, MS_SHARED };
     unsigned attr;
     if (volume_attributes(m, &attr, e) < 0) return -1;
-    struct k_mount_attr all = { .propagation = propagation[m->propagation % 3U] }, top = { .attr_set = attr };
+    struct k_mount_attr all = { .propagation = propagation[m->propagation % 3U] },
+                        top = { .attr_set = attr };
     if (m->recursive_readonly) all.attr_set = K_ATTR_RDONLY;
     if (mount_attributes(volume, K_AT_RECURSIVE, &all, e) < 0) return -1;
     return attr ? mount_attributes(volume, 0, &top, e) : 0;
 }
 
-/* A volume out of an image's layers. To take a part of it, older kernels (before 6.15) want it attached
- * somewhere: `parking` is a directory of the old tree, which goes away with it. */
+/* A volume out of an image's layers. To take a part of it, older kernels (before 6.15) want it
+ * attached somewhere: `parking` is a directory of the old tree, which goes away with it. */
 static int volume_of_layers(const MountSpec *m, int layers_dir, int parking, error *e)
 {
     char path[PATH_MAX];
@@ -13862,7 +13908,8 @@ static int volume_of_layers(const MountSpec *m, int layers_dir, int parking, err
 /* -- /dev -------------------------------------------------------------------------------------- */
 
 static const struct { const char *name; unsigned major, minor; } dev_nodes[] = {
-    { "null", 1, 3 }, { "zero", 1, 5 }, { "full", 1, 7 }, { "random", 1, 8 }, { "urandom", 1, 9 }, { "tty", 5, 0 },
+    { "null", 1, 3 },   { "zero", 1, 5 },    { "full", 1, 7 },
+    { "random", 1, 8 }, { "urandom", 1, 9 }, { "tty", 5, 0 },
 };
 static const struct { const char *name, *to; } dev_links[] = {
     { "fd", "/proc/self/fd" }, { "stdin", "/proc/self/fd/0" }, { "stdout", "/proc/self/fd/1" },
@@ -13877,9 +13924,12 @@ static int dev_copy(int from, int to, const char *name, error *e)
 {
     struct stat st;
     if (fstat(from, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat device %s", name);
-    if (!S_ISCHR(st.st_mode) && !S_ISBLK(st.st_mode)) return fail(e, GRPC_INVALID_ARGUMENT, "%s is not a device", name);
-    if (mknodat(to, name, st.st_mode, st.st_rdev) < 0) return errno == EEXIST ? 0 : fail_sys(e, GRPC_INTERNAL, "mknod %s", name);
-    if (fchownat(to, name, st.st_uid, st.st_gid, AT_SYMLINK_NOFOLLOW) < 0) return fail_sys(e, GRPC_INTERNAL, "chown %s", name);
+    if (!S_ISCHR(st.st_mode) && !S_ISBLK(st.st_mode))
+        return fail(e, GRPC_INVALID_ARGUMENT, "%s is not a device", name);
+    if (mknodat(to, name, st.st_mode, st.st_rdev) < 0)
+        return errno == EEXIST ? 0 : fail_sys(e, GRPC_INTERNAL, "mknod %s", name);
+    if (fchownat(to, name, st.st_uid, st.st_gid, AT_SYMLINK_NOFOLLOW) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "chown %s", name);
     return 0;
 }
 
@@ -13890,8 +13940,8 @@ static bool dev_skipped(const char *name)
     return name[0] == '.';
 }
 
-/* Makes all devices below the host's directory `from` at `to`, at most `depth` levels down; nodes that
- * go away meanwhile and what is no device are left out. */
+/* Makes all devices below the host's directory `from` at `to`, at most `depth` levels down; nodes
+ * that go away meanwhile and what is no device are left out. */
 static int dev_copy_all(int from, int to, int depth, error *e)
 {
     DIR *d = fdopendir(fcntl(from, F_DUPFD_CLOEXEC, 3));
@@ -13899,11 +13949,15 @@ static int dev_copy_all(int from, int to, int depth, error *e)
     for (struct dirent *entry; done == 0 && d && (entry = readdir(d));) {
         const char *name = entry->d_name;
         bool directory = entry->d_type == DT_DIR && depth > 0;
-        if (dev_skipped(name) || (!directory && entry->d_type != DT_CHR && entry->d_type != DT_BLK)) continue;
-        OWNED_FD found = openat(from, name, (directory ? O_RDONLY | O_DIRECTORY : O_PATH) | O_NOFOLLOW | O_CLOEXEC);
+        if (dev_skipped(name) || (!directory && entry->d_type != DT_CHR && entry->d_type != DT_BLK))
+            continue;
+        OWNED_FD found = openat(
+            from, name, (directory ? O_RDONLY | O_DIRECTORY : O_PATH) | O_NOFOLLOW | O_CLOEXEC);
         if (found < 0) continue;
         OWNED_FD below = directory ? rootfs_open_dir(to, name, 0755, e) : -1;
-        done = !directory ? dev_copy(found, to, name, e) : below < 0 ? -1 : dev_copy_all(found, below, depth - 1, e);
+        done = !directory  ? dev_copy(found, to, name, e)
+               : below < 0 ? -1
+                           : dev_copy_all(found, below, depth - 1, e);
     }
     if (d) closedir(d);
     return done;
@@ -13931,19 +13985,25 @@ static int rootfs_make_proc(rootfs *r, error *e)
 static int rootfs_make_dev(rootfs *r, error *e)
 {
     static const char *const options[] = { "mode", "755", "size", "65536k", NULL };
-    static const struct { const char *name; mode_t mode; } dirs[] = { { "pts", 0755 }, { "shm", 01777 }, { "mqueue", 0755 } };
+    static const struct { const char *name; mode_t mode; } dirs[] = {
+        { "pts", 0755 }, { "shm", 01777 }, { "mqueue", 0755 },
+    };
     OWNED_FD dev = mount_new("tmpfs", options, K_ATTR_NOSUID, e);
     if (dev < 0) return -1;
     for (size_t i = 0; i < COUNT(dev_nodes); i++)
-        if (mknodat(dev, dev_nodes[i].name, S_IFCHR | 0666, makedev(dev_nodes[i].major, dev_nodes[i].minor)) < 0)
+        if (mknodat(dev, dev_nodes[i].name, S_IFCHR | 0666,
+                    makedev(dev_nodes[i].major, dev_nodes[i].minor)) < 0)
             return fail_sys(e, GRPC_INTERNAL, "mknod /dev/%s", dev_nodes[i].name);
     for (size_t i = 0; i < COUNT(dev_links); i++)
-        if (symlinkat(dev_links[i].to, dev, dev_links[i].name) < 0) return fail_sys(e, GRPC_INTERNAL, "link /dev/%s", dev_links[i].name);
+        if (symlinkat(dev_links[i].to, dev, dev_links[i].name) < 0)
+            return fail_sys(e, GRPC_INTERNAL, "link /dev/%s", dev_links[i].name);
     for (size_t i = 0; i < COUNT(dirs); i++)
-        if (mkdirat(dev, dirs[i].name, dirs[i].mode) < 0) return fail_sys(e, GRPC_INTERNAL, "mkdir /dev/%s", dirs[i].name);
+        if (mkdirat(dev, dirs[i].name, dirs[i].mode) < 0)
+            return fail_sys(e, GRPC_INTERNAL, "mkdir /dev/%s", dirs[i].name);
     if (r->spec->privileged) {
         OWNED_FD host = open("/dev", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (host < 0 || dev_copy_all(host, dev, 8, e) < 0) return host < 0 ? fail_sys(e, GRPC_INTERNAL, "open /dev") : -1;
+        if (host < 0 || dev_copy_all(host, dev, 8, e) < 0)
+            return host < 0 ? fail_sys(e, GRPC_INTERNAL, "open /dev") : -1;
     }
     r->dev = fcntl(dev, F_DUPFD_CLOEXEC, 3);
     return give_fd(&dev);
@@ -13981,7 +14041,9 @@ static int rootfs_make_cgroup(rootfs *r, error *e) /* read-only: CVE-2023-25809 
 }
 
 /* What every container finds mounted, unless a volume has that place; a deeper one comes later. */
-static const struct { const char *path; int depth; bool optional; int (*make)(rootfs *, error *); } rootfs_defaults[] = {
+static const struct rootfs_default {
+    const char *path; int depth; bool optional; int (*make)(rootfs *, error *);
+} rootfs_defaults[] = {
     { "/proc", 1, false, rootfs_make_proc },
     { "/dev", 1, false, rootfs_make_dev },
     { "/sys", 1, false, rootfs_make_sys },
@@ -14023,15 +14085,16 @@ static int rootfs_place_defaults(rootfs *r, int depth, error *e)
     return 0;
 }
 
-/* Puts volume i on its place. In /proc a volume could feed false files to programs that trust them, and
- * to us: only procfs itself may go to /proc, and lxcfs' files into it (CVE-2019-16884, T50). */
+/* Puts volume i on its place. In /proc a volume could feed false files to programs that trust them,
+ * and to us: only procfs itself may go to /proc, and lxcfs' files into it (CVE-2019-16884, T50). */
 static int rootfs_place_volume(rootfs *r, size_t i, error *e)
 {
     const MountSpec *m = &r->spec->mounts.p[i];
     struct stat st;
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%.*s", PR(m->destination));
-    if (fstat(r->volumes[i], &st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat the volume for %s", path);
+    if (fstat(r->volumes[i], &st) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "stat the volume for %s", path);
     OWNED_FD target = rootfs_target(r->root, path, S_ISDIR(st.st_mode), ROOTFS_TARGET_STEPS, e);
     if (target < 0) return -1;
     bool at_proc = slice_is(m->destination, "/proc");
@@ -14041,16 +14104,19 @@ static int rootfs_place_volume(rootfs *r, size_t i, error *e)
     return mount_place(r->volumes[i], target, path, e);
 }
 
-/* Mounts everything, the shallow before the deep, so that nothing is hidden by what comes later; at one
- * depth in the order of the request. */
+/* Mounts everything, the shallow before the deep, so that nothing is hidden by what comes later; at
+ * one depth in the order of the request. */
 static int rootfs_place_all(rootfs *r, error *e)
 {
     int deepest = 3;
-    for (size_t i = 0; i < r->spec->mounts.n; i++) deepest = MAX(deepest, path_depth(r->spec->mounts.p[i].destination));
+    for (size_t i = 0; i < r->spec->mounts.n; i++)
+        deepest = MAX(deepest, path_depth(r->spec->mounts.p[i].destination));
     for (int depth = 1; depth <= deepest; depth++) {
         if (rootfs_place_defaults(r, depth, e) < 0) return -1;
         for (size_t i = 0; i < r->spec->mounts.n; i++)
-            if (path_depth(r->spec->mounts.p[i].destination) == depth && rootfs_place_volume(r, i, e) < 0) return -1;
+            if (path_depth(r->spec->mounts.p[i].destination) == depth &&
+                rootfs_place_volume(r, i, e) < 0)
+                return -1;
     }
     return 0;
 }
@@ -14061,22 +14127,27 @@ static int rootfs_make_devices(rootfs *r, error *e)
     for (size_t i = 0; i < r->spec->devices.n; i++) {
         const DeviceSpec *d = &r->spec->devices.p[i];
         char parent[PATH_MAX], name[NAME_MAX + 1];
-        const char *path = arena_str(r->memory, d->path), *host = arena_str(r->memory, d->host_path);
+        const char *path = arena_str(r->memory, d->path),
+                   *host = arena_str(r->memory, d->host_path);
         OWNED_FD from = open(host, O_PATH | O_CLOEXEC), again = -1;
         struct stat st;
-        if (from < 0 || fstat(from, &st) < 0) return fail_sys(e, GRPC_INVALID_ARGUMENT, "device %s", host);
-        if (!volume_path_good(d->path) || !path_split(path, parent, name)) return fail(e, GRPC_INVALID_ARGUMENT, "device: bad path \"%s\"", path);
+        if (from < 0 || fstat(from, &st) < 0)
+            return fail_sys(e, GRPC_INVALID_ARGUMENT, "device %s", host);
+        if (!volume_path_good(d->path) || !path_split(path, parent, name))
+            return fail(e, GRPC_INVALID_ARGUMENT, "device: bad path \"%s\"", path);
         bool directory = S_ISDIR(st.st_mode);
         OWNED_FD to = make_dir_inside(r->root, directory ? path : parent, 0755, e);
         if (to < 0) return -1;
-        if (directory && (again = open(host, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) return fail_sys(e, GRPC_INTERNAL, "open %s", host);
-        if (directory ? dev_copy_all(again, to, 8, e) < 0 : dev_copy(from, to, name, e) < 0) return -1;
+        if (directory && (again = open(host, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
+            return fail_sys(e, GRPC_INTERNAL, "open %s", host);
+        if (directory ? dev_copy_all(again, to, 8, e) < 0 : dev_copy(from, to, name, e) < 0)
+            return -1;
     }
     return 0;
 }
 
-/* Covers one path: a directory with an empty one, a file with the host's /dev/null. What is not there
- * needs no cover. *empty is the covering tmpfs, made when first needed, or -1. */
+/* Covers one path: a directory with an empty one, a file with the host's /dev/null. What is not
+ * there needs no cover. *empty is the covering tmpfs, made when first needed, or -1. */
 static int rootfs_mask(rootfs *r, const char *path, int *empty, error *e)
 {
     static const char *const tiny[] = { "mode", "555", "size", "4k", NULL };
@@ -14086,7 +14157,8 @@ static int rootfs_mask(rootfs *r, const char *path, int *empty, error *e)
     if (fstat(target, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat %s", path);
     if (S_ISLNK(st.st_mode)) return fail(e, GRPC_INVALID_ARGUMENT, "mask %s: it is a link", path);
     if (S_ISDIR(st.st_mode) && *empty < 0) {
-        *empty = mount_new("tmpfs", tiny, K_ATTR_RDONLY | K_ATTR_NOSUID | K_ATTR_NODEV | K_ATTR_NOEXEC, e);
+        *empty = mount_new("tmpfs", tiny,
+                           K_ATTR_RDONLY | K_ATTR_NOSUID | K_ATTR_NODEV | K_ATTR_NOEXEC, e);
         return *empty < 0 ? -1 : mount_place(*empty, target, path, e);
     }
     OWNED_FD cover = mount_clone(S_ISDIR(st.st_mode) ? *empty : r->null, e);
@@ -14100,7 +14172,8 @@ static int rootfs_freeze(rootfs *r, const char *path, error *e)
     OWNED_FD target = open_inside(r->root, path, O_PATH | O_NOFOLLOW, e);
     if (target < 0) return e->code == GRPC_NOT_FOUND || e->sys == ENOTDIR ? 0 : -1;
     OWNED_FD copy = mount_clone(target, e);
-    if (copy < 0 || mount_attributes(copy, K_AT_RECURSIVE, &readonly, e) < 0) return fail_in(e, "read-only %s", path);
+    if (copy < 0 || mount_attributes(copy, K_AT_RECURSIVE, &readonly, e) < 0)
+        return fail_in(e, "read-only %s", path);
     return mount_place(copy, target, path, e);
 }
 
@@ -14110,12 +14183,13 @@ static int rootfs_hide(rootfs *r, error *e)
     for (size_t i = 0; i < r->spec->readonly_paths.n; i++)
         if (rootfs_freeze(r, arena_str(r->memory, r->spec->readonly_paths.p[i]), e) < 0) return -1;
     for (size_t i = 0; i < r->spec->masked_paths.n; i++)
-        if (rootfs_mask(r, arena_str(r->memory, r->spec->masked_paths.p[i]), &empty, e) < 0) return -1;
+        if (rootfs_mask(r, arena_str(r->memory, r->spec->masked_paths.p[i]), &empty, e) < 0)
+            return -1;
     return 0;
 }
 
-/* Takes copies of what comes from the host while we still see its mounts as it does: a copy of a shared
- * mount stays in its peer group, which is what propagation to and from the host is. */
+/* Takes copies of what comes from the host while we still see its mounts as it does: a copy of a
+ * shared mount stays in its peer group, which is what propagation to and from the host is. */
 static int rootfs_take_host(rootfs *r, error *e)
 {
     size_t n = r->spec->mounts.n;
@@ -14125,18 +14199,24 @@ static int rootfs_take_host(rootfs *r, error *e)
     for (size_t i = 0; i < n; i++) {
         const MountSpec *m = &r->spec->mounts.p[i];
         if (!volume_path_good(m->destination) || path_depth(m->destination) == 0)
-            return fail(e, GRPC_INVALID_ARGUMENT, "mount: \"%.*s\" is no place for a volume", PR(m->destination));
+            return fail(e, GRPC_INVALID_ARGUMENT, "mount: \"%.*s\" is no place for a volume",
+                        PR(m->destination));
         if (m->layers.n) continue;
         const char *from = arena_str(r->memory, m->source);
         r->volumes[i] = sys_open_tree(AT_FDCWD, from, K_OPEN_TREE_CLONE | K_AT_RECURSIVE);
-        if (r->volumes[i] < 0) return fail_sys(e, GRPC_INVALID_ARGUMENT, "mount %.*s: open %s", PR(m->destination), from);
-        if (volume_set(r->volumes[i], m, e) < 0) return fail_in(e, "mount %.*s", PR(m->destination));
+        if (r->volumes[i] < 0)
+            return fail_sys(e, GRPC_INVALID_ARGUMENT, "mount %.*s: open %s", PR(m->destination),
+                            from);
+        if (volume_set(r->volumes[i], m, e) < 0)
+            return fail_in(e, "mount %.*s", PR(m->destination));
     }
     if (r->spec->ipc == NamespaceMode_NODE)
         r->shm = sys_open_tree(AT_FDCWD, "/dev/shm", K_OPEN_TREE_CLONE | K_AT_RECURSIVE);
     r->null = open("/dev/null", O_PATH | O_CLOEXEC);
     if (r->null < 0 || fstat(r->null, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "open /dev/null");
-    return st.st_rdev == makedev(1, 3) ? 0 : fail(e, GRPC_INTERNAL, "the host's /dev/null is another device");
+    return st.st_rdev == makedev(1, 3)
+               ? 0
+               : fail(e, GRPC_INTERNAL, "the host's /dev/null is another device");
 }
 
 /* The pod's /dev/shm: a copy of the root of its mount namespace, taken from inside it. */
@@ -14144,11 +14224,14 @@ static int rootfs_take_shm(rootfs *r, error *e)
 {
     static const char *const options[] = { "mode", "1777", "size", "65536k", NULL };
     if (r->shm >= 0) return 0;
-    if (r->shm_ns < 0) return r->shm = mount_new("tmpfs", options, K_ATTR_NOSUID | K_ATTR_NODEV | K_ATTR_NOEXEC, e);
+    const unsigned attr = K_ATTR_NOSUID | K_ATTR_NODEV | K_ATTR_NOEXEC;
+    if (r->shm_ns < 0) return r->shm = mount_new("tmpfs", options, attr, e);
     OWNED_FD home = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
-    if (home < 0 || setns(r->shm_ns, CLONE_NEWNS) < 0) return fail_sys(e, GRPC_INTERNAL, "enter the pod's /dev/shm");
+    if (home < 0 || setns(r->shm_ns, CLONE_NEWNS) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "enter the pod's /dev/shm");
     r->shm = sys_open_tree(AT_FDCWD, "/", K_OPEN_TREE_CLONE);
-    if (r->shm < 0 || setns(home, CLONE_NEWNS) < 0) return fail_sys(e, GRPC_INTERNAL, "copy the pod's /dev/shm");
+    if (r->shm < 0 || setns(home, CLONE_NEWNS) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "copy the pod's /dev/shm");
     return 0;
 }
 
@@ -14159,24 +14242,29 @@ static int rootfs_take_shm(rootfs *r, error *e)
  * The descriptors in *r stay open: this process will execute, or end. */
 static int rootfs_build(rootfs *r, error *e)
 {
-    static const struct k_mount_attr no_devices = { .attr_set = K_ATTR_NODEV }; /* those of the image; /dev is ours */
+    static const struct k_mount_attr no_devices = { .attr_set = K_ATTR_NODEV }; /* the image's */
     r->root = r->shm = r->null = r->dev = -1;
     r->layers_dir = dir_again(r->layers_dir, e);
     r->state_dir = r->layers_dir < 0 ? -1 : dir_again(r->state_dir, e);
     if (r->state_dir < 0) return -1;
     if (rootfs_take_host(r, e) < 0) return -1;
-    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0) return fail_sys(e, GRPC_INTERNAL, "make all mounts private");
+    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "make all mounts private");
     if (rootfs_take_shm(r, e) < 0) return -1;
-    r->root = rootfs_mount(r->spec, r->layers_dir, r->state_dir, e); /* first: what comes next covers state_dir */
+    /* First, because image volumes are parked on state_dir. */
+    r->root = rootfs_mount(r->spec, r->layers_dir, r->state_dir, e);
     if (r->root < 0) return fail_in(e, "root filesystem");
     for (size_t i = 0; i < r->spec->mounts.n; i++) {
         const MountSpec *m = &r->spec->mounts.p[i];
-        if (m->layers.n && (r->volumes[i] = volume_of_layers(m, r->layers_dir, r->state_dir, e)) < 0) return fail_in(e, "mount %.*s", PR(m->destination));
+        if (m->layers.n &&
+            (r->volumes[i] = volume_of_layers(m, r->layers_dir, r->state_dir, e)) < 0)
+            return fail_in(e, "mount %.*s", PR(m->destination));
         if (m->layers.n && volume_set(r->volumes[i], m, e) < 0) return -1;
     }
     if (!r->spec->privileged && mount_attributes(r->root, 0, &no_devices, e) < 0) return -1;
     if (mount_place(r->root, r->state_dir, "/", e) < 0) return -1;
-    if (rootfs_place_all(r, e) < 0 || rootfs_make_devices(r, e) < 0 || rootfs_hide(r, e) < 0) return -1;
+    if (rootfs_place_all(r, e) < 0 || rootfs_make_devices(r, e) < 0 || rootfs_hide(r, e) < 0)
+        return -1;
     return r->root;
 }
 
@@ -14185,8 +14273,10 @@ static int rootfs_build(rootfs *r, error *e)
 static int rootfs_enter(int root, bool readonly, error *e)
 {
     static const struct k_mount_attr frozen = { .attr_set = K_ATTR_RDONLY };
-    if (fchdir(root) < 0 || sys_pivot_root(".", ".") < 0) return fail_sys(e, GRPC_INTERNAL, "pivot_root");
-    if (umount2(".", MNT_DETACH) < 0 || chdir("/") < 0) return fail_sys(e, GRPC_INTERNAL, "detach the host's tree");
+    if (fchdir(root) < 0 || sys_pivot_root(".", ".") < 0)
+        return fail_sys(e, GRPC_INTERNAL, "pivot_root");
+    if (umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
+        return fail_sys(e, GRPC_INTERNAL, "detach the host's tree");
     return readonly ? mount_attributes(root, 0, &frozen, e) : 0;
 }
 
@@ -14203,10 +14293,12 @@ static int rootfs_enter(int root, bool readonly, error *e)
  * a weight is left out.
  *
  * Defined by  Documentation/admin-guide/cgroup-v2.rst; the CRI's LinuxContainerResources
- * Uses        1, 2, 9, 14 (mount_new)           Gives  cg_tree_*, cg_make*, cg_check, cg_limit, cg_kill, ...
+ * Uses        1, 2, 9, 14 (mount_new)    Gives  cg_tree_*, cg_make*, cg_check, cg_limit, ...
  * Bounds      64 levels a path; 256 settings a container; needs cgroup.kill (Linux 5.14) */
 
-enum cg_controller { CG_CPU = 1, CG_CPUSET = 2, CG_MEMORY = 4, CG_PIDS = 8, CG_IO = 16, CG_HUGETLB = 32 };
+enum cg_controller {
+    CG_CPU = 1, CG_CPUSET = 2, CG_MEMORY = 4, CG_PIDS = 8, CG_IO = 16, CG_HUGETLB = 32
+};
 static const struct { enum cg_controller bit; const char *name; } cg_controllers[] = {
     { CG_CPU, "cpu" }, { CG_CPUSET, "cpuset" }, { CG_MEMORY, "memory" },
     { CG_PIDS, "pids" }, { CG_IO, "io" }, { CG_HUGETLB, "hugetlb" },
@@ -14230,12 +14322,15 @@ static bool cg_read(int cgroup, const char *file, char text[CG_TEXT_MAX])
     return true;
 }
 
-/* Sets a file of a cgroup, e.g. "pids.max", in one write(2): the kernel parses each write by itself.
- * INVALID_ARGUMENT: it refuses the value. FAILED_PRECONDITION (ENOENT): it has no such file. */
+/* Sets a file of a cgroup, e.g. "pids.max", in one write(2): the kernel parses each write by
+ * itself. INVALID_ARGUMENT: it refuses the value. FAILED_PRECONDITION (ENOENT): it has no such
+ * file. */
 static int cg_set(int cgroup, const char *file, const char *value, error *e)
 {
     OWNED_FD fd = openat(cgroup, file, O_WRONLY | O_CLOEXEC);
-    if (fd < 0) return fail_sys(e, errno == ENOENT ? GRPC_FAILED_PRECONDITION : GRPC_INTERNAL, "cgroup: open %s", file);
+    if (fd < 0)
+        return fail_sys(e, errno == ENOENT ? GRPC_FAILED_PRECONDITION : GRPC_INTERNAL,
+                        "cgroup: open %s", file);
     if (write(fd, value, strlen(value)) >= 0) return 0;
     int code = errno == EINVAL || errno == ERANGE ? GRPC_INVALID_ARGUMENT : GRPC_INTERNAL;
     return fail_sys(e, code, "cgroup: set %s to \"%s\"", file, value);
@@ -14316,7 +14411,7 @@ static int cg_tree_open(cg_tree *t, error *e)
     OWNED_ARENA a = arena_make(64 * MIB);
     slice table;
     *t = (cg_tree){ .root = -1 };
-    if (file_read(AT_FDCWD, "/proc/self/mountinfo", 16 * MIB, &a, &table, e) < 0) return -1;
+    if (!(table = file_read(AT_FDCWD, "/proc/self/mountinfo", 16 * MIB, &a, e)).p) return -1;
     while (table.n) {
         char point[PATH_MAX];
         mount_line line = mount_parse(slice_cut(&table, '\n'));
@@ -14327,7 +14422,8 @@ static int cg_tree_open(cg_tree *t, error *e)
         return give_fd(&root), 0;
     }
     OWNED_FD detached = mount_new("cgroup2", NULL, 0, e);
-    if (detached < 0 || cg_tree_adopt(t, detached, e) < 0) return fail_in(e, "no cgroup v2 file system is mounted");
+    if (detached < 0 || cg_tree_adopt(t, detached, e) < 0)
+        return fail_in(e, "no cgroup v2 file system is mounted");
     return give_fd(&detached), 0;
 }
 
@@ -14343,8 +14439,10 @@ static int cg_hand_on(const cg_tree *t, int level, const char *path, error *e)
             n += (size_t)snprintf(wish + n, sizeof wish - n, "+%s ", cg_controllers[i].name);
     if (cg_set(level, "cgroup.subtree_control", wish, e) == 0) return 0;
     if (e->sys == EBUSY)
-        return fail(e, GRPC_FAILED_PRECONDITION, "cgroup /%s has processes of its own, so the kernel hands no "
-                    "controllers on to the cgroups below it: move them to a cgroup of their own", path);
+        return fail(e, GRPC_FAILED_PRECONDITION,
+                    "cgroup /%s has processes of its own, so the kernel hands no "
+                    "controllers on to the cgroups below it: move them to a cgroup of their own",
+                    path);
     return fail_in(e, "cgroup /%s", path);
 }
 
@@ -14355,15 +14453,16 @@ static int cg_make_level(int parent, slice name, error *e)
     if (name.n > NAME_MAX || slice_has(name, 0) || slice_is(name, ".") || slice_is(name, ".."))
         return fail(e, GRPC_INVALID_ARGUMENT, "cgroup: \"%.*s\" cannot be a name", PR(name));
     snprintf(text, sizeof text, "%.*s", PR(name));
-    if (mkdirat(parent, text, 0755) < 0 && errno != EEXIST) return fail_sys(e, GRPC_INTERNAL, "cgroup: mkdir %s", text);
+    if (mkdirat(parent, text, 0755) < 0 && errno != EEXIST)
+        return fail_sys(e, GRPC_INTERNAL, "cgroup: mkdir %s", text);
     int fd = openat(parent, text, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     return fd < 0 ? fail_sys(e, GRPC_INTERNAL, "cgroup: open %s", text) : fd;
 }
 
 /* Makes the cgroup `path` with all levels above it, each handing the controllers on to the next.
  * path     below the tree's root; a slash in front changes nothing
- * Returns  a descriptor of its directory, the caller's; or -1: INVALID_ARGUMENT (".." or an overlong
- *          name), FAILED_PRECONDITION (a level has processes of its own), INTERNAL */
+ * Returns  a descriptor of its directory, the caller's; or -1: INVALID_ARGUMENT (".." or an
+ *          overlong name), FAILED_PRECONDITION (a level has processes of its own), INTERNAL */
 static int cg_make(const cg_tree *t, const char *path, error *e)
 {
     OWNED_FD at = fcntl(t->root, F_DUPFD_CLOEXEC, 3);
@@ -14386,8 +14485,8 @@ static int cg_make(const cg_tree *t, const char *path, error *e)
     return levels ? give_fd(&at) : fail(e, GRPC_INVALID_ARGUMENT, "the path of a cgroup is empty");
 }
 
-/* Makes a cgroup below a container's, for what an exec starts: it can be killed alone, and counts to
- * the container. No controllers are handed on, since the container's has processes. Returns its
+/* Makes a cgroup below a container's, for what an exec starts: it can be killed alone, and counts
+ * to the container. No controllers are handed on, since the container's has processes. Returns its
  * descriptor, the caller's. */
 static int cg_make_below(int cgroup, const char *name, error *e)
 {
@@ -14400,7 +14499,8 @@ static int cg_make_below(int cgroup, const char *name, error *e)
 typedef struct { const char *field, *file, *value; unsigned controller; bool hard; } cg_setting;
 typedef struct { cg_setting *p; size_t n; arena *memory; } cg_plan;
 
-__attribute__((format(printf, 3, 4))) static void cg_want(cg_plan *p, cg_setting s, const char *format, ...)
+__attribute__((format(printf, 3, 4))) static void cg_want(cg_plan *p, cg_setting s,
+                                                          const char *format, ...)
 {
     char value[64];
     va_list args;
@@ -14426,9 +14526,9 @@ static uint64_t cg_log2(uint64_t n)
     return log;
 }
 
-/* cpu.weight (1..10000) for v1's cpu.shares (2..262144): ceil(10^((l^2 + 125 l) / 612 - 7 / 34)) with
- * l = log2(shares), as runc and crun have it since 2025, so that 1024 shares are the default weight
- * 100. Solved for the weight, 612 log2(weight) >= (l^2 + 125 l - 126) log2(10), it needs no
+/* cpu.weight (1..10000) for v1's cpu.shares (2..262144): ceil(10^((l^2 + 125 l) / 612 - 7 / 34))
+ * with l = log2(shares), as runc and crun have it since 2025, so that 1024 shares are the default
+ * weight 100. Solved for the weight, 612 log2(weight) >= (l^2 + 125 l - 126) log2(10), it needs no
  * floating point; the slack hides the last bit's rounding at exact powers. */
 static unsigned cg_weight(int64_t shares)
 {
@@ -14448,12 +14548,17 @@ static int cg_plan_cpu(const LinuxContainerResources *r, cg_plan *p, error *e)
 {
     enum { PERIOD = 100000 }; /* microseconds; the kernel's default */
     int64_t period = r->cpu_period ? r->cpu_period : PERIOD;
-    if (r->cpu_shares < 0) return fail(e, GRPC_INVALID_ARGUMENT, "cpu_shares is %" PRId64, r->cpu_shares);
+    if (r->cpu_shares < 0)
+        return fail(e, GRPC_INVALID_ARGUMENT, "cpu_shares is %" PRId64, r->cpu_shares);
     if (period < 1000 || period > 1000000)
-        return fail(e, GRPC_INVALID_ARGUMENT, "cpu_period is %" PRId64 ", not 1000 to 1000000 (microseconds)", period);
+        return fail(e, GRPC_INVALID_ARGUMENT,
+                    "cpu_period is %" PRId64 ", not 1000 to 1000000 (microseconds)", period);
     if (r->cpu_quota > 0 && r->cpu_quota < 1000)
-        return fail(e, GRPC_INVALID_ARGUMENT, "cpu_quota is %" PRId64 ", less than 1000 (microseconds)", r->cpu_quota);
-    if (r->cpu_shares) cg_want(p, (cg_setting){ "cpu_shares", "cpu.weight", NULL, CG_CPU, false }, "%u", cg_weight(r->cpu_shares));
+        return fail(e, GRPC_INVALID_ARGUMENT,
+                    "cpu_quota is %" PRId64 ", less than 1000 (microseconds)", r->cpu_quota);
+    if (r->cpu_shares)
+        cg_want(p, (cg_setting){ "cpu_shares", "cpu.weight", NULL, CG_CPU, false }, "%u",
+                cg_weight(r->cpu_shares));
     cg_setting quota = { "cpu_quota", "cpu.max", NULL, CG_CPU, r->cpu_quota > 0 };
     if (r->cpu_quota > 0) cg_want(p, quota, "%" PRId64 " %" PRId64, r->cpu_quota, period);
     else if (r->cpu_quota || r->cpu_period) cg_want(p, quota, "max %" PRId64, period);
@@ -14466,23 +14571,28 @@ static int cg_plan_cpuset(slice value, cg_setting s, cg_plan *p, error *e)
     if (!value.n) return 0;
     for (size_t i = 0; i < value.n; i++)
         if (!strchr("0123456789,-", value.p[i]) || !value.p[i] || value.n > 1024)
-            return fail(e, GRPC_INVALID_ARGUMENT, "%s \"%.*s\" is no list of numbers like 0-3,7", s.field, PR(value));
+            return fail(e, GRPC_INVALID_ARGUMENT, "%s \"%.*s\" is no list of numbers like 0-3,7",
+                        s.field, PR(value));
     s.value = arena_str(p->memory, value);
     p->p[p->n++] = s;
     return 0;
 }
 
-/* The CRI's swap limit is memory and swap together, v2's is swap alone. 0 beside a memory limit means
- * none, as containerd has it. A kernel without swap accounting has no file: nothing to forbid then. */
+/* The CRI's swap limit is memory and swap together, v2's is swap alone. 0 beside a memory limit
+ * means none, as containerd has it. A kernel without swap accounting has no file: nothing to forbid
+ * then. */
 static int cg_plan_memory(const LinuxContainerResources *r, cg_plan *p, error *e)
 {
     int64_t memory = r->memory_limit_in_bytes, both = r->memory_swap_limit_in_bytes;
     cg_setting swap = { "memory_swap_limit_in_bytes", "memory.swap.max", NULL, CG_MEMORY, false };
     if (memory < -1 || both < -1)
-        return fail(e, GRPC_INVALID_ARGUMENT, "%s is negative", memory < -1 ? "memory_limit_in_bytes" : swap.field);
+        return fail(e, GRPC_INVALID_ARGUMENT, "%s is negative",
+                    memory < -1 ? "memory_limit_in_bytes" : swap.field);
     if (both > 0 && both < memory)
-        return fail(e, GRPC_INVALID_ARGUMENT, "memory_swap_limit_in_bytes (%" PRId64 ") is memory and swap together, "
-                    "so it cannot be less than memory_limit_in_bytes (%" PRId64 ")", both, memory);
+        return fail(e, GRPC_INVALID_ARGUMENT,
+                    "memory_swap_limit_in_bytes (%" PRId64 ") is memory and swap together, "
+                    "so it cannot be less than memory_limit_in_bytes (%" PRId64 ")",
+                    both, memory);
     cg_setting limit = { "memory_limit_in_bytes", "memory.max", NULL, CG_MEMORY, memory > 0 };
     if (memory > 0) cg_want(p, limit, "%" PRId64, memory);
     else if (memory < 0) cg_want(p, limit, "max");
@@ -14491,7 +14601,8 @@ static int cg_plan_memory(const LinuxContainerResources *r, cg_plan *p, error *e
     return 0;
 }
 
-/* Huge pages are soft: the kubelet sends a 0 for every size that the machine has, asked for or not. */
+/* Huge pages are soft: the kubelet sends a 0 for every size that the machine has, asked for or
+ * not. */
 static int cg_plan_hugetlb(const LinuxContainerResources *r, cg_plan *p, error *e)
 {
     for (size_t i = 0; i < r->hugepage_limits.n; i++) {
@@ -14500,15 +14611,18 @@ static int cg_plan_hugetlb(const LinuxContainerResources *r, cg_plan *p, error *
         uint64_t number;
         bool good = size.n > 2 && slice_ends(size, "B") && strchr("KMG", size.p[size.n - 2]) &&
                     parse_u64((slice){ size.p, size.n - 2 }, 10, 1U << 20, &number);
-        if (!good) return fail(e, GRPC_INVALID_ARGUMENT, "hugepage_limits: \"%.*s\" is no page size like 2MB", PR(size));
+        if (!good)
+            return fail(e, GRPC_INVALID_ARGUMENT,
+                        "hugepage_limits: \"%.*s\" is no page size like 2MB", PR(size));
         const char *file = arena_printf(p->memory, "hugetlb.%.*s.max", PR(size));
-        cg_want(p, (cg_setting){ "hugepage_limits", file, NULL, CG_HUGETLB, false }, "%" PRIu64, h->limit);
+        cg_want(p, (cg_setting){ "hugepage_limits", file, NULL, CG_HUGETLB, false }, "%" PRIu64,
+                h->limit);
     }
     return 0;
 }
 
-/* The controller that a file of a cgroup belongs to by its name, 0 if to none that may be set: not to
- * "cgroup", whose files move processes, and nothing with a slash. */
+/* The controller that a file of a cgroup belongs to by its name, 0 if to none that may be set: not
+ * to "cgroup", whose files move processes, and nothing with a slash. */
 static unsigned cg_owner(slice file)
 {
     for (size_t i = 0; i < file.n; i++)
@@ -14526,9 +14640,11 @@ static int cg_plan_unified(const LinuxContainerResources *r, cg_plan *p, error *
         slice key = r->unified.p[i].key, value = r->unified.p[i].value;
         cg_setting s = { .field = "unified", .controller = cg_owner(key) };
         if (!s.controller || key.n > NAME_MAX)
-            return fail(e, GRPC_INVALID_ARGUMENT, "unified: \"%.*s\" is no file of a cgroup controller", PR(key));
+            return fail(e, GRPC_INVALID_ARGUMENT,
+                        "unified: \"%.*s\" is no file of a cgroup controller", PR(key));
         if (slice_has(value, '\n') || slice_has(value, 0) || value.n > 1024)
-            return fail(e, GRPC_INVALID_ARGUMENT, "unified: the value of %.*s is not one line", PR(key));
+            return fail(e, GRPC_INVALID_ARGUMENT, "unified: the value of %.*s is not one line",
+                        PR(key));
         s.hard = slice_ends(key, ".max") || s.controller == CG_CPUSET;
         s.file = arena_str(p->memory, key);
         s.value = arena_str(p->memory, value);
@@ -14541,12 +14657,15 @@ static int cg_plan_unified(const LinuxContainerResources *r, cg_plan *p, error *
 static int cg_make_plan(const LinuxContainerResources *r, cg_plan *p, error *e)
 {
     size_t most = 8 + r->hugepage_limits.n + r->unified.n;
-    if (most > CG_SETTINGS_MAX) return fail(e, GRPC_INVALID_ARGUMENT, "resources: more than %d settings", CG_SETTINGS_MAX);
+    if (most > CG_SETTINGS_MAX)
+        return fail(e, GRPC_INVALID_ARGUMENT, "resources: more than %d settings", CG_SETTINGS_MAX);
     p->p = arena_alloc(p->memory, most * sizeof *p->p);
     if (!p->p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for resources");
     if (cg_plan_cpu(r, p, e) < 0 || cg_plan_memory(r, p, e) < 0) return -1;
-    if (cg_plan_cpuset(r->cpuset_cpus, (cg_setting){ "cpuset_cpus", "cpuset.cpus", NULL, CG_CPUSET, true }, p, e) < 0) return -1;
-    if (cg_plan_cpuset(r->cpuset_mems, (cg_setting){ "cpuset_mems", "cpuset.mems", NULL, CG_CPUSET, true }, p, e) < 0) return -1;
+    cg_setting cpus = { "cpuset_cpus", "cpuset.cpus", NULL, CG_CPUSET, true };
+    cg_setting mems = { "cpuset_mems", "cpuset.mems", NULL, CG_CPUSET, true };
+    if (cg_plan_cpuset(r->cpuset_cpus, cpus, p, e) < 0) return -1;
+    if (cg_plan_cpuset(r->cpuset_mems, mems, p, e) < 0) return -1;
     if (cg_plan_hugetlb(r, p, e) < 0 || cg_plan_unified(r, p, e) < 0) return -1;
     return p->memory->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for resources") : 0;
 }
@@ -14557,17 +14676,20 @@ static int cg_enforceable(const cg_tree *t, const cg_setting *s, error *e)
     static _Atomic unsigned told;
     if (t->controllers & s->controller) return 1;
     if (s->hard && !t->ignore_missing)
-        return fail(e, GRPC_FAILED_PRECONDITION, "%s cannot be enforced: this host's cgroup v2 tree lacks the controller of %s "
-                    "(--missing-controllers=ignore runs the container without the limit)", s->field, s->file);
-    if (!(told & s->controller)) log_warn("%s is left out: no cgroup v2 controller for %s", s->field, s->file);
+        return fail(e, GRPC_FAILED_PRECONDITION,
+                    "%s cannot be enforced: this host's cgroup v2 tree lacks the controller of %s "
+                    "(--missing-controllers=ignore runs the container without the limit)",
+                    s->field, s->file);
+    if (!(told & s->controller))
+        log_warn("%s is left out: no cgroup v2 controller for %s", s->field, s->file);
     told |= s->controller;
     return 0;
 }
 
 enum { CG_PLAN_MEMORY = 512 * KIB };
 
-/* Whether `r` can be asked for at all, before anything is made. INVALID_ARGUMENT names the field with
- * a bad value, FAILED_PRECONDITION a hard limit that this host cannot enforce. */
+/* Whether `r` can be asked for at all, before anything is made. INVALID_ARGUMENT names the field
+ * with a bad value, FAILED_PRECONDITION a hard limit that this host cannot enforce. */
 static int cg_check(const cg_tree *t, const LinuxContainerResources *r, error *e)
 {
     OWNED_ARENA a = arena_make(CG_PLAN_MEMORY);
@@ -14579,7 +14701,8 @@ static int cg_check(const cg_tree *t, const LinuxContainerResources *r, error *e
     return 0;
 }
 
-/* Sets the limits of one cgroup. On failure some may be set: the caller removes it, or sets back. */
+/* Sets the limits of one cgroup. On failure some may be set: the caller removes it, or sets
+ * back. */
 static int cg_limit(const cg_tree *t, int cgroup, const LinuxContainerResources *r, error *e)
 {
     OWNED_ARENA a = arena_make(CG_PLAN_MEMORY);
@@ -14592,7 +14715,8 @@ static int cg_limit(const cg_tree *t, int cgroup, const LinuxContainerResources 
         if (can < 0) return -1;
         if (!can || cg_set(cgroup, s->file, s->value, e) == 0) continue;
         bool asked_by_name = !strcmp(s->field, "unified");
-        if (e->sys == ENOENT && !s->hard && !asked_by_name) continue; /* no such page size, no swap accounting */
+        if (e->sys == ENOENT && !s->hard && !asked_by_name)
+            continue; /* no such page size, no swap accounting */
         if (e->sys == ENOENT && asked_by_name) e->code = GRPC_INVALID_ARGUMENT;
         return fail_in(e, "%s", s->field);
     }
@@ -14605,12 +14729,16 @@ static int cg_limit(const cg_tree *t, int cgroup, const LinuxContainerResources 
 static int cg_kill(int cgroup, error *e)
 {
     if (cg_set(cgroup, "cgroup.kill", "1", e) == 0 || e->sys == ENODEV) return 0;
-    if (e->sys == ENOENT && faccessat(cgroup, "cgroup.events", F_OK, 0) < 0) return 0; /* removed meanwhile */
+    if (e->sys == ENOENT && faccessat(cgroup, "cgroup.events", F_OK, 0) < 0)
+        return 0; /* removed meanwhile */
     return -1;
 }
 
 /* 1: the cgroup or one below it has a process. 0: none. -1: it has been removed. */
-static int cg_populated(int cgroup) { return (int)cg_counter(cgroup, "cgroup.events", "populated"); }
+static int cg_populated(int cgroup)
+{
+    return (int)cg_counter(cgroup, "cgroup.events", "populated");
+}
 
 /* Waits until no process is left, or the cgroup is gone. DEADLINE_EXCEEDED: `deadline` (monotonic,
  * 0 for none) has passed; a process in an uninterruptible wait can outlive its SIGKILL. The kernel
@@ -14619,14 +14747,19 @@ static int cg_wait_empty(int cgroup, int64_t deadline, error *e)
 {
     OWNED_FD events = openat(cgroup, "cgroup.events", O_RDONLY | O_CLOEXEC);
     char text[CG_TEXT_MAX];
-    if (events < 0) return errno == ENOENT || errno == ENODEV ? 0 : fail_sys(e, GRPC_INTERNAL, "cgroup: open cgroup.events");
+    if (events < 0)
+        return errno == ENOENT || errno == ENODEV
+                   ? 0
+                   : fail_sys(e, GRPC_INTERNAL, "cgroup: open cgroup.events");
     for (;;) {
         ssize_t n = pread(events, text, sizeof text - 1, 0);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return errno == ENODEV ? 0 : fail_sys(e, GRPC_INTERNAL, "cgroup: read cgroup.events");
+        if (n < 0)
+            return errno == ENODEV ? 0 : fail_sys(e, GRPC_INTERNAL, "cgroup: read cgroup.events");
         text[n] = '\0';
         if (!strstr(text, "populated 1")) return 0;
-        if (deadline && clock_mono() >= deadline) return fail(e, GRPC_DEADLINE_EXCEEDED, "cgroup: processes are still alive");
+        if (deadline && clock_mono() >= deadline)
+            return fail(e, GRPC_DEADLINE_EXCEEDED, "cgroup: processes are still alive");
         struct pollfd p = { .fd = events, .events = POLLPRI };
         poll(&p, 1, clock_poll_ms(deadline));
     }
@@ -14637,7 +14770,8 @@ static int cg_remove_empty(const cg_tree *t, const char *path, error *e)
 {
     while (*path == '/') path++;
     if (unlinkat(t->root, path, AT_REMOVEDIR) == 0 || errno == ENOENT || errno == ENODEV) return 0;
-    return fail_sys(e, errno == EBUSY ? GRPC_FAILED_PRECONDITION : GRPC_INTERNAL, "cgroup: remove %s", path);
+    return fail_sys(e, errno == EBUSY ? GRPC_FAILED_PRECONDITION : GRPC_INTERNAL,
+                    "cgroup: remove %s", path);
 }
 
 /* Puts the name of some cgroup below `path` into `child`; false if there is none. */
@@ -14648,8 +14782,9 @@ static bool cg_first_child(int root, const char *path, char child[NAME_MAX + 1])
     bool found = false;
     if (!d) return close_fd(&fd), false;
     for (struct dirent *entry; !found && (entry = readdir(d));) {
-        found = entry->d_type == DT_DIR && strcmp(entry->d_name, ".") && strcmp(entry->d_name, "..");
-        if (found) snprintf(child, NAME_MAX + 1, "%s", entry->d_name);
+        const char *name = entry->d_name;
+        found = entry->d_type == DT_DIR && strcmp(name, ".") && strcmp(name, "..");
+        if (found) snprintf(child, NAME_MAX + 1, "%s", name);
     }
     closedir(d);
     return found;
@@ -14662,7 +14797,8 @@ static int cg_remove(const cg_tree *t, const char *path, error *e)
     char at[PATH_MAX], child[NAME_MAX + 1];
     while (*path == '/') path++;
     size_t top = strlen(path), n = top;
-    if (!top || top >= sizeof at) return fail(e, GRPC_INVALID_ARGUMENT, "cgroup: cannot remove \"%.64s\"", path);
+    if (!top || top >= sizeof at)
+        return fail(e, GRPC_INVALID_ARGUMENT, "cgroup: cannot remove \"%.64s\"", path);
     memcpy(at, path, top + 1);
     for (;;) {
         if (cg_remove_empty(t, at, e) == 0) {
@@ -14672,14 +14808,17 @@ static int cg_remove(const cg_tree *t, const char *path, error *e)
             continue;
         }
         if (e->sys != EBUSY || !cg_first_child(t->root, at, child)) return -1;
-        if (n + strlen(child) + 2 > sizeof at) return fail(e, GRPC_INTERNAL, "cgroup: too deep below %s", path);
+        if (n + strlen(child) + 2 > sizeof at)
+            return fail(e, GRPC_INTERNAL, "cgroup: too deep below %s", path);
         n += (size_t)snprintf(at + n, sizeof at - n, "/%s", child);
     }
 }
 
 /* How many processes of the cgroup and below it the kernel has killed for want of memory. */
-static int64_t cg_oom_kills(int cgroup) { return MAX(cg_counter(cgroup, "memory.events", "oom_kill"), 0); }
-
+static int64_t cg_oom_kills(int cgroup)
+{
+    return MAX(cg_counter(cgroup, "memory.events", "oom_kill"), 0);
+}
 /* == 16. Security ============================================================================
  *
  * Root in a container is not root: of the forty powers that root is made of (capabilities(7)) it
@@ -14689,14 +14828,14 @@ static int64_t cg_oom_kills(int cgroup) { return MAX(cg_counter(cgroup, "memory.
  * unless ambient capabilities were asked for: filled, it gives files with capabilities more than
  * they should have (CVE-2022-24769).
  *
- * Making device nodes is one of those powers, so which devices may be opened is decided elsewhere: by
- * a program of a few instructions that the kernel runs at every open in the container's cgroup.
+ * Making device nodes is one of those powers, so which devices may be opened is decided elsewhere:
+ * by a program of a few instructions that the kernel runs at every open in the container's cgroup.
  *
  * Defined by  capabilities(7), prctl(2), getrlimit(2), proc_pid_oom_score_adj(5), bpf(2) and
  *             cgroup-v2.rst ("Device controller"); the lists of paths are those that containerd and
  *             Docker hide
- * Uses        1, 2, 9                          Gives  security_caps_from_names, security_become, ...
- * Bounds      64 capabilities; 65536 supplementary groups, the kernel's own limit; 256 device rules */
+ * Uses        1, 2, 9                 Gives  security_caps_from_names, security_become, ...
+ * Bounds      64 capabilities; 65536 supplementary groups (the kernel's limit); 256 device rules */
 
 static const char *const security_cap_names[] = { /* the place is the number: linux/capability.h */
     "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID",
@@ -14713,7 +14852,8 @@ static const char *const security_cap_defaults[] = {
     "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
 };
 
-/* Files of /proc and /sys that tell about, or reach into, the host: hidden, or at least not written. */
+/* Files of /proc and /sys that tell about, or reach into, the host: hidden, or at least not
+ * written. */
 static const char *const security_masked_paths[] = {
     "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
     "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list",
@@ -14728,9 +14868,11 @@ typedef struct { uint64_t set, ambient; } security_caps; /* bit n is capability 
 /* The bit of a capability by its name, with or without "CAP_", in any case; 0 if there is none. */
 static uint64_t security_cap_bit(slice name)
 {
-    if (name.n > 4 && !strncasecmp((const char *)name.p, "CAP_", 4)) name = (slice){ name.p + 4, name.n - 4 };
+    if (name.n > 4 && !strncasecmp((const char *)name.p, "CAP_", 4))
+        name = (slice){ name.p + 4, name.n - 4 };
     for (size_t i = 0; i < COUNT(security_cap_names); i++)
-        if (name.n == strlen(security_cap_names[i]) && !strncasecmp((const char *)name.p, security_cap_names[i], name.n))
+        if (name.n == strlen(security_cap_names[i]) &&
+            !strncasecmp((const char *)name.p, security_cap_names[i], name.n))
             return UINT64_C(1) << i;
     return 0;
 }
@@ -14752,31 +14894,40 @@ static uint64_t security_caps_permitted(void)
 /* The capabilities that a list names one by one, and all of them if "ALL" is in it. */
 typedef struct { uint64_t named, all; } security_names;
 
-static int security_sum(const char *field, const slice *names, size_t n, security_names *sum, error *e)
+static int security_sum(const char *field, const slice *names, size_t n, security_names *sum,
+                        error *e)
 {
     *sum = (security_names){ 0, 0 };
     for (size_t i = 0; i < n; i++) {
         bool all = names[i].n == 3 && !strncasecmp((const char *)names[i].p, "ALL", 3);
         uint64_t bit = security_cap_bit(names[i]);
-        if (!bit && !all) return fail(e, GRPC_INVALID_ARGUMENT, "%s: there is no capability \"%.*s\"", field, PR(names[i]));
+        if (!bit && !all)
+            return fail(e, GRPC_INVALID_ARGUMENT, "%s: there is no capability \"%.*s\"", field,
+                        PR(names[i]));
         sum->named |= bit;
         if (all) sum->all = UINT64_MAX;
     }
     return 0;
 }
 
-/* What a container gets. `ALL` counts before single names, and a dropped name wins over an added one.
+/* What a container gets. `ALL` counts before single names, and a dropped name wins over an added
+ * one.
  * asked    NULL: the default set
- * Returns  -1: INVALID_ARGUMENT, a name that is none. Capabilities that krun itself does not have are
- *          left out: nobody can give what he has not (T53). */
-static int security_caps_from_names(const Capability *asked, bool privileged, security_caps *out, error *e)
+ * Returns  -1: INVALID_ARGUMENT, a name that is none. Capabilities that krun itself does not have
+ *          are left out: nobody can give what he has not (T53). */
+static int security_caps_from_names(const Capability *asked, bool privileged, security_caps *out,
+                                    error *e)
 {
     security_names add = { 0, 0 }, drop = { 0, 0 }, ambient = { 0, 0 };
     *out = (security_caps){ 0, 0 };
-    for (size_t i = 0; i < COUNT(security_cap_defaults); i++) out->set |= security_cap_bit(slice_of(security_cap_defaults[i]));
-    if (asked && (security_sum("add_capabilities", asked->add_capabilities.p, asked->add_capabilities.n, &add, e) < 0 ||
-                  security_sum("drop_capabilities", asked->drop_capabilities.p, asked->drop_capabilities.n, &drop, e) < 0 ||
-                  security_sum("add_ambient_capabilities", asked->add_ambient_capabilities.p, asked->add_ambient_capabilities.n, &ambient, e) < 0))
+    for (size_t i = 0; i < COUNT(security_cap_defaults); i++)
+        out->set |= security_cap_bit(slice_of(security_cap_defaults[i]));
+    if (asked && (security_sum("add_capabilities", asked->add_capabilities.p,
+                               asked->add_capabilities.n, &add, e) < 0 ||
+                  security_sum("drop_capabilities", asked->drop_capabilities.p,
+                               asked->drop_capabilities.n, &drop, e) < 0 ||
+                  security_sum("add_ambient_capabilities", asked->add_ambient_capabilities.p,
+                               asked->add_ambient_capabilities.n, &ambient, e) < 0))
         return -1;
     out->ambient = (ambient.all | ambient.named) & ~drop.named;
     out->set = (((out->set | add.all) & ~drop.all) | add.named | out->ambient) & ~drop.named;
@@ -14790,7 +14941,8 @@ static int security_caps_from_names(const Capability *asked, bool privileged, se
 static void security_note_limits(void)
 {
     if (!(security_caps_permitted() & security_cap_bit(SLICE("SYS_RESOURCE"))))
-        log_warn("no CAP_SYS_RESOURCE: oom_score_adj is not lowered and hard resource limits are not raised");
+        log_warn("no CAP_SYS_RESOURCE: oom_score_adj is not lowered and hard resource limits are "
+                 "not raised");
 }
 
 /* -- what a process does to itself before it becomes the user's -------------------------------- */
@@ -14801,7 +14953,8 @@ static int security_oom_score(int file, int64_t score, error *e)
 {
     char text[24];
     int n = snprintf(text, sizeof text, "%" PRId64, score);
-    if (!fd_is_on(file, 0x9fa0 /* PROC_SUPER_MAGIC */)) return fail(e, GRPC_INTERNAL, "oom_score_adj is not in /proc");
+    if (!fd_is_on(file, 0x9fa0 /* PROC_SUPER_MAGIC */))
+        return fail(e, GRPC_INTERNAL, "oom_score_adj is not in /proc");
     if (write(file, text, (size_t)n) >= 0 || errno == EACCES) return 0;
     return fail_sys(e, GRPC_INVALID_ARGUMENT, "set oom_score_adj to %s", text);
 }
@@ -14811,22 +14964,29 @@ static int security_rlimits(const ProcessRlimit *limits, size_t n, error *e)
 {
     for (size_t i = 0; i < n; i++) {
         struct rlimit now, want = { limits[i].soft, limits[i].hard };
-        if (prlimit(0, limits[i].resource, NULL, &now) < 0) return fail_sys(e, GRPC_INVALID_ARGUMENT, "rlimit %d", limits[i].resource);
+        if (prlimit(0, limits[i].resource, NULL, &now) < 0)
+            return fail_sys(e, GRPC_INVALID_ARGUMENT, "rlimit %d", limits[i].resource);
         if (prlimit(0, limits[i].resource, &want, NULL) == 0) continue;
-        want = (struct rlimit){ MIN(want.rlim_cur, now.rlim_max), MIN(want.rlim_max, now.rlim_max) };
+        want.rlim_cur = MIN(want.rlim_cur, now.rlim_max);
+        want.rlim_max = MIN(want.rlim_max, now.rlim_max);
         if (errno != EPERM || prlimit(0, limits[i].resource, &want, NULL) < 0)
-            return fail_sys(e, GRPC_INVALID_ARGUMENT, "set rlimit %d to %" PRIu64 ":%" PRIu64, limits[i].resource, limits[i].soft, limits[i].hard);
+            return fail_sys(e, GRPC_INVALID_ARGUMENT, "set rlimit %d to %" PRIu64 ":%" PRIu64,
+                            limits[i].resource, limits[i].soft, limits[i].hard);
     }
     return 0;
 }
 
 /* Groups, group, user, in the one order in which the right to do the next step is still there. By
- * bare system calls: libc's wrappers tell all threads, and a cloned child has a wrong list of them. */
+ * bare system calls: libc's wrappers tell all threads, and a cloned child has a wrong list of
+ * them. */
 static int security_ids(const ProcessUser *user, error *e)
 {
-    if (syscall(SYS_setgroups, user->groups.n, user->groups.p) < 0) return fail_sys(e, GRPC_INTERNAL, "setgroups (%zu groups)", user->groups.n);
-    if (syscall(SYS_setresgid, user->gid, user->gid, user->gid) < 0) return fail_sys(e, GRPC_INTERNAL, "setgid %u", user->gid);
-    if (syscall(SYS_setresuid, user->uid, user->uid, user->uid) < 0) return fail_sys(e, GRPC_INTERNAL, "setuid %u", user->uid);
+    if (syscall(SYS_setgroups, user->groups.n, user->groups.p) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "setgroups (%zu groups)", user->groups.n);
+    if (syscall(SYS_setresgid, user->gid, user->gid, user->gid) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "setgid %u", user->gid);
+    if (syscall(SYS_setresuid, user->uid, user->uid, user->uid) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "setuid %u", user->uid);
     return 0;
 }
 
@@ -14836,19 +14996,23 @@ static int security_set_caps(security_caps caps, error *e)
     struct cap_header head = security_cap_version;
     struct cap_half sets[2];
     for (unsigned half = 0; half < 2; half++) {
-        uint32_t set = (uint32_t)(caps.set >> 32 * half), ambient = (uint32_t)(caps.ambient >> 32 * half);
-        sets[half] = (struct cap_half){ .effective = set, .permitted = set, .inheritable = ambient };
+        uint32_t set = (uint32_t)(caps.set >> 32 * half),
+                 ambient = (uint32_t)(caps.ambient >> 32 * half);
+        sets[half] =
+            (struct cap_half){ .effective = set, .permitted = set, .inheritable = ambient };
     }
-    if (syscall(SYS_capset, &head, sets) < 0) return fail_sys(e, GRPC_INTERNAL, "capset %" PRIx64, caps.set);
-    if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0) return fail_sys(e, GRPC_INTERNAL, "clear the ambient capabilities");
+    if (syscall(SYS_capset, &head, sets) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "capset %" PRIx64, caps.set);
+    if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "clear the ambient capabilities");
     for (unsigned long cap = 0; cap < 64; cap++)
         if (caps.ambient >> cap & 1 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0) < 0)
             return fail_sys(e, GRPC_INTERNAL, "raise ambient capability %lu", cap);
     return 0;
 }
 
-/* Becomes the user of a container, with its capabilities and no way back: what comes after this runs
- * with the rights of the program to be executed. */
+/* Becomes the user of a container, with its capabilities and no way back: what comes after this
+ * runs with the rights of the program to be executed. */
 static int security_become(const ContainerSpec *spec, error *e)
 {
     static const ProcessUser root;
@@ -14859,47 +15023,58 @@ static int security_become(const ContainerSpec *spec, error *e)
         if (errno == EINVAL) break; /* the kernel knows no more of them */
         return fail_sys(e, GRPC_INTERNAL, "drop capability %lu", cap);
     }
-    if (prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0) return fail_sys(e, GRPC_INTERNAL, "keep capabilities");
-    if (security_ids(spec->user ? spec->user : &root, e) < 0 || security_set_caps(caps, e) < 0) return -1;
-    if (prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0) < 0) return fail_sys(e, GRPC_INTERNAL, "keep capabilities");
-    if (spec->no_new_privs && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) return fail_sys(e, GRPC_INTERNAL, "no_new_privs");
+    if (prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "keep capabilities");
+    if (security_ids(spec->user ? spec->user : &root, e) < 0 || security_set_caps(caps, e) < 0)
+        return -1;
+    if (prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "keep capabilities");
+    if (spec->no_new_privs && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "no_new_privs");
     return 0;
 }
 
 /* -- which devices a cgroup may use ------------------------------------------------------------ */
 
-/* One thing that is allowed: type 1 is a block, 2 a character device; -1 is any number; access is the
- * sum of 1 (mknod), 2 (read), 4 (write), as linux/bpf.h has them. */
+/* One thing that is allowed: type 1 is a block, 2 a character device; -1 is any number; access is
+ * the sum of 1 (mknod), 2 (read), 4 (write), as linux/bpf.h has them. */
 typedef struct { int type, major, minor, access; } device_rule;
 enum { DEVICE_RULES_MAX = 256, DEVICE_RULE_SIZE = 9, DEVICE_HEAD_SIZE = 6 };
 
 /* What every container may: make any node, but open only these. */
 static const device_rule device_defaults[] = {
     { 2, -1, -1, 1 }, { 1, -1, -1, 1 },
-    { 2, 1, 3, 7 }, { 2, 1, 5, 7 }, { 2, 1, 7, 7 }, { 2, 1, 8, 7 }, { 2, 1, 9, 7 }, /* null zero full random urandom */
-    { 2, 5, 0, 7 }, { 2, 5, 1, 7 }, { 2, 5, 2, 7 }, { 2, 136, -1, 7 },              /* tty console ptmx pts */
+    { 2, 1, 3, 7 }, { 2, 1, 5, 7 }, { 2, 1, 7, 7 },    /* null, zero, full */
+    { 2, 1, 8, 7 }, { 2, 1, 9, 7 }, { 2, 5, 0, 7 },    /* random, urandom, tty */
+    { 2, 5, 1, 7 }, { 2, 5, 2, 7 }, { 2, 136, -1, 7 }, /* console, ptmx, all terminals */
 };
 
 /* The kernel's instruction: linux/bpf.h. regs: source register << 4 | destination register. */
 typedef struct { uint8_t code, regs; int16_t jump; int32_t value; } bpf_code;
-enum { BPF_LOAD_WORD = 0x61, BPF_AND = 0x57, BPF_SHIFT_RIGHT = 0x77, BPF_COPY = 0xbf, BPF_SET = 0xb7,
-       BPF_UNLESS_VALUE = 0x55, BPF_UNLESS_EQUAL = 0x5d, BPF_EXIT = 0x95 };
+enum {
+    BPF_LOAD_WORD = 0x61, BPF_AND = 0x57, BPF_SHIFT_RIGHT = 0x77, BPF_COPY = 0xbf, BPF_SET = 0xb7,
+    BPF_UNLESS_VALUE = 0x55, BPF_UNLESS_EQUAL = 0x5d, BPF_EXIT = 0x95
+};
 
-/* Writes the program: r2 type, r3 access, r4 major, r5 minor of the attempt; each rule that does not fit
- * jumps to the next, one that fits returns 1; after the last comes 0. Returns its length. */
+/* Writes the program: r2 type, r3 access, r4 major, r5 minor of the attempt; each rule that does
+ * not fit jumps to the next, one that fits returns 1; after the last comes 0. Returns its
+ * length. */
 static size_t device_program(const device_rule *rules, size_t n, bpf_code *out)
 {
-    static const bpf_code head[DEVICE_HEAD_SIZE] = { /* r1: struct bpf_cgroup_dev_ctx, access << 16 | type first */
-        { BPF_LOAD_WORD, 1 << 4 | 2, 0, 0 }, { BPF_COPY, 2 << 4 | 3, 0, 0 }, { BPF_AND, 2, 0, 0xffff },
-        { BPF_SHIFT_RIGHT, 3, 0, 16 }, { BPF_LOAD_WORD, 1 << 4 | 4, 4, 0 }, { BPF_LOAD_WORD, 1 << 4 | 5, 8, 0 },
+    static const bpf_code head[DEVICE_HEAD_SIZE] = {
+        /* r1: struct bpf_cgroup_dev_ctx, access << 16 | type first */
+        { BPF_LOAD_WORD, 1 << 4 | 2, 0, 0 }, { BPF_COPY, 2 << 4 | 3, 0, 0 },
+        { BPF_AND, 2, 0, 0xffff },           { BPF_SHIFT_RIGHT, 3, 0, 16 },
+        { BPF_LOAD_WORD, 1 << 4 | 4, 4, 0 }, { BPF_LOAD_WORD, 1 << 4 | 5, 8, 0 },
     };
-    static const bpf_code yes[] = { { BPF_SET, 0, 0, 1 }, { BPF_EXIT, 0, 0, 0 } }, no[] = { { BPF_SET, 0, 0, 0 }, { BPF_EXIT, 0, 0, 0 } };
+    static const bpf_code yes[] = { { BPF_SET, 0, 0, 1 }, { BPF_EXIT, 0, 0, 0 } },
+                          no[] = { { BPF_SET, 0, 0, 0 }, { BPF_EXIT, 0, 0, 0 } };
     size_t k = COUNT(head);
     memcpy(out, head, sizeof head);
     for (size_t i = 0; i < n; i++) {
         const device_rule *r = &rules[i];
         bool major = r->major >= 0, minor = r->minor >= 0;
-        int16_t left = (int16_t)(5 + major + minor); /* instructions between the first test and the next rule */
+        int16_t left = (int16_t)(5 + major + minor); /* from behind the first test to the end */
         out[k++] = (bpf_code){ BPF_UNLESS_VALUE, 2, left--, r->type };
         out[k++] = (bpf_code){ BPF_COPY, 3 << 4 | 0, 0, 0 };
         out[k++] = (bpf_code){ BPF_AND, 0, 0, r->access };
@@ -14924,27 +15099,37 @@ static int device_add(device_rule *rules, size_t *n, const char *path, int acces
         if (d && fstatat(dirfd(d), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0) continue;
         bool device = S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode);
         if (device && *n == DEVICE_RULES_MAX) break;
-        if (device) rules[(*n)++] = (device_rule){ S_ISBLK(st.st_mode) ? 1 : 2, (int)major(st.st_rdev), (int)minor(st.st_rdev), access };
+        if (device)
+            rules[(*n)++] = (device_rule){ S_ISBLK(st.st_mode) ? 1 : 2, (int)major(st.st_rdev),
+                                           (int)minor(st.st_rdev), access };
         if (!d) break;
     }
     if (d) closedir(d);
-    return *n < DEVICE_RULES_MAX ? 0 : fail(e, GRPC_INVALID_ARGUMENT, "device %s: more than %d devices", path, DEVICE_RULES_MAX);
+    if (*n < DEVICE_RULES_MAX) return 0;
+    return fail(e, GRPC_INVALID_ARGUMENT, "device %s: more than %d rules", path, DEVICE_RULES_MAX);
 }
 
-/* Has the kernel check a program and take it. Returns its descriptor, the caller's, or -1 and errno. */
+/* Has the kernel check a program and take it. Returns its descriptor, the caller's, or -1 and
+ * errno. */
 static int device_load(const bpf_code *program, size_t n)
 {
-    struct { uint32_t type, count; uint64_t code, license; uint32_t log_level, log_size; uint64_t log; } load = {
-        .type = 15 /* BPF_PROG_TYPE_CGROUP_DEVICE */, .count = (uint32_t)n, .code = (uint64_t)(uintptr_t)program,
-        .license = (uint64_t)(uintptr_t)"Apache-2.0" };
+    struct {
+        uint32_t type, count;
+        uint64_t code, license;
+        uint32_t log_level, log_size;
+        uint64_t log;
+    } load = { .type = 15 /* BPF_PROG_TYPE_CGROUP_DEVICE */,
+               .count = (uint32_t)n,
+               .code = (uint64_t)(uintptr_t)program,
+               .license = (uint64_t)(uintptr_t) "Apache-2.0" };
     return (int)syscall(SYS_bpf, 5 /* BPF_PROG_LOAD */, &load, sizeof load);
 }
 
-/* Lets the processes of a cgroup, and of those below it, use the devices of the request and the usual
- * ones only; what a cgroup above it forbids stays forbidden. Before anything runs in it. */
+/* Lets the processes of a cgroup, and of those below it, use the devices of the request and the
+ * usual ones only; what a cgroup above it forbids stays forbidden. Before anything runs in it. */
 static int security_devices(int cgroup, const ContainerSpec *spec, error *e)
 {
-    static int usual = -1; /* the program of all containers that ask for no device, checked by the kernel once */
+    static int usual = -1; /* for all that ask for no device: the kernel checks it once */
     device_rule rules[DEVICE_RULES_MAX];
     bpf_code program[DEVICE_HEAD_SIZE + DEVICE_RULE_SIZE * DEVICE_RULES_MAX + 2];
     size_t n = COUNT(device_defaults);
@@ -14952,19 +15137,25 @@ static int security_devices(int cgroup, const ContainerSpec *spec, error *e)
     for (size_t i = 0; i < spec->devices.n; i++) {
         OWNED_ARENA a = arena_make(8 * KIB);
         slice may = spec->devices.p[i].permissions;
-        int access = (slice_has(may, 'm') ? 1 : 0) | (slice_has(may, 'r') ? 2 : 0) | (slice_has(may, 'w') ? 4 : 0);
-        if (device_add(rules, &n, arena_str(&a, spec->devices.p[i].host_path), access, e) < 0) return -1;
+        int access = (slice_has(may, 'm') ? 1 : 0) | (slice_has(may, 'r') ? 2 : 0) |
+                     (slice_has(may, 'w') ? 4 : 0);
+        if (device_add(rules, &n, arena_str(&a, spec->devices.p[i].host_path), access, e) < 0)
+            return -1;
     }
     bool own = spec->devices.n > 0;
-    OWNED_FD loaded = own || usual < 0 ? device_load(program, device_program(rules, n, program)) : -1;
+    OWNED_FD loaded =
+        own || usual < 0 ? device_load(program, device_program(rules, n, program)) : -1;
     int use = own || usual < 0 ? loaded : usual;
-    struct { uint32_t cgroup, program, type, flags; } attach = { (uint32_t)cgroup, (uint32_t)use, 6 /* BPF_CGROUP_DEVICE */, 2 /* BPF_F_ALLOW_MULTI */ };
+    struct { uint32_t cgroup, program, type, flags; } attach = {
+        (uint32_t)cgroup, (uint32_t)use, 6 /* BPF_CGROUP_DEVICE */, 2 /* BPF_F_ALLOW_MULTI */
+    };
     if (use >= 0 && syscall(SYS_bpf, 8 /* BPF_PROG_ATTACH */, &attach, sizeof attach) == 0) {
         if (!own && usual < 0) usual = give_fd(&loaded);
         return 0;
     }
     if (spec->ignore_missing_controllers) return 0;
-    return fail_sys(e, GRPC_FAILED_PRECONDITION, "the kernel takes no device rules for cgroups (CONFIG_CGROUP_BPF)");
+    return fail_sys(e, GRPC_FAILED_PRECONDITION,
+                    "the kernel takes no device rules for cgroups (CONFIG_CGROUP_BPF)");
 }
 
 /* == 17. Namespaces and container init =======================================================
@@ -14980,17 +15171,19 @@ static int security_devices(int cgroup, const ContainerSpec *spec, error *e)
  *      ^                  |
  *      '-- report --------'   a struct error if a step failed; "ready", then end of file: executed
  *
- * Between clone3 and execve the child stands where others may look at it: it is not dumpable, so that
- * no one can trace it or open its descriptors, and it keeps only those that it needs
+ * Between clone3 and execve the child stands where others may look at it: it is not dumpable, so
+ * that no one can trace it or open its descriptors, and it keeps only those that it needs
  * (CVE-2016-9962); its program is krun's sealed memfd, not the file on disk (CVE-2019-5736).
  *
  * Defined by  namespaces(7), clone(2), setns(2), pidfd_open(2), unix(7), pty(7), execve(2)
- * Uses        1, 2, 9, 14, 16          Gives  sysctl_check, pod_unshare, init_clone, exec_clone, init_report
+ * Uses        1, 2, 9, 14, 16
+ * Gives       sysctl_check, pod_unshare, init_clone, exec_clone, init_report
  * Bounds      arguments and environment 8 MiB, of which the kernel takes what its ARG_MAX allows */
 
 /* clone3(2)'s argument; linux/sched.h cannot be included beside every libc's sched.h. */
 struct k_clone_args {
-    uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
+    uint64_t flags, pidfd, child_tid, parent_tid, exit_signal;
+    uint64_t stack, stack_size, tls, set_tid, set_tid_size, cgroup;
 };
 #define K_CLONE_INTO_CGROUP UINT64_C(0x200000000)
 
@@ -15009,8 +15202,8 @@ static const struct { const char *name; bool prefix, network; } sysctl_allowed[]
     { "fs.mqueue.", true, false }, { "net.", true, true },
 };
 
-/* Set in every pod with a network of its own, unless it says otherwise: ports below 1024 and ping need
- * no rights where nobody else has ports. As containerd does. */
+/* Set in every pod with a network of its own, unless it says otherwise: ports below 1024 and ping
+ * need no rights where nobody else has ports. As containerd does. */
 static const struct { const char *name, *value; } sysctl_defaults[] = {
     { "net.ipv4.ip_unprivileged_port_start", "0" }, { "net.ipv4.ping_group_range", "0 2147483647" },
 };
@@ -15020,18 +15213,24 @@ static int sysctl_check_one(const PodSpec *p, slice name, slice value, error *e)
 {
     bool plain = name.n > 0 && name.n < 256 && !slice_ends(name, ".");
     for (size_t i = 0; i < name.n; i++)
-        plain = plain && (isalnum(name.p[i]) || strchr("._-", name.p[i])) && name.p[i] && !(name.p[i] == '.' && i && name.p[i - 1] == '.');
-    if (!plain) return fail(e, GRPC_INVALID_ARGUMENT, "sysctl \"%.*s\" is not a name of words and dots", PR(name));
+        plain = plain && (isalnum(name.p[i]) || strchr("._-", name.p[i])) && name.p[i] &&
+                !(name.p[i] == '.' && i && name.p[i - 1] == '.');
+    if (!plain)
+        return fail(e, GRPC_INVALID_ARGUMENT, "sysctl \"%.*s\" is not a name of words and dots",
+                    PR(name));
     if (slice_has(value, '\n') || slice_has(value, '\r') || slice_has(value, 0) || value.n > KIB)
         return fail(e, GRPC_INVALID_ARGUMENT, "sysctl %.*s: the value is not one line", PR(name));
     for (size_t i = 0; i < COUNT(sysctl_allowed); i++) {
         const char *known = sysctl_allowed[i].name;
-        if (sysctl_allowed[i].prefix ? !slice_starts(name, known) : !slice_is(name, known)) continue;
+        if (sysctl_allowed[i].prefix ? !slice_starts(name, known) : !slice_is(name, known))
+            continue;
         if ((sysctl_allowed[i].network ? p->network : p->ipc) != NamespaceMode_NODE) return 0;
-        return fail(e, GRPC_INVALID_ARGUMENT, "sysctl %.*s would change the host: the pod uses the host's %s namespace",
+        return fail(e, GRPC_INVALID_ARGUMENT,
+                    "sysctl %.*s would change the host: the pod uses the host's %s namespace",
                     PR(name), sysctl_allowed[i].network ? "network" : "IPC");
     }
-    return fail(e, GRPC_INVALID_ARGUMENT, "sysctl %.*s belongs to no namespace, so a pod cannot have its own", PR(name));
+    return fail(e, GRPC_INVALID_ARGUMENT,
+                "sysctl %.*s belongs to no namespace, so a pod cannot have its own", PR(name));
 }
 
 /* Whether the pod may set what it asks for: INVALID_ARGUMENT says which name or value is bad. */
@@ -15046,25 +15245,34 @@ static int sysctl_check(const PodSpec *p, error *e)
 static int sysctl_write(int base, slice name, slice value, error *e)
 {
     char path[256];
-    struct open_how how = { .flags = O_WRONLY | O_CLOEXEC, .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV };
+    struct open_how how = { .flags = O_WRONLY | O_CLOEXEC,
+                            .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV };
     snprintf(path, sizeof path, "%.*s", PR(name));
     for (char *c = path; *c; c++)
         if (*c == '.') *c = '/';
     OWNED_FD file = (int)syscall(SYS_openat2, base, path, &how, sizeof how);
-    if (file < 0) return fail_sys(e, errno == ENOENT ? GRPC_INVALID_ARGUMENT : GRPC_INTERNAL, "sysctl %.*s", PR(name));
-    if (write(file, value.p, value.n) < 0) return fail_sys(e, GRPC_INVALID_ARGUMENT, "set sysctl %.*s to \"%.*s\"", PR(name), PR(value));
+    if (file < 0)
+        return fail_sys(e, errno == ENOENT ? GRPC_INVALID_ARGUMENT : GRPC_INTERNAL, "sysctl %.*s",
+                        PR(name));
+    if (write(file, value.p, value.n) < 0)
+        return fail_sys(e, GRPC_INVALID_ARGUMENT, "set sysctl %.*s to \"%.*s\"", PR(name),
+                        PR(value));
     return 0;
 }
 
-/* Sets the pod's sysctls, in its namespaces: /proc/sys shows those of the process that opens a file. */
+/* Sets the pod's sysctls, in its namespaces: /proc/sys shows those of the process that opens a
+ * file. */
 static int sysctl_apply(const PodSpec *p, error *e)
 {
     error ignored;
     OWNED_FD base = open("/proc/sys", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (base < 0 || !fd_is_on(base, ROOTFS_PROC_MAGIC)) return fail(e, GRPC_INTERNAL, "/proc/sys is not there");
+    if (base < 0 || !fd_is_on(base, ROOTFS_PROC_MAGIC))
+        return fail(e, GRPC_INTERNAL, "/proc/sys is not there");
     if (sysctl_check(p, e) < 0) return -1;
-    for (size_t i = 0; i < COUNT(sysctl_defaults) && p->network != NamespaceMode_NODE; i++) /* a kernel without IPv4 has none */
-        sysctl_write(base, slice_of(sysctl_defaults[i].name), slice_of(sysctl_defaults[i].value), &ignored);
+    for (size_t i = 0; i < COUNT(sysctl_defaults) && p->network != NamespaceMode_NODE; i++) {
+        slice name = slice_of(sysctl_defaults[i].name), value = slice_of(sysctl_defaults[i].value);
+        sysctl_write(base, name, value, &ignored); /* a kernel without IPv4 has none */
+    }
     for (size_t i = 0; i < p->sysctls.n; i++)
         if (sysctl_write(base, p->sysctls.p[i].key, p->sysctls.p[i].value, e) < 0) return -1;
     return 0;
@@ -15076,8 +15284,8 @@ static int sysctl_apply(const PodSpec *p, error *e)
  * the caller's. */
 typedef struct { int pidfd; pid_t pid; int report; bool ready; } init_started;
 
-/* Tells the monitor how far we are: a step that failed, "ready" (code 0), or, with a descriptor beside
- * it, the terminal's other end. Nobody listens any more: then nobody is missed. */
+/* Tells the monitor how far we are: a step that failed, "ready" (code 0), or, with a descriptor
+ * beside it, the terminal's other end. Nobody listens any more: then nobody is missed. */
 static void init_tell(int report, const error *e, int fd)
 {
     union { struct cmsghdr head; char room[CMSG_SPACE(sizeof(int))]; } control;
@@ -15085,7 +15293,9 @@ static void init_tell(int report, const error *e, int fd)
     struct msghdr msg = { .msg_iov = &data, .msg_iovlen = 1 };
     memset(&control, 0, sizeof control);
     if (fd >= 0) {
-        control.head = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof fd), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS };
+        control.head = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof fd),
+                                         .cmsg_level = SOL_SOCKET,
+                                         .cmsg_type = SCM_RIGHTS };
         memcpy(CMSG_DATA(&control.head), &fd, sizeof fd);
         msg.msg_control = &control;
         msg.msg_controllen = sizeof control.room;
@@ -15103,15 +15313,20 @@ static int init_report(init_started *s, int *terminal, error *e)
         error said = { 0 };
         union { struct cmsghdr head; char room[CMSG_SPACE(sizeof(int))]; } control;
         struct iovec data = { &said, sizeof said };
-        struct msghdr msg = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control };
+        struct msghdr msg = { .msg_iov = &data,
+                              .msg_iovlen = 1,
+                              .msg_control = &control,
+                              .msg_controllen = sizeof control };
         ssize_t n = recvmsg(s->report, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && errno == EAGAIN) return 0;
         if (n < 0) return fail_sys(e, GRPC_INTERNAL, "read the report of a starting process");
         if (n == 0 && s->ready) return 1;
-        if (n == 0) return fail(e, GRPC_ABORTED, "the process was killed while it was being set up");
+        if (n == 0)
+            return fail(e, GRPC_ABORTED, "the process was killed while it was being set up");
         const struct cmsghdr *beside = CMSG_FIRSTHDR(&msg);
-        if (beside && beside->cmsg_type == SCM_RIGHTS) memcpy(terminal, CMSG_DATA(beside), sizeof *terminal);
+        if (beside && beside->cmsg_type == SCM_RIGHTS)
+            memcpy(terminal, CMSG_DATA(beside), sizeof *terminal);
         else if (said.code) return *e = said, -1;
         else s->ready = true;
     }
@@ -15120,29 +15335,32 @@ static int init_report(init_started *s, int *terminal, error *e)
 /* A child that is to be: what it shall be when the first instruction of its own code runs. */
 typedef struct birth {
     const ContainerSpec *spec; /* NULL for the pause process */
-    const int *stdio;          /* become 0, 1, 2 (-1: /dev/null); NULL: they come later, with a terminal */
-    int fds[5];                /* what it keeps else, or -1; they move to 3, 4, ... */
-    uint64_t flags;            /* for clone3 */
-    int pidns, join;           /* a process (pidfd) or -1, and which of its namespaces are joined before */
+    const int *stdio; /* become 0, 1, 2 (-1: /dev/null); NULL: they come later, with a terminal */
+    int fds[5];       /* what it keeps else, or -1; they move to 3, 4, ... */
+    uint64_t flags;   /* for clone3 */
+    int pidns, join;  /* a process (pidfd) or -1, and which of its namespaces are joined before */
     int (*run)(const struct birth *, error *); /* comes back only on failure */
     const void *args;
-    pid_t pid;                 /* the child's, or else `failure` says what kept it from being born */
+    pid_t pid;        /* the child's, or else `failure` says what kept it from being born */
     error failure;
 } birth;
-enum { BIRTH_REPORT, BIRTH_CGROUP, BIRTH_LAYERS, BIRTH_STATE, BIRTH_SHM, BIRTH_TARGET = BIRTH_LAYERS };
+enum { /* the places in fds; an exec has a target where a container's first process has layers */
+    BIRTH_REPORT, BIRTH_CGROUP, BIRTH_LAYERS, BIRTH_STATE, BIRTH_SHM, BIRTH_TARGET = BIRTH_LAYERS
+};
 
 static int init_stdio(const int from[3], error *e)
 {
     for (int i = 0; i < 3; i++) {
         OWNED_FD null = from[i] < 0 ? open("/dev/null", O_RDWR | O_CLOEXEC) : -1;
         assert(from[i] < 0 || from[i] > 2);
-        if (dup2(from[i] < 0 ? null : from[i], i) < 0) return fail_sys(e, GRPC_INTERNAL, "standard stream %d", i);
+        if (dup2(from[i] < 0 ? null : from[i], i) < 0)
+            return fail_sys(e, GRPC_INTERNAL, "standard stream %d", i);
     }
     return 0;
 }
 
-/* Keeps 0, 1, 2 and the n descriptors given (-1: none), which move to 3, 4, ...; closes all others, so
- * that nobody finds one of the monitor's in us. */
+/* Keeps 0, 1, 2 and the n descriptors given (-1: none), which move to 3, 4, ...; closes all others,
+ * so that nobody finds one of the monitor's in us. */
 static int init_keep(int *fds, int n, error *e)
 {
     for (int i = 0; i < n; i++) {
@@ -15152,13 +15370,16 @@ static int init_keep(int *fds, int n, error *e)
     }
     for (int i = 0; i < n; i++) {
         if (fds[i] < 0) close(3 + i);
-        else if (dup3(fds[i], 3 + i, O_CLOEXEC) < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "keep a descriptor");
+        else if (dup3(fds[i], 3 + i, O_CLOEXEC) < 0)
+            return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "keep a descriptor");
         else fds[i] = 3 + i;
     }
-    return sys_close_range(3 + (unsigned)n, ~0U, 0) < 0 ? fail_sys(e, GRPC_INTERNAL, "close_range") : 0;
+    if (sys_close_range(3 + (unsigned)n, ~0U, 0) == 0) return 0;
+    return fail_sys(e, GRPC_INTERNAL, "close_range");
 }
 
-/* The score is that of whoever opens the file, and a child inherits it: set here, /proc is the host's. */
+/* The score is that of whoever opens the file, and a child inherits it: set here, /proc is the
+ * host's. */
 static int birth_score(const birth *b, error *e)
 {
     OWNED_FD file = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
@@ -15170,7 +15391,8 @@ static int birth_prepare(birth *b, error *e)
 {
     if (birth_score(b, e) < 0 || (b->stdio && init_stdio(b->stdio, e) < 0)) return -1;
     if (b->pidns >= 0 && setns(b->pidns, b->join) < 0)
-        return fail_sys(e, GRPC_FAILED_PRECONDITION, "enter the namespaces of a process that may have ended");
+        return fail_sys(e, GRPC_FAILED_PRECONDITION,
+                        "enter the namespaces of a process that may have ended");
     return init_keep(b->fds, COUNT(b->fds), e);
 }
 
@@ -15190,15 +15412,16 @@ static pid_t birth_clone(const birth *b, uint64_t more)
 {
     int cgroup = b->fds[BIRTH_CGROUP];
     struct k_clone_args how = { .flags = b->flags | more | (cgroup < 0 ? 0 : K_CLONE_INTO_CGROUP),
-                                .exit_signal = more & CLONE_PARENT ? 0 : SIGCHLD, .cgroup = cgroup < 0 ? 0 : (uint64_t)cgroup };
+                                .exit_signal = more & CLONE_PARENT ? 0 : SIGCHLD,
+                                .cgroup = cgroup < 0 ? 0 : (uint64_t)cgroup };
     return (pid_t)syscall(SYS_clone3, &how, sizeof how);
 }
 
-/* A short-lived process in the monitor's memory but with descriptors and namespaces of its own: it goes
- * into the container's namespaces as far as a process can, and gives birth there to a child of the
- * monitor (CLONE_PARENT). Being not dumpable keeps a container off a child that still has all rights,
- * but for one that may trace whom it wants (CAP_SYS_PTRACE): even that finds neither the monitor's
- * descriptors nor the host's tree in it (CVE-2016-9962). */
+/* A short-lived process in the monitor's memory but with descriptors and namespaces of its own: it
+ * goes into the container's namespaces as far as a process can, and gives birth there to a child of
+ * the monitor (CLONE_PARENT). Being not dumpable keeps a container off a child that still has all
+ * rights, but for one that may trace whom it wants (CAP_SYS_PTRACE): even that finds neither the
+ * monitor's descriptors nor the host's tree in it (CVE-2016-9962). */
 static int birth_launcher(void *arg)
 {
     birth *b = arg;
@@ -15213,7 +15436,8 @@ static int birth_launcher(void *arg)
 static int birth_launch(birth *b, error *e)
 {
     sigset_t all, mask;
-    char *stack = mmap(NULL, INIT_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE, -1, 0);
+    char *stack = mmap(NULL, INIT_STACK, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE, -1, 0);
     if (stack == MAP_FAILED) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "stack for a new process");
     sigfillset(&all); /* no handler of ours may run in the launcher's half of our memory */
     sigprocmask(SIG_SETMASK, &all, &mask);
@@ -15226,12 +15450,14 @@ static int birth_launch(birth *b, error *e)
     return b->pid > 0 ? 0 : (*e = b->failure, -1);
 }
 
-/* Starts the child *b: straight from here into new namespaces, into existing ones by the launcher. */
+/* Starts the child *b: straight from here into new namespaces, into existing ones by the
+ * launcher. */
 static int birth_start(birth *b, init_started *out, error *e)
 {
     int ends[2];
     *out = (init_started){ .pidfd = -1, .report = -1 };
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "socketpair");
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
+        return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "socketpair");
     OWNED_FD ours = ends[0], theirs = ends[1];
     b->fds[BIRTH_REPORT] = theirs;
     if (b->pidns >= 0) {
@@ -15245,7 +15471,7 @@ static int birth_start(birth *b, init_started *out, error *e)
     if (b->pid < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "clone3");
     fault_point("init.clone");
     out->pid = b->pid;
-    out->pidfd = sys_pidfd_open(b->pid); /* it is our child and not reaped, so the number is its own */
+    out->pidfd = sys_pidfd_open(b->pid); /* our child, and not reaped: the number is its own */
     if (out->pidfd >= 0) return out->report = give_fd(&ours), 0;
     fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "pidfd_open");
     kill(b->pid, SIGKILL);
@@ -15266,61 +15492,71 @@ typedef struct {
     arena *memory;
 } init_process;
 
-/* The container's user can open its streams again by /dev/stdout and the like, whoever made them; the
- * null device stays root's. What cannot change its owner is as usable as before. */
+/* The container's user can open its streams again by /dev/stdout and the like, whoever made them;
+ * the null device stays root's. What cannot change its owner is as usable as before. */
 static void init_own_stdio(const ContainerSpec *spec)
 {
     struct stat st;
     uint32_t uid = spec->user ? spec->user->uid : 0;
     for (int i = 0; i < 3; i++)
-        if (fstat(i, &st) == 0 && st.st_uid != uid && st.st_rdev != makedev(1, 3) && fchown(i, uid, (gid_t)-1) < 0) continue;
+        if (fstat(i, &st) == 0 && st.st_uid != uid && st.st_rdev != makedev(1, 3) &&
+            fchown(i, uid, (gid_t)-1) < 0)
+            continue;
 }
 
-/* Opens a new terminal of the container's own devpts, and checks that it is one: what lies at /dev/pts
- * may be the container's work. The slave comes from the master itself (TIOCGPTPEER), never by a
- * path (CVE-2025-52565). Sends the master to the monitor; the slave becomes 0, 1, 2. */
+/* Opens a new terminal of the container's own devpts, and checks that it is one: what lies at
+ * /dev/pts may be the container's work. The slave comes from the master itself (TIOCGPTPEER), never
+ * by a path (CVE-2025-52565). Sends the master to the monitor; the slave becomes 0, 1, 2. */
 static int init_terminal(const init_process *p, error *e)
 {
     static const error none;
-    struct open_how how = { .flags = O_RDWR | O_NOCTTY | O_CLOEXEC, .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV };
+    struct open_how how = { .flags = O_RDWR | O_NOCTTY | O_CLOEXEC,
+                            .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV };
     int unlock = 0;
     OWNED_FD root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC), console = -1;
     OWNED_FD pts = open_inside(root, "/dev/pts", O_PATH | O_DIRECTORY, e);
     if (pts < 0) return -1;
-    if (!fd_is_on(pts, INIT_DEVPTS_MAGIC)) return fail(e, GRPC_FAILED_PRECONDITION, "terminal: the container's /dev/pts is no devpts");
+    if (!fd_is_on(pts, INIT_DEVPTS_MAGIC))
+        return fail(e, GRPC_FAILED_PRECONDITION, "terminal: the container's /dev/pts is no devpts");
     OWNED_FD master = (int)syscall(SYS_openat2, pts, "ptmx", &how, sizeof how);
-    if (master < 0 || ioctl(master, TIOCSPTLCK, &unlock) < 0) return fail_sys(e, GRPC_INTERNAL, "terminal: open /dev/pts/ptmx");
+    if (master < 0 || ioctl(master, TIOCSPTLCK, &unlock) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "terminal: open /dev/pts/ptmx");
     OWNED_FD slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
     if (slave < 0) return fail_sys(e, GRPC_INTERNAL, "terminal: open its other end");
     if (p->dev >= 0) { /* /dev/console is this terminal */
         OWNED_FD target = openat(p->dev, "console", O_RDONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
         if (target < 0) return fail_sys(e, GRPC_INTERNAL, "make /dev/console");
-        if ((console = mount_clone(slave, e)) < 0 || mount_place(console, target, "/dev/console", e) < 0) return -1;
+        if ((console = mount_clone(slave, e)) < 0 ||
+            mount_place(console, target, "/dev/console", e) < 0)
+            return -1;
     }
-    if (ioctl(slave, TIOCSCTTY, 0) < 0) return fail_sys(e, GRPC_INTERNAL, "terminal: make it the controlling one");
+    if (ioctl(slave, TIOCSCTTY, 0) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "terminal: make it the controlling one");
     for (int i = 0; i < 3; i++)
         if (dup2(slave, i) < 0) return fail_sys(e, GRPC_INTERNAL, "standard stream %d", i);
     init_tell(p->report, &none, master);
     return 0;
 }
 
-/* Goes to the working directory, wherever links of the image lead, but inside and through no magic link
- * of /proc: /proc/self/fd/7 could be a directory of the host (CVE-2024-21626). */
+/* Goes to the working directory, wherever links of the image lead, but inside and through no magic
+ * link of /proc: /proc/self/fd/7 could be a directory of the host (CVE-2024-21626). */
 static int init_directory(const init_process *p, error *e)
 {
     const char *path = p->spec->cwd.n ? arena_str(p->memory, p->spec->cwd) : "/";
     OWNED_FD root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     OWNED_FD dir = open_inside(root, path, O_PATH | O_DIRECTORY, e);
-    if (dir < 0 && p->first && e->code == GRPC_NOT_FOUND) dir = make_dir_inside(root, path, 0755, e);
+    if (dir < 0 && p->first && e->code == GRPC_NOT_FOUND)
+        dir = make_dir_inside(root, path, 0755, e);
     if (dir < 0) return fail_in(e, "working directory");
-    if (p->spec->cwd.n && p->spec->cwd.p[0] != '/') return fail(e, GRPC_INVALID_ARGUMENT, "working directory \"%s\" is not absolute", path);
+    if (p->spec->cwd.n && p->spec->cwd.p[0] != '/')
+        return fail(e, GRPC_INVALID_ARGUMENT, "working directory \"%s\" is not absolute", path);
     return fchdir(dir) < 0 ? fail_sys(e, GRPC_INTERNAL, "working directory %s", path) : 0;
 }
 
-/* Becomes the container's user. The directory is entered first as root, so that an image whose WORKDIR
- * is /root starts with another user too, and else (a network file system that does not know root)
- * as the user. At the end it must be one that has a path here: the kernel says "(unreachable)" in
- * front of what lies outside our "/". */
+/* Becomes the container's user. The directory is entered first as root, so that an image whose
+ * WORKDIR is /root starts with another user too, and else (a network file system that does not know
+ * root) as the user. At the end it must be one that has a path here: the kernel says
+ * "(unreachable)" in front of what lies outside our "/". */
 static int init_become_user(const init_process *p, error *e)
 {
     char here[PATH_MAX];
@@ -15328,11 +15564,14 @@ static int init_become_user(const init_process *p, error *e)
     if (!there && e->sys != EACCES) return -1;
     if (security_become(p->spec, e) < 0) return -1;
     if (!there && init_directory(p, e) < 0) return -1;
-    if (syscall(SYS_getcwd, here, sizeof here) < 0) return fail_sys(e, GRPC_INVALID_ARGUMENT, "working directory");
-    return here[0] == '/' ? 0 : fail(e, GRPC_INVALID_ARGUMENT, "the working directory is outside the container");
+    if (syscall(SYS_getcwd, here, sizeof here) < 0)
+        return fail_sys(e, GRPC_INVALID_ARGUMENT, "working directory");
+    return here[0] == '/'
+               ? 0
+               : fail(e, GRPC_INVALID_ARGUMENT, "the working directory is outside the container");
 }
 
-/* NULL-terminated strings from one or two lists; NULL and *e if one has a NUL in it. */
+/* NULL-terminated strings from one or two lists; NULL if one has a NUL in it, or out of memory. */
 static char **init_vector(const slice *a, size_t na, const slice *b, size_t nb, arena *memory)
 {
     char **v = arena_alloc(memory, (na + nb + 1) * sizeof *v);
@@ -15359,10 +15598,13 @@ static int init_execute(char **args, char **env, error *e)
         if (!strncmp(*v, "PATH=", 5)) { path = *v + 5; break; }
     for (slice rest = slice_of(path); rest.n;) {
         slice dir = slice_cut(&rest, ':');
-        if (snprintf(file, sizeof file, "%.*s/%s", PR(dir.n ? dir : SLICE(".")), args[0]) >= (int)sizeof file) continue;
+        if (snprintf(file, sizeof file, "%.*s/%s", PR(dir.n ? dir : SLICE(".")), args[0]) >=
+            (int)sizeof file)
+            continue;
         execve(file, args, env);
         denied = denied || errno == EACCES;
-        if (errno != ENOENT && errno != ENOTDIR && errno != EACCES) return fail_sys(e, GRPC_UNKNOWN, "exec %s", file);
+        if (errno != ENOENT && errno != ENOTDIR && errno != EACCES)
+            return fail_sys(e, GRPC_UNKNOWN, "exec %s", file);
     }
     if (denied) return errno = EACCES, fail_sys(e, GRPC_UNKNOWN, "exec %s", args[0]);
     fail(e, GRPC_UNKNOWN, "exec: \"%s\": executable file not found in $PATH", args[0]);
@@ -15379,24 +15621,29 @@ static void init_signals(void)
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-/* The way of every process from "inside the container, as krun" to the user's program. Comes back only
- * on failure. */
+/* The way of every process from "inside the container, as krun" to the user's program. Comes back
+ * only on failure. */
 static int init_finish(const init_process *p, error *e)
 {
     static const error ready;
     char **args = init_vector(p->args, p->nargs, NULL, 0, p->memory);
     char **env = init_vector(p->env, p->nenv, p->more_env, p->nmore_env, p->memory);
-    if (!args || !env) return fail(e, GRPC_INVALID_ARGUMENT, "an argument or variable has a NUL in it, or all are longer than 8 MiB");
-    if (!p->nargs || !args[0][0]) return fail(e, GRPC_INVALID_ARGUMENT, "there is no command to execute");
+    if (!args || !env)
+        return fail(e, GRPC_INVALID_ARGUMENT,
+                    "an argument or variable has a NUL in it, or all are longer than 8 MiB");
+    if (!p->nargs || !args[0][0])
+        return fail(e, GRPC_INVALID_ARGUMENT, "there is no command to execute");
     if (setsid() < 0) return fail_sys(e, GRPC_INTERNAL, "setsid");
     if (p->tty && init_terminal(p, e) < 0) return -1;
     init_own_stdio(p->spec);
     if (security_rlimits(p->spec->rlimits.p, p->spec->rlimits.n, e) < 0) return -1;
-    syscall(SYS_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, NULL); /* not the monitor's keys; kernels may lack it */
+    /* KEYCTL_JOIN_SESSION_KEYRING: not the monitor's keys; kernels may lack it */
+    syscall(SYS_keyctl, 1, NULL);
     if (init_become_user(p, e) < 0) return -1;
     init_signals();
     umask(p->spec->umask ? (mode_t)p->spec->umask : 0022);
-    if (sys_close_range(3, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */) < 0) return fail_sys(e, GRPC_INTERNAL, "close_range");
+    if (sys_close_range(3, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "close_range");
     init_tell(p->report, &ready, -1);
     return init_execute(args, env, e);
 }
@@ -15406,11 +15653,12 @@ static int init_finish(const init_process *p, error *e)
 /* All are borrowed. */
 typedef struct {
     const ContainerSpec *spec;
-    int layers_dir, state_dir; /* root/layers; root/pods/<id>: containers/<cid>/{upper,work} are made below it */
-    int stdio[3];              /* each >= 3, or -1 for /dev/null; not looked at with spec->tty */
-    int cgroup;                /* the container's, or -1 */
-    int pidns;                 /* pidfd of a process whose PID namespace it joins (pause, target), or -1 */
-    int shm_ns;                /* pod_namespaces.shm_ns */
+    int layers_dir; /* root/layers */
+    int state_dir;  /* root/pods/<id>: containers/<cid>/{upper,work} are made below it */
+    int stdio[3];   /* each >= 3, or -1 for /dev/null; not looked at with spec->tty */
+    int cgroup;     /* the container's, or -1 */
+    int pidns;      /* pidfd of a process whose PID namespace it joins (pause, target), or -1 */
+    int shm_ns;     /* pod_namespaces.shm_ns */
 } init_args;
 
 /* The child's part: builds its world and becomes the program, or says in *e why not. */
@@ -15418,27 +15666,47 @@ static int init_main(const birth *b, error *e)
 {
     const ContainerSpec *spec = b->spec;
     arena memory = arena_make(INIT_MEMORY);
-    rootfs tree = { .spec = spec, .layers_dir = b->fds[BIRTH_LAYERS], .state_dir = b->fds[BIRTH_STATE], .shm_ns = b->fds[BIRTH_SHM], .memory = &memory };
+    rootfs tree = { .spec = spec,
+                    .layers_dir = b->fds[BIRTH_LAYERS],
+                    .state_dir = b->fds[BIRTH_STATE],
+                    .shm_ns = b->fds[BIRTH_SHM],
+                    .memory = &memory };
     umask(0);
-    /* Not by clone3: that would make the monitor's cgroup the namespace's root. Privileged containers
-     * manage the host, and see its tree. */
-    if (!spec->privileged && unshare(CLONE_NEWCGROUP) < 0) return fail_sys(e, GRPC_INTERNAL, "cgroup namespace");
-    if (rootfs_build(&tree, e) < 0 || rootfs_enter(tree.root, spec->readonly_rootfs, e) < 0) return -1;
-    init_process p = { .spec = spec, .args = spec->args.p, .nargs = spec->args.n, .env = spec->env.p, .nenv = spec->env.n,
-                       .tty = spec->tty, .first = true, .report = b->fds[BIRTH_REPORT], .dev = tree.dev, .memory = &memory };
+    /* Not by clone3: that would make the monitor's cgroup the namespace's root. Privileged
+     * containers manage the host, and see its tree. */
+    if (!spec->privileged && unshare(CLONE_NEWCGROUP) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "cgroup namespace");
+    if (rootfs_build(&tree, e) < 0 || rootfs_enter(tree.root, spec->readonly_rootfs, e) < 0)
+        return -1;
+    init_process p = { .spec = spec,
+                       .args = spec->args.p,
+                       .nargs = spec->args.n,
+                       .env = spec->env.p,
+                       .nenv = spec->env.n,
+                       .tty = spec->tty,
+                       .first = true,
+                       .report = b->fds[BIRTH_REPORT],
+                       .dev = tree.dev,
+                       .memory = &memory };
     return init_finish(&p, e);
 }
 
-/* Starts a container's first process, in the namespaces that the caller is in and a mount, a cgroup and
- * (unless the container shares one) a PID namespace of its own. Returns when it exists; whether its
- * program could be executed is what init_report says. */
+/* Starts a container's first process, in the namespaces that the caller is in and a mount, a cgroup
+ * and (unless the container shares one) a PID namespace of its own. Returns when it exists; whether
+ * its program could be executed is what init_report says. */
 static int init_clone(const init_args *a, init_started *out, error *e)
 {
     bool shared_pids = a->pidns >= 0 || a->spec->pid == NamespaceMode_NODE;
-    birth b = { .spec = a->spec, .stdio = a->spec->tty ? NULL : a->stdio, .flags = (uint64_t)CLONE_NEWNS | (shared_pids ? 0 : CLONE_NEWPID),
-                .fds = { -1, a->cgroup, a->layers_dir, a->state_dir, a->shm_ns }, .pidns = a->pidns, .join = CLONE_NEWPID, .run = init_main };
+    birth b = { .spec = a->spec,
+                .stdio = a->spec->tty ? NULL : a->stdio,
+                .flags = (uint64_t)CLONE_NEWNS | (shared_pids ? 0 : CLONE_NEWPID),
+                .fds = { -1, a->cgroup, a->layers_dir, a->state_dir, a->shm_ns },
+                .pidns = a->pidns,
+                .join = CLONE_NEWPID,
+                .run = init_main };
     *out = (init_started){ .pidfd = -1, .report = -1 };
-    if (a->cgroup >= 0 && !a->spec->privileged && security_devices(a->cgroup, a->spec, e) < 0) return -1;
+    if (a->cgroup >= 0 && !a->spec->privileged && security_devices(a->cgroup, a->spec, e) < 0)
+        return -1;
     return birth_start(&b, out, e);
 }
 
@@ -15453,16 +15721,25 @@ typedef struct {
     int stdio[3]; /* as in init_args; not looked at with exec->tty */
 } exec_args;
 
-/* The child's part. It was born in the container's namespaces, but for the cgroup's: from inside that,
- * a process cannot be put into a cgroup by one outside (cgroup-v2.rst, "Delegation"). */
+/* The child's part. It was born in the container's namespaces, but for the cgroup's: from inside
+ * that, a process cannot be put into a cgroup by one outside (cgroup-v2.rst, "Delegation"). */
 static int exec_main(const birth *b, error *e)
 {
     const ExecSpec *exec = b->args;
     arena memory = arena_make(INIT_MEMORY);
-    if (setns(b->fds[BIRTH_TARGET], CLONE_NEWCGROUP) < 0) return fail_sys(e, GRPC_FAILED_PRECONDITION, "enter the container's cgroup namespace");
-    init_process p = { .spec = b->spec, .args = exec->args.p, .nargs = exec->args.n, .env = b->spec->env.p, .nenv = b->spec->env.n,
-                       .more_env = exec->env.p, .nmore_env = exec->env.n, .tty = exec->tty, .report = b->fds[BIRTH_REPORT],
-                       .dev = -1, .memory = &memory };
+    if (setns(b->fds[BIRTH_TARGET], CLONE_NEWCGROUP) < 0)
+        return fail_sys(e, GRPC_FAILED_PRECONDITION, "enter the container's cgroup namespace");
+    init_process p = { .spec = b->spec,
+                       .args = exec->args.p,
+                       .nargs = exec->args.n,
+                       .env = b->spec->env.p,
+                       .nenv = b->spec->env.n,
+                       .more_env = exec->env.p,
+                       .nmore_env = exec->env.n,
+                       .tty = exec->tty,
+                       .report = b->fds[BIRTH_REPORT],
+                       .dev = -1,
+                       .memory = &memory };
     return init_finish(&p, e);
 }
 
@@ -15470,39 +15747,51 @@ static int exec_main(const birth *b, error *e)
  * init_clone does. */
 static int exec_clone(const exec_args *a, init_started *out, error *e)
 {
-    birth b = { .spec = a->spec, .stdio = a->exec->tty ? NULL : a->stdio, .fds = { -1, a->cgroup, a->target, -1, -1 }, .pidns = a->target,
-                .join = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET, .run = exec_main, .args = a->exec };
+    birth b = { .spec = a->spec,
+                .stdio = a->exec->tty ? NULL : a->stdio,
+                .fds = { -1, a->cgroup, a->target, -1, -1 },
+                .pidns = a->target,
+                .join = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET,
+                .run = exec_main,
+                .args = a->exec };
     return birth_start(&b, out, e);
 }
 
 /* -- a pod's namespaces ------------------------------------------------------------------------ */
 
-/* What keeps them: the monitor's own membership; a process, where a PID namespace is shared; and for
- * the pod's /dev/shm a mount namespace in which nothing else is mounted. -1 where there is none.
- * All are the monitor's. */
+/* What keeps them: the monitor's own membership; a process, where a PID namespace is shared; and
+ * for the pod's /dev/shm a mount namespace in which nothing else is mounted. -1 where there is
+ * none. All are the monitor's. */
 typedef struct { int pause; pid_t pause_pid; int shm_ns; } pod_namespaces;
 
-/* Brings up "lo": a new network namespace has it, but down. Any kind of socket does: netdevice(7). */
+/* Brings up "lo": a new network namespace has it, but down. Any kind of socket does:
+ * netdevice(7). */
 static int pod_loopback(error *e)
 {
     struct ifreq lo = { .ifr_name = "lo" };
     OWNED_FD s = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (s < 0 || ioctl(s, SIOCGIFFLAGS, &lo) < 0) return fail_sys(e, GRPC_INTERNAL, "find the loopback interface");
+    if (s < 0 || ioctl(s, SIOCGIFFLAGS, &lo) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "find the loopback interface");
     lo.ifr_flags = (short)(lo.ifr_flags | IFF_UP);
-    return ioctl(s, SIOCSIFFLAGS, &lo) < 0 ? fail_sys(e, GRPC_INTERNAL, "bring up the loopback interface") : 0;
+    return ioctl(s, SIOCSIFFLAGS, &lo) < 0
+               ? fail_sys(e, GRPC_INTERNAL, "bring up the loopback interface")
+               : 0;
 }
 
-/* Gives the network namespace that we are in a name on the host, for CNI plugins and for `ip netns`:
- * a file in /run/netns with the namespace mounted over it. The daemon takes it away again. */
+/* Gives the network namespace that we are in a name on the host, for CNI plugins and for `ip
+ * netns`: a file in /run/netns with the namespace mounted over it. The daemon takes it away
+ * again. */
 static int pod_pin_network(const char *path, error *e)
 {
     char dir[PATH_MAX], name[NAME_MAX + 1];
-    if (!path_split(path, dir, name)) return fail(e, GRPC_INVALID_ARGUMENT, "network namespace: bad path \"%s\"", path);
+    if (!path_split(path, dir, name))
+        return fail(e, GRPC_INVALID_ARGUMENT, "network namespace: bad path \"%s\"", path);
     if (mkdir(dir, 0755) < 0 && errno != EEXIST) return fail_sys(e, GRPC_INTERNAL, "mkdir %s", dir);
     OWNED_FD file = open(path, O_RDONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0444);
     if (file < 0) return fail_sys(e, GRPC_INTERNAL, "create %s", path);
     fault_point("init.netns.file");
-    if (mount("/proc/self/ns/net", path, NULL, MS_BIND, NULL) == 0) return fault_point("init.netns"), 0;
+    if (mount("/proc/self/ns/net", path, NULL, MS_BIND, NULL) == 0)
+        return fault_point("init.netns"), 0;
     fail_sys(e, GRPC_INTERNAL, "mount the network namespace at %s", path);
     unlink(path);
     return -1;
@@ -15513,18 +15802,21 @@ static int pod_empty_tree(const char *mode, int64_t size, error *e)
 {
     char bytes[32];
     snprintf(bytes, sizeof bytes, "%" PRId64, size);
-    if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0) return fail_sys(e, GRPC_INTERNAL, "mount namespace");
-    OWNED_FD tree = mount_new("tmpfs", (const char *const[]){ "mode", mode, "size", bytes, NULL }, K_ATTR_NOSUID | K_ATTR_NODEV | K_ATTR_NOEXEC, e);
+    if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "mount namespace");
+    OWNED_FD tree = mount_new("tmpfs", (const char *const[]){ "mode", mode, "size", bytes, NULL },
+                              K_ATTR_NOSUID | K_ATTR_NODEV | K_ATTR_NOEXEC, e);
     OWNED_FD top = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (tree < 0 || mount_place(tree, top, "/", e) < 0) return -1;
     return rootfs_enter(tree, false, e);
 }
 
-/* Makes the pod's /dev/shm; returns the mount namespace of which it is the root. We are back in our own
- * when this returns. */
+/* Makes the pod's /dev/shm; returns the mount namespace of which it is the root. We are back in our
+ * own when this returns. */
 static int pod_make_shm(const PodSpec *p, error *e)
 {
-    OWNED_FD home = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC), proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    OWNED_FD home = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC),
+             proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (home < 0 || proc < 0) return fail_sys(e, GRPC_INTERNAL, "open /proc");
     int done = pod_empty_tree("1777", p->shm_size > 0 ? p->shm_size : 64 * MIB, e);
     OWNED_FD made = done < 0 ? -1 : openat(proc, "self/ns/mnt", O_RDONLY | O_CLOEXEC);
@@ -15535,8 +15827,8 @@ static int pod_make_shm(const PodSpec *p, error *e)
     return give_fd(&made);
 }
 
-/* Pid 1 of a shared PID namespace: inherits orphans, and by ignoring SIGCHLD has the kernel reap them.
- * Others in the namespace may look at it (with CAP_SYS_PTRACE): so it has an empty tree, no
+/* Pid 1 of a shared PID namespace: inherits orphans, and by ignoring SIGCHLD has the kernel reap
+ * them. Others in the namespace may look at it (with CAP_SYS_PTRACE): so it has an empty tree, no
  * descriptors and no rights. It dies with the monitor, and all in the namespace with it. */
 static int pause_main(const birth *b, error *e)
 {
@@ -15545,7 +15837,8 @@ static int pause_main(const birth *b, error *e)
     prctl(PR_SET_NAME, "krun-pause", 0, 0, 0);
     init_signals();
     signal(SIGCHLD, SIG_IGN);
-    if (pod_empty_tree("555", 4 * KIB, e) < 0 || security_set_caps((security_caps){ 0, 0 }, e) < 0) return -1;
+    if (pod_empty_tree("555", 4 * KIB, e) < 0 || security_set_caps((security_caps){ 0, 0 }, e) < 0)
+        return -1;
     sigfillset(&all);
     sigdelset(&all, SIGCHLD);
     sigprocmask(SIG_SETMASK, &all, NULL);
@@ -15557,7 +15850,11 @@ static int pause_main(const birth *b, error *e)
 /* Starts the pause process and waits until it is one: a millisecond, once a pod. */
 static int pod_start_pause(int cgroup, pod_namespaces *out, error *e)
 {
-    birth b = { .stdio = (const int[]){ -1, -1, -1 }, .fds = { -1, cgroup, -1, -1, -1 }, .flags = CLONE_NEWPID, .pidns = -1, .run = pause_main };
+    birth b = { .stdio = (const int[]){ -1, -1, -1 },
+                .fds = { -1, cgroup, -1, -1, -1 },
+                .flags = CLONE_NEWPID,
+                .pidns = -1,
+                .run = pause_main };
     init_started s;
     int terminal = -1, state = 0;
     if (birth_start(&b, &s, e) < 0) return -1;
@@ -15571,7 +15868,8 @@ static int pod_start_pause(int cgroup, pod_namespaces *out, error *e)
     return 0;
 }
 
-/* Takes the calling process, the pod's monitor, into the pod's namespaces and makes what belongs to them.
+/* Takes the calling process, the pod's monitor, into the pod's namespaces and makes what belongs to
+ * them.
  * cgroup   an open cgroup without children for the pause process, or -1
  * Returns  -1 after which the process can only be ended: its namespaces end with it */
 static int pod_unshare(const PodSpec *p, int cgroup, pod_namespaces *out, error *e)
@@ -15579,7 +15877,8 @@ static int pod_unshare(const PodSpec *p, int cgroup, pod_namespaces *out, error 
     OWNED_ARENA a = arena_make(16 * KIB);
     bool own_network = p->network != NamespaceMode_NODE, own_ipc = p->ipc != NamespaceMode_NODE;
     *out = (pod_namespaces){ .pause = -1, .shm_ns = -1 };
-    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); /* nor are our children from birth: nobody traces them or opens their files */
+    prctl(PR_SET_DUMPABLE, 0, 0, 0,
+          0); /* nor are our children from birth: nobody traces them or opens their files */
     if (unshare((own_network ? CLONE_NEWNET | CLONE_NEWUTS : 0) | (own_ipc ? CLONE_NEWIPC : 0)) < 0)
         return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "new namespaces for the pod");
     fault_point("init.unshare");
@@ -15712,10 +16011,11 @@ static ssize_t monitor_send_some(int conn, slice bytes, const int *fds, int nfds
     memset(&control, 0, sizeof control);
     if (nfds > 0) {
         size_t n = (size_t)nfds * sizeof *fds;
-        control.head = (struct cmsghdr){ CMSG_LEN(n), SOL_SOCKET, SCM_RIGHTS };
+        control.head = (struct cmsghdr){ .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS };
+        control.head.cmsg_len = (socklen_t)CMSG_LEN(n); /* musl has 32 bits, glibc size_t */
         memcpy(CMSG_DATA(&control.head), fds, n);
         msg.msg_control = &control;
-        msg.msg_controllen = CMSG_SPACE(n);
+        msg.msg_controllen = (socklen_t)CMSG_SPACE(n);
     }
     return sendmsg(conn, &msg, MSG_NOSIGNAL);
 }
@@ -16023,7 +16323,8 @@ static void output_write(output *o, slice block)
                  o->id, o->lost, strerror(why));
 }
 
-/* Writes the records of `in` and returns what is left of it for the next time. */
+/* Writes the records of `in` and returns what is left of it for the next time. The lines are copied
+ * between their prefixes: writev(2) of prefixes and lines in place takes twice the CPU time. */
 static slice output_records(output_stream *s, slice in, bool end)
 {
     output *o = s->owner;
@@ -16246,6 +16547,8 @@ static void monitor_forget(monitor *m, watch *w)
 
 /* -- processes --------------------------------------------------------------------------------- */
 
+/* Kills it, and with its cgroup all that it has started, however fast that forks
+ * (cgroup-v2.rst, "cgroup.kill"). Without a cgroup its PID namespace does the same. */
 static void monitor_child_kill(const monitor_child *p)
 {
     error e;
@@ -16342,12 +16645,14 @@ static monitored *monitored_find(monitor *m, slice id)
     return k;
 }
 
+/* What it looks like from outside: RUNNING until its record is on disk, and never RUNNING when its
+ * program was not reached. */
 static ContainerRun monitored_run(monitored *k)
 {
     static const int32_t states[] = {
         [MONITORED_STARTING] = ContainerState_CONTAINER_CREATED,
         [MONITORED_RUNNING] = ContainerState_CONTAINER_RUNNING,
-        [MONITORED_ENDING] = ContainerState_CONTAINER_RUNNING, /* until its record is on disk */
+        [MONITORED_ENDING] = ContainerState_CONTAINER_RUNNING,
         [MONITORED_EXITED] = ContainerState_CONTAINER_EXITED,
     };
     bool exited = k->phase == MONITORED_EXITED, failed = !exited && !k->exit.started_at;
@@ -16453,6 +16758,7 @@ static void monitored_record(monitored *k)
     monitor_warn("container %.12s: exit record: %s", k->output.id, e.text);
 }
 
+/* The reasons are the ones that people know from containerd and see in `kubectl describe`. */
 static void monitored_reason(monitored *k)
 {
     ContainerExit *x = &k->exit;
@@ -16460,7 +16766,7 @@ static void monitored_reason(monitored *k)
     x->oom_killed = x->exit_code && k->child.cgroup >= 0 && cg_oom_kills(k->child.cgroup) > 0;
     if (x->oom_killed) x->reason = SLICE("OOMKilled");
     if (!k->child.failure.code) return;
-    x->exit_code = 128; /* as containerd has it */
+    x->exit_code = 128;
     x->reason = SLICE("StartError");
     x->message = arena_copy(&k->memory, slice_of(k->child.failure.text));
 }
@@ -16598,6 +16904,7 @@ static monitored *monitored_new(monitor *m, const ContainerSpec *s, error *e)
     return m->containers = k;
 }
 
+/* Makes its cgroup and sets its limits before there is a process that could pass them. */
 static int monitored_enter_cgroup(monitored *k, const ContainerSpec *s, error *e)
 {
     cg_tree *tree = &k->owner->cgroups;
@@ -16655,6 +16962,8 @@ static int monitored_launch(monitored *k, const ContainerSpec *s, error *e)
     return done < 0 ? -1 : monitor_child_watch(m, &k->child, e);
 }
 
+/* START: a second one for the same container changes nothing. From here on the container has an
+ * end with a record, also when its start fails. */
 static void monitor_start(monitor_conn *c, const MonitorRequest *r)
 {
     monitor *m = c->owner;
@@ -16804,6 +17113,8 @@ static void monitor_paused(watch *w, uint32_t events)
     monitor_warn("the pod's pause process was killed");
 }
 
+/* The pause process has a cgroup beside the containers': one with children that have limits can
+ * hold no process itself (cgroup-v2.rst, "No Internal Process Constraint"). */
 static int monitor_make_pod(monitor *m, const PodSpec *s, error *e)
 {
     OWNED_FD cgroup = -1;
@@ -16877,6 +17188,7 @@ static void monitor_watch(monitor_conn *c, const MonitorRequest *r)
     c->watching = true;
 }
 
+/* SHUTDOWN: answers when all is dead and recorded, then the monitor ends. */
 static void monitor_shutdown(monitor_conn *c, const MonitorRequest *r)
 {
     monitor *m = c->owner;
@@ -16926,6 +17238,8 @@ static void monitor_dispatch(monitor_conn *c)
     monitor_conn_mood(c);
 }
 
+/* Forgets a connection, and who waited for what on it. What was asked goes on, but for execs: they
+ * have no use without someone to hear of them. */
 static void monitor_conn_drop(monitor_conn *c)
 {
     monitor *m = c->owner;
@@ -16988,7 +17302,7 @@ static void monitor_conn_read(monitor_conn *c)
     }
     struct iovec data = { c->in.p + c->in.n, lacks };
     struct msghdr msg = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control,
-                          .msg_controllen = CMSG_LEN(MONITOR_FDS_MAX * sizeof(int)) };
+                          .msg_controllen = (socklen_t)CMSG_LEN(MONITOR_FDS_MAX * sizeof(int)) };
     ssize_t n = recvmsg(c->socket.fd, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (n < 0) monitor_conn_drop(c);
@@ -16999,6 +17313,7 @@ static void monitor_conn_read(monitor_conn *c)
     if (monitor_conn_lacks(c) == 0) monitor_dispatch(c);
 }
 
+/* A request may still be read after its sender has gone (a signal, say), so reading comes first. */
 static void monitor_conn_ready(watch *w, uint32_t events)
 {
     monitor_conn *c = OWNER(w, monitor_conn, socket);
@@ -17189,14 +17504,15 @@ static slice cni_choose_version(const json *conf)
     return chosen;
 }
 
-/* The plugins of a list, or of an older file that is one plugin's own configuration. */
+/* The plugins of a list, or of an older file that is one plugin's own configuration. Which it is
+ * shows in the text, not in the file's name: a text that was kept for DEL has none. */
 static void cni_take_plugins(const json *conf, cni_network *net)
 {
     const json *plugins = json_get(conf, "plugins");
     if (plugins && plugins->kind == JSON_ARRAY) {
         net->plugins = plugins->items;
         net->nplugins = plugins->n;
-    } else if (!slice_ends(slice_of(net->file), ".conflist")) {
+    } else if (json_get(conf, "type")) {
         net->plugins = conf;
         net->nplugins = 1;
     }
@@ -17222,8 +17538,8 @@ static int cni_read_conf(const json *conf, cni_network *net, error *e)
     return 0;
 }
 
-/* Makes a network of a configuration's text. `file` is for messages, and tells a list from a single
- * plugin's configuration. FAILED_PRECONDITION if it cannot be used (half-written, say). */
+/* Makes a network of a configuration's text; `file` is for messages. FAILED_PRECONDITION
+ * if it cannot be used (half-written, say). */
 static int cni_parse(slice text, const char *file, arena *a, cni_network *net, error *e)
 {
     const json *conf = json_parse(text, a, e);
@@ -17240,7 +17556,8 @@ static int cni_load(const char *conf_dir, arena *a, cni_network *net, error *e)
     slice text;
     if (cni_first_conf(conf_dir, first, e) < 0) return -1;
     const char *file = arena_printf(a, "%s/%s", conf_dir, first);
-    if (file_read(AT_FDCWD, file, CNI_TEXT_MAX, a, &text, e) == 0) return cni_parse(text, file, a, net, e);
+    if ((text = file_read(AT_FDCWD, file, CNI_TEXT_MAX, a, e)).p)
+        return cni_parse(text, file, a, net, e);
     e->code = GRPC_FAILED_PRECONDITION;
     return fail_in(e, "%s", file);
 }
@@ -17377,6 +17694,7 @@ static const struct {
     { "cgroupPath", cni_write_cgroup },
 };
 
+/* The runtimeConfig member; none if the plugin wants nothing of it or the pod has nothing. */
 static void cni_write_runtime(const cni_args *args, const json *plugin, buf *out)
 {
     const json *wanted = json_get(plugin, "capabilities");
@@ -17513,6 +17831,7 @@ static int cni_pipe(int *reader, error *e)
     return ends[1];
 }
 
+/* The plugin's session is its own, so that it can be killed with all that it starts. */
 static int cni_start(const cni_step *s, cni_process *p, error *e)
 {
     char path[PATH_MAX], **env = cni_environment(s);
@@ -17958,7 +18277,7 @@ static slice spec_cgroup(const PodRecord *pod, slice id, arena *a)
 
 static int host_file(const char *path, arena *a, slice *out, error *e)
 {
-    if (file_read(AT_FDCWD, path, MIB, a, out, e) == 0) return 0;
+    if ((*out = file_read(AT_FDCWD, path, MIB, a, e)).p) return 0;
     if (e->code != GRPC_NOT_FOUND) return -1;
     *out = SLICE("");
     return 0;
@@ -18276,8 +18595,8 @@ static int mount_passes_on(int fd, bool shared_only, bool *out, error *e)
     OWNED_ARENA a = arena_make(16 * MIB);
     slice info, mounts, line;
     snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
-    if (file_read(AT_FDCWD, path, 4 * KIB, &a, &info, e) < 0 ||
-        file_read(AT_FDCWD, "/proc/self/mountinfo", 8 * MIB, &a, &mounts, e) < 0) return -1;
+    if (!(info = file_read(AT_FDCWD, path, 4 * KIB, &a, e)).p ||
+        !(mounts = file_read(AT_FDCWD, "/proc/self/mountinfo", 8 * MIB, &a, e)).p) return -1;
     slice id = SLICE("");
     while (info.n)
         if (slice_starts(line = slice_cut(&info, '\n'), "mnt_id:"))
@@ -18578,7 +18897,7 @@ static int spec_container(const spec_context *x, ContainerRecord *rec, error *e)
  * The state that the daemon owns, and every change of it. A pod is a record on disk, a monitor
  * process (chapter 18) that holds its namespaces, a cgroup, a network; a container is a record, and
  * a process of the monitor's. What is in memory can always be made again from the records and the
- * monitors: that is what happens after `kill -9`, and it is the last part of this chapter.
+ * monitors: that is what happens after `kill -9`, and it is chapter 22.
  *
  * Who waits for whom. All of the state is behind one lock, which is held for memory operations
  * only: no system call that can block is made under it. What must not interleave is kept apart by
@@ -18590,7 +18909,7 @@ static int spec_container(const spec_context *x, ContainerRecord *rec, error *e)
  * not care how far the building came, and is run again for what a crash left half-built.
  *
  * Uses   8, 9, 13 (images), 15 (cgroups), 18 (monitor), 19 (CNI), 20 (specifications)
- * Gives  runtime_open, runtime_close, pod_*, container_*
+ * Gives  runtime, pod_*, container_*
  * Bounds a record 16 MiB; waits for a monitor 2 minutes, for a plugin 4 */
 
 enum { STATE_MAX = 16 * MIB, STATE_VERSION = 1 };
@@ -18931,12 +19250,14 @@ static int state_write(int dir, const char *name, const pb_message *type, const 
     return file_replace(dir, name, buf_view(&text), ATOMIC, e);
 }
 
-static int state_read(int dir, const char *name, const pb_message *type, arena *a, void *record,
-                      error *e)
+/* Where a record lies, and what it is. */
+typedef struct { int dir; const char *name; const pb_message *type; } state_file;
+
+static int state_read(const state_file *f, arena *a, void *record, error *e)
 {
-    slice text;
-    if (file_read(dir, name, STATE_MAX, a, &text, e) < 0) return -1;
-    return pb_read_json_lax(type, text, a, record, e) < 0 ? fail_in(e, "%s", name) : 0;
+    slice text = file_read(f->dir, f->name, STATE_MAX, a, e);
+    if (!text.p) return -1;
+    return pb_read_json_lax(f->type, text, a, record, e) < 0 ? fail_in(e, "%s", f->name) : 0;
 }
 
 static int pod_write(pod *p, error *e)
@@ -19031,7 +19352,8 @@ static void container_lost(container *c, const char *why)
     ContainerExit known = { 0 };
     error e;
     OWNED_FD dir = container_dir(c, false, &e);
-    if (dir >= 0 && state_read(dir, "exit", &ContainerExit_msg, &a, &known, &e) == 0) {
+    state_file file = { dir, "exit", &ContainerExit_msg };
+    if (dir >= 0 && state_read(&file, &a, &known, &e) == 0) {
         LOCKED(c->pod->runtime);
         container_set_exit(c, &known);
         return;
@@ -19342,7 +19664,7 @@ static uint64_t process_start(pid_t pid)
     uint64_t start;
     error e;
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    if (file_read(AT_FDCWD, path, 4 * KIB, &a, &text, &e) < 0) return 0;
+    if (!(text = file_read(AT_FDCWD, path, 4 * KIB, &a, &e)).p) return 0;
     const uint8_t *name_end = memrchr(text.p, ')', text.n);
     if (!name_end) return 0;
     slice rest = { name_end + 1, text.n - (size_t)(name_end + 1 - text.p) };
@@ -20234,7 +20556,19 @@ static int container_exec(runtime *r, const ExecSyncRequest *in, grpc_call *call
     return done;
 }
 
-/* -- after a start ----------------------------------------------------------------------------- */
+/* == 22. After a start =======================================================================
+ *
+ * A daemon starts on what another one has left, and that one may have been killed between any two
+ * of its lines. This chapter reads the records back, asks each pod's monitor what has become of its
+ * containers, takes as ended what nobody can vouch for, and sweeps up what has no record: half-built
+ * pods, monitors, cgroups, network namespaces. One damaged record harms no other pod: it is put
+ * aside, and what its id alone leads to is ended.
+ *
+ * After a reboot (another boot id, an empty --run) no pid, mount or namespace that a record speaks
+ * of exists any more; the pods are NOTREADY, and their addresses are still to be given back by DEL.
+ *
+ * Uses   2, 9, 18 (monitor), 21                Gives  runtime_resume
+ * Bounds a monitor that does not answer is given up after a few seconds, not waited for */
 
 /* Puts what cannot be read aside, where a person can look at it, and goes on without it. */
 static void state_quarantine(int dir, const char *name, const char *why)
@@ -20262,8 +20596,8 @@ static int container_recover(pod *p, const char *id, error *e)
     c->record.id = arena_copy(&c->memory, slice_of(id));
     c->record.pod_id = p->record.id;
     OWNED_FD dir = container_dir(c, false, e);
-    bool ok = dir >= 0 && state_read(dir, "container.json", &ContainerRecord_msg, &c->memory,
-                                     &c->record, e) == 0;
+    state_file file = { dir, "container.json", &ContainerRecord_msg };
+    bool ok = dir >= 0 && state_read(&file, &c->memory, &c->record, e) == 0;
     const ContainerRecord *rec = &c->record;
     if (ok && (!slice_is(rec->id, id) || !slice_eq(rec->pod_id, p->record.id) || !rec->spec ||
                !rec->spec->user || !rec->config || !rec->config->metadata || !rec->config->image))
@@ -20275,7 +20609,8 @@ static int container_recover(pod *p, const char *id, error *e)
     c->key = container_key(&c->memory, p->record.id, c->record.config->metadata);
     error no_exit;
     ContainerExit exit = { 0 };
-    bool ended = state_read(dir, "exit", &ContainerExit_msg, &c->memory, &exit, &no_exit) == 0;
+    file = (state_file){ dir, "exit", &ContainerExit_msg };
+    bool ended = state_read(&file, &c->memory, &exit, &no_exit) == 0;
     bool started = faccessat(dir, "upper", F_OK, 0) == 0;
     LOCKED(r);
     if (container_enter(c, e) < 0) return -1;
@@ -20322,8 +20657,8 @@ static pod *pod_recover(runtime *r, const char *id, error *e)
 {
     pod *p = pod_new(r);
     OWNED_FD dir = openat(r->pods, id, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    bool ok = p && dir >= 0 &&
-              state_read(dir, "pod.json", &PodRecord_msg, &p->memory, &p->record, e) == 0;
+    state_file file = { dir, "pod.json", &PodRecord_msg };
+    bool ok = p && dir >= 0 && state_read(&file, &p->memory, &p->record, e) == 0;
     if (p && dir < 0) fail_sys(e, GRPC_INTERNAL, "open %s", id);
     if (ok && (!slice_is(p->record.id, id) || !p->record.spec || !p->record.config ||
                !p->record.config->metadata))
@@ -20602,18 +20937,17 @@ static bool pod_matches(const pod *p, const PodSandboxFilter *f)
 
 /* The rows of a table that an id filter leaves: all of them without one; one or none with a unique
  * prefix. An ambiguous prefix is an error, an unknown one an empty list. Locked. */
-static int rows_of(const sorted *s, slice id, const char *what, size_t *first, size_t *end,
-                   error *e)
+typedef struct { size_t first, end; } row_range;
+static int rows_of(const sorted *s, slice id, const char *what, row_range *out, error *e)
 {
-    *first = 0;
-    *end = s->n;
+    *out = (row_range){ 0, s->n };
     if (!id.n) return 0;
     if (find_by_id(s, id, what, e)) {
-        *first = sorted_place(s, id);
-        *end = *first + 1;
+        size_t at = sorted_place(s, id);
+        *out = (row_range){ at, at + 1 };
         return 0;
     }
-    *end = 0;
+    out->end = 0;
     return e->code == GRPC_NOT_FOUND ? 0 : -1;
 }
 
@@ -20623,11 +20957,12 @@ static int fill_pods(grpc_call *c, const void *in, void *out, error *e)
     const runtime *r = service_runtime(c);
     const PodSandboxFilter *f = ((const ListPodSandboxRequest *)in)->filter;
     ListPodSandboxResponse *reply = out;
-    size_t i, end;
-    if (rows_of(&r->pods_by_id, f ? f->id : SLICE(""), "pod sandbox", &i, &end, e) < 0) return -1;
-    reply->items.p = call_alloc(c, MAX(end - i, (size_t)1) * sizeof *reply->items.p, e);
+    row_range rows;
+    if (rows_of(&r->pods_by_id, f ? f->id : SLICE(""), "pod sandbox", &rows, e) < 0) return -1;
+    reply->items.p =
+        call_alloc(c, MAX(rows.end - rows.first, (size_t)1) * sizeof *reply->items.p, e);
     if (!reply->items.p) return -1;
-    for (; i < end; i++) {
+    for (size_t i = rows.first; i < rows.end; i++) {
         const pod *p = r->pods_by_id.rows[i].object;
         const PodRecord *rec = &p->record;
         if (!pod_matches(p, f)) continue;
@@ -20799,19 +21134,19 @@ static int fill_containers(grpc_call *call, const void *in, void *out, error *e)
     runtime *r = service_runtime(call);
     const ContainerFilter *f = ((const ListContainersRequest *)in)->filter;
     ListContainersResponse *reply = out;
-    size_t i, end;
+    row_range rows;
     slice pod_id = SLICE("");
     if (f && f->pod_sandbox_id.n) {
         const pod *p = pod_find(r, f->pod_sandbox_id, e);
         if (!p) return e->code == GRPC_NOT_FOUND ? 0 : -1;
         pod_id = p->record.id;
     }
-    if (rows_of(&r->containers_by_id, f ? f->id : SLICE(""), "container", &i, &end, e) < 0)
+    if (rows_of(&r->containers_by_id, f ? f->id : SLICE(""), "container", &rows, e) < 0)
         return -1;
     reply->containers.p =
-        call_alloc(call, MAX(end - i, (size_t)1) * sizeof *reply->containers.p, e);
+        call_alloc(call, MAX(rows.end - rows.first, (size_t)1) * sizeof *reply->containers.p, e);
     if (!reply->containers.p) return -1;
-    for (; i < end; i++) {
+    for (size_t i = rows.first; i < rows.end; i++) {
         const container *c = r->containers_by_id.rows[i].object;
         const ContainerRecord *rec = &c->record;
         if (!container_matches(c, f, pod_id)) continue;
@@ -20932,8 +21267,9 @@ static int service_pull(grpc_call *c, const void *in, void *out, error *e)
 {
     int cancel = grpc_cancel_fd(c, e);
     if (cancel < 0) return -1;
-    return image_pull(service_runtime(c)->images, in, cancel, &c->arena,
-                      &((PullImageResponse *)out)->image_ref, e);
+    slice id = image_pull(service_runtime(c)->images, in, cancel, &c->arena, e);
+    ((PullImageResponse *)out)->image_ref = id;
+    return id.p ? 0 : -1;
 }
 
 static int service_remove_image(grpc_call *c, const void *in, void *out, error *e)
@@ -20977,13 +21313,14 @@ static int stream_rows(grpc_call *c, any_list all, size_t row, error *e)
 }
 
 /* Streams run in workers, where nothing may be borrowed: the list is copied under the lock. */
-static int stream_copy(grpc_call *c, const void *in, grpc_handler *fill, const pb_message *type,
-                       any_list *out, error *e)
+typedef struct { grpc_handler *fill; const pb_message *type; } stream_list;
+static int stream_copy(grpc_call *c, const void *in, const stream_list *list, any_list *out,
+                       error *e)
 {
     any_list borrowed = { 0 };
     LOCKED(service_runtime(c));
-    if (fill(c, in, &borrowed, e) < 0) return -1;
-    return pb_copy(type, &borrowed, &c->arena, out) < 0
+    if (list->fill(c, in, &borrowed, e) < 0) return -1;
+    return pb_copy(list->type, &borrowed, &c->arena, out) < 0
                ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the list")
                : 0;
 }
@@ -20992,7 +21329,8 @@ static int service_stream_pods(grpc_call *c, const void *in, void *out, error *e
 {
     any_list all = { 0 };
     (void)out;
-    if (stream_copy(c, in, fill_pods, &ListPodSandboxResponse_msg, &all, e) < 0) return -1;
+    static const stream_list pods = { fill_pods, &ListPodSandboxResponse_msg };
+    if (stream_copy(c, in, &pods, &all, e) < 0) return -1;
     return stream_rows(c, all, sizeof(PodSandbox), e);
 }
 
@@ -21000,7 +21338,8 @@ static int service_stream_containers(grpc_call *c, const void *in, void *out, er
 {
     any_list all = { 0 };
     (void)out;
-    if (stream_copy(c, in, fill_containers, &ListContainersResponse_msg, &all, e) < 0) return -1;
+    static const stream_list containers = { fill_containers, &ListContainersResponse_msg };
+    if (stream_copy(c, in, &containers, &all, e) < 0) return -1;
     return stream_rows(c, all, sizeof(Container), e);
 }
 
@@ -21779,7 +22118,7 @@ static int setting_find(slice name) /* also with '_' for '-'; -1 when there is n
 static int settings_from_file(daemon_values *v, int dir, const char *path, error *e)
 {
     slice text;
-    if (file_read(dir, path, MIB, v->a, &text, e) < 0) return e->code == GRPC_NOT_FOUND ? 0 : -1;
+    if (!(text = file_read(dir, path, MIB, v->a, e)).p) return e->code == GRPC_NOT_FOUND ? 0 : -1;
     const json *file = toml_parse(text, path, v->a, e);
     for (size_t i = 0; file && i < file->n; i++) {
         const json *item = &file->items[i];
@@ -21912,7 +22251,7 @@ static int read_boot_id(char out[40], error *e)
     OWNED_ARENA a = arena_make(8 * KIB);
     const char *told = getenv("KRUN_BOOT_ID");
     slice text = slice_of(told);
-    if (!told && file_read(AT_FDCWD, "/proc/sys/kernel/random/boot_id", 64, &a, &text, e) < 0)
+    if (!told && !(text = file_read(AT_FDCWD, "/proc/sys/kernel/random/boot_id", 64, &a, e)).p)
         return -1;
     snprintf(out, 40, "%.*s", PR(slice_trim(text)));
     return 0;
@@ -22988,7 +23327,7 @@ enum { CLI_CONFIG_MAX = 4 * MIB };
 static int cli_read_config(cli *c, const char *path, const pb_message *m, void *out, error *e)
 {
     slice text;
-    if (file_read(AT_FDCWD, path, CLI_CONFIG_MAX, &c->client.arena, &text, e) < 0) return -1;
+    if (!(text = file_read(AT_FDCWD, path, CLI_CONFIG_MAX, &c->client.arena, e)).p) return -1;
     return pb_read_json(m, text, &c->client.arena, out, e) < 0 ? fail_in(e, "%s", path) : 0;
 }
 

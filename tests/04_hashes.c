@@ -1,10 +1,12 @@
 /* == 4. Hashes and encodings == */
 
-static const struct { const char *text; int times; const char *sha256; } hash_rows[] = {
+static const struct { const char *text; int times; const char *sha256;
+} hash_rows[] = {
     { "", 1, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855" },
     { "abc", 1, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad" },
-    { "abcdefghbcdefghicdefghijdefghijkefghijklfghijklmghijklmnhijklmnoijklmnopjklmnopqklmnopqrlmnopqrsmnopqrstnopqrstu", 1,
-      "cf5b16a778af8380036ce59e7b0492370b249b11e8f07a51afac45037afee9d1" },
+    { "abcdefghbcdefghicdefghijdefghijkefghijklfghijklmghijklmnhijklmnoijklmnopjklmnopqklmnopqrlmno"
+      "pqrsmnopqrstnopqrstu",
+      1, "cf5b16a778af8380036ce59e7b0492370b249b11e8f07a51afac45037afee9d1" },
     { "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", 20000,
       "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0" },
 };
@@ -34,7 +36,8 @@ TEST(sha256_does_not_depend_on_how_the_bytes_come)
         slice text = at_page_end(bytes, n);
         sha256 s, s2;
         sha256_init(&s), sha256_init(&s2);
-        sha256_add(&s, text.p, n), sha256_add(&s2, text.p, cut), sha256_add(&s2, text.p + cut, n - cut);
+        sha256_add(&s, text.p, n), sha256_add(&s2, text.p, cut),
+            sha256_add(&s2, text.p + cut, n - cut);
         sha256_end(&s, whole), sha256_end(&s2, parts);
         CHECK(!memcmp(whole, parts, 32));
     }
@@ -72,7 +75,8 @@ TEST(base64_reads_back_what_it_wrote_and_nothing_else)
         { "", "" }, { "f", "Zg==" }, { "fo", "Zm8=" }, { "foo", "Zm9v" }, { "foob", "Zm9vYg==" },
         { "fooba", "Zm9vYmE=" }, { "foobar", "Zm9vYmFy" }, { "\xFB\xEF\xFF", "++//" },
     };
-    static const char *const bad[] = { "Z", "Zg=", "Zg===", "Zh==", "Zm9=", "Zm9v\n", "Zg==Zg==", "=", "Zm!v", "Z===" };
+    static const char *const bad[] = { "Z",      "Zg=",      "Zg===", "Zh==", "Zm9=",
+                                       "Zm9v\n", "Zg==Zg==", "=",     "Zm!v", "Z===" };
     for (size_t i = 0; i < COUNT(good); i++) {
         OWNED_BUF out = { 0 }, back = { 0 };
         base64_encode(slice_of(good[i][0]), &out);
@@ -98,7 +102,8 @@ TEST(digest_valid_takes_only_lower_case_sha256)
     CHECK(!digest_valid((slice){ (uint8_t *)text, 70 }));
     CHECK(!digest_valid(SLICE("sha256:../../x")));
     CHECK(!digest_valid(SLICE("")));
-    CHECK(!digest_valid(SLICE("sha512:0000000000000000000000000000000000000000000000000000000000000000")));
+    CHECK(!digest_valid(
+        SLICE("sha512:0000000000000000000000000000000000000000000000000000000000000000")));
     text[70] = 'F';
     CHECK(!digest_valid(slice_of(text))); /* upper case */
     text[70] = 'g';

@@ -18,22 +18,28 @@ static void tree_list(int at, const char *prefix, time_t since, buf *out)
         struct stat st;
         char target[PATH_MAX] = "", path[2 * PATH_MAX], hex[65];
         const char *name = names[i]->d_name;
-        if (!strcmp(name, ".") || !strcmp(name, "..") || fstatat(at, name, &st, AT_SYMLINK_NOFOLLOW) < 0) {
+        if (!strcmp(name, ".") || !strcmp(name, "..") ||
+            fstatat(at, name, &st, AT_SYMLINK_NOFOLLOW) < 0) {
             free(names[i]);
             continue;
         }
         snprintf(path, sizeof path, "%s/%s", prefix, name);
         if (S_ISLNK(st.st_mode) && readlinkat(at, name, target, sizeof target - 1) < 0) abort();
-        buf_printf(out, "%s %o %u:%u n%ld s%lld d%llx t%lld.%09ld -> %s", path, st.st_mode, st.st_uid, st.st_gid,
-                   S_ISDIR(st.st_mode) ? 0L : (long)st.st_nlink, S_ISDIR(st.st_mode) ? 0LL : (long long)st.st_size,
-                   (unsigned long long)st.st_rdev, st.st_mtim.tv_sec >= since ? -1LL : (long long)st.st_mtim.tv_sec,
+        buf_printf(out, "%s %o %u:%u n%ld s%lld d%llx t%lld.%09ld -> %s", path, st.st_mode,
+                   st.st_uid, st.st_gid, S_ISDIR(st.st_mode) ? 0L : (long)st.st_nlink,
+                   S_ISDIR(st.st_mode) ? 0LL : (long long)st.st_size,
+                   (unsigned long long)st.st_rdev,
+                   st.st_mtim.tv_sec >= since ? -1LL : (long long)st.st_mtim.tv_sec,
                    st.st_mtim.tv_sec >= since ? 0L : st.st_mtim.tv_nsec, target);
-        int fd = S_ISREG(st.st_mode) || S_ISDIR(st.st_mode) ? openat(at, name, O_RDONLY | O_NOFOLLOW) : -1;
+        int fd = S_ISREG(st.st_mode) || S_ISDIR(st.st_mode)
+                     ? openat(at, name, O_RDONLY | O_NOFOLLOW)
+                     : -1;
         if (S_ISREG(st.st_mode) && st.st_size < 64 * MIB) {
             uint8_t bytes[4096], hash[32];
             sha256 s;
             sha256_init(&s);
-            for (ssize_t got; (got = read(fd, bytes, sizeof bytes)) > 0;) sha256_add(&s, bytes, (size_t)got);
+            for (ssize_t got; (got = read(fd, bytes, sizeof bytes)) > 0;)
+                sha256_add(&s, bytes, (size_t)got);
             sha256_end(&s, hash);
             hex_encode(hash, 32, hex);
             buf_str(out, hex);
@@ -61,7 +67,8 @@ static int tar_unpack_bytes(slice bytes, int root, size_t most, error *e)
 
 /* What lies outside the root of an unpacking and must be as before: the directory beside it, files
  * that the archives' links point at, and what the host has there. */
-static const char *const canaries[] = { "/tmp/krun-target", "/tmp/krun-chmod", "/tmp/krun-x", "/tmp/krun-escape/file" };
+static const char *const canaries[] = { "/tmp/krun-target", "/tmp/krun-chmod", "/tmp/krun-x",
+                                        "/tmp/krun-escape/file" };
 
 static void canaries_make(int base)
 {
@@ -77,15 +84,26 @@ static void canaries_make(int base)
 
 static void canaries_list(int base, buf *out)
 {
-    static const char *const others[] = { "/tmp/krun-escape", "/etc/passwd", "/etc/shadow", "/etc", "/", "/proc", "/tmp/evil", "/etc/evil", "/evil", "/x" };
+    static const char *const others[] = {
+        "/tmp/krun-escape", "/etc/passwd", "/etc/shadow", "/etc", "/", "/proc",
+        "/tmp/evil",        "/etc/evil",   "/evil",       "/x"
+    };
     struct stat st;
     for (size_t i = 0; i < COUNT(canaries) + COUNT(others) + 3; i++) {
         const char *const beside[] = { "beside", "canary", "." };
         bool ours = i >= COUNT(canaries) + COUNT(others);
-        const char *path = i < COUNT(canaries) ? canaries[i] : ours ? beside[i - COUNT(canaries) - COUNT(others)] : others[i - COUNT(canaries)];
-        if (fstatat(ours ? base : AT_FDCWD, path, &st, AT_SYMLINK_NOFOLLOW) < 0) buf_printf(out, "%s is not there\n", path);
-        else buf_printf(out, "%s %o %u %u %lld %lld\n", path, st.st_mode, st.st_uid, st.st_gid, S_ISDIR(st.st_mode) ? 0 : (long long)st.st_size,
-                        S_ISDIR(st.st_mode) ? 0 : (long long)st.st_mtim.tv_nsec + st.st_mtim.tv_sec * 1000000000LL + (long long)st.st_nlink);
+        const char *path = i < COUNT(canaries) ? canaries[i]
+                           : ours              ? beside[i - COUNT(canaries) - COUNT(others)]
+                                               : others[i - COUNT(canaries)];
+        if (fstatat(ours ? base : AT_FDCWD, path, &st, AT_SYMLINK_NOFOLLOW) < 0)
+            buf_printf(out, "%s is not there\n", path);
+        else
+            buf_printf(out, "%s %o %u %u %lld %lld\n", path, st.st_mode, st.st_uid, st.st_gid,
+                       S_ISDIR(st.st_mode) ? 0 : (long long)st.st_size,
+                       S_ISDIR(st.st_mode)
+                           ? 0
+                           : (long long)st.st_mtim.tv_nsec + st.st_mtim.tv_sec * 1000000000LL +
+                                 (long long)st.st_nlink);
     }
     struct dirent **names;
     int n = names_at(base, &names);
@@ -105,7 +123,8 @@ TEST(tar_hostile_archives_are_contained_and_judged_as_listed) /* T30, T32, T33 *
     error e = { 0 };
     canaries_make(base);
     while (list.n) {
-        slice line = slice_cut(&list, '\n'), file = slice_cut(&line, '\t'), verdict = slice_cut(&line, '\t');
+        slice line = slice_cut(&list, '\n'), file = slice_cut(&line, '\t'),
+              verdict = slice_cut(&line, '\t');
         if (!file.n || file.p[0] == '#') continue;
         CHECK(read_vector(arena_printf(&a, "tar-hostile/%.*s", PR(file)), &a, &bytes));
         for (size_t most = 1; most < 1000000; most = most * 1000 + 1) {
@@ -117,8 +136,11 @@ TEST(tar_hostile_archives_are_contained_and_judged_as_listed) /* T30, T32, T33 *
             int done = tar_unpack_bytes(bytes, root, most, &e);
             canaries_list(base, &after);
             bool same = slice_eq(buf_view(&before), buf_view(&after));
-            bool good = same && (slice_is(verdict, "contain") || (done == 0) == slice_is(verdict, "accept"));
-            if (!good) fprintf(stderr, "%.*s: %d, wanted %.*s, %s; %s\n", PR(file), done, PR(verdict), done ? e.text : "", same ? "" : "NOT CONTAINED");
+            bool good = same && (slice_is(verdict, "contain") ||
+                                 (done == 0) == slice_is(verdict, "accept"));
+            if (!good)
+                fprintf(stderr, "%.*s: %d, wanted %.*s, %s; %s\n", PR(file), done, PR(verdict),
+                        done ? e.text : "", same ? "" : "NOT CONTAINED");
             CHECK(good);
             CHECK_INT(tree_remove(base, "root", &e), 0);
         }
@@ -135,8 +157,12 @@ static int tar_unpack_rows(const tar_row *rows, size_t n, int root, error *e)
 {
     OWNED_BUF archive = { 0 };
     for (size_t i = 0; i < n; i++) {
-        tar_entry entry = { .type = rows[i].type, .name = slice_of(rows[i].name), .link = slice_of(rows[i].link),
-                            .mode = rows[i].mode, .mtime = { 1000 + (time_t)i, 5 }, .size = rows[i].type == '0' ? 3 : 0 };
+        tar_entry entry = { .type = rows[i].type,
+                            .name = slice_of(rows[i].name),
+                            .link = slice_of(rows[i].link),
+                            .mode = rows[i].mode,
+                            .mtime = { 1000 + (time_t)i, 5 },
+                            .size = rows[i].type == '0' ? 3 : 0 };
         tar_put_header(&archive, &entry);
         if (entry.size) buf_str(&archive, "abc"), tar_put_padding(&archive, 3);
     }
@@ -148,9 +174,12 @@ TEST(tar_unpack_gives_overlay_what_the_layer_says) /* T33 */
 {
     if (geteuid() != 0) SKIP("needs root");
     static const tar_row rows[] = {
-        { '5', "d/", "", 0700 }, { '0', "d/x", "", 0644 }, { '0', "d/.wh..wh..opq", "", 0 }, { '0', ".wh.gone", "", 0 },
-        { '0', ".wh.again", "", 0 }, { '5', "again", "", 0755 }, { '0', "d/.wh.x", "", 0 }, { '5', "e", "", 0750 }, { '0', ".wh.e", "", 0 },
-        { '0', ".wh..wh.plnk", "", 0 }, { '0', ".wh..wh.plnk/1", "", 0 },
+        { '5', "d/", "", 0700 },          { '0', "d/x", "", 0644 },
+        { '0', "d/.wh..wh..opq", "", 0 }, { '0', ".wh.gone", "", 0 },
+        { '0', ".wh.again", "", 0 },      { '5', "again", "", 0755 },
+        { '0', "d/.wh.x", "", 0 },        { '5', "e", "", 0750 },
+        { '0', ".wh.e", "", 0 },          { '0', ".wh..wh.plnk", "", 0 },
+        { '0', ".wh..wh.plnk/1", "", 0 },
     };
     char path[PATH_MAX], value[8];
     OWNED_FD root = temp_dir(path);
@@ -159,8 +188,10 @@ TEST(tar_unpack_gives_overlay_what_the_layer_says) /* T33 */
     int done = tar_unpack_rows(rows, COUNT(rows), root, &e);
     if (done < 0 && e.sys == EPERM) SKIP("needs CAP_SYS_ADMIN");
     CHECK_INT(done, 0);
-    CHECK(fstatat(root, "gone", &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISCHR(st.st_mode) && st.st_rdev == 0);
-    CHECK(fstatat(root, "d/x", &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode) && st.st_size == 3);
+    CHECK(fstatat(root, "gone", &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISCHR(st.st_mode) &&
+          st.st_rdev == 0);
+    CHECK(fstatat(root, "d/x", &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode) &&
+          st.st_size == 3);
     CHECK(fstatat(root, "d", &st, 0) == 0 && st.st_mtim.tv_sec == 1000 && st.st_mtim.tv_nsec == 5);
     CHECK(fstatat(root, ".wh..wh.plnk", &st, AT_SYMLINK_NOFOLLOW) < 0);
     const char *const opaque[] = { "d", "again", "e" };
@@ -203,9 +234,15 @@ TEST(tar_unpack_stops_at_its_limits)
     OWNED_BUF archive = { 0 };
     tar_entry entry = { .type = '0', .name = SLICE("f"), .size = 1000 };
     uint8_t bytes[1000] = { 0 };
-    for (int i = 0; i < 10; i++) tar_put_header(&archive, &entry), buf_add(&archive, bytes, 1000), tar_put_padding(&archive, 1000);
-    static const struct { tar_options o; bool good; } rows[] = {
-        { { .max_bytes = 10000 }, true }, { { .max_bytes = 9999 }, false }, { { .max_entries = 10 }, true }, { { .max_entries = 9 }, false },
+    for (int i = 0; i < 10; i++)
+        tar_put_header(&archive, &entry), buf_add(&archive, bytes, 1000),
+            tar_put_padding(&archive, 1000);
+    static const struct { tar_options o; bool good;
+    } rows[] = {
+        { { .max_bytes = 10000 }, true },
+        { { .max_bytes = 9999 }, false },
+        { { .max_entries = 10 }, true },
+        { { .max_entries = 9 }, false },
     };
     char path[PATH_MAX];
     OWNED_FD root = temp_dir(path);
@@ -225,10 +262,21 @@ TEST(tar_entries_read_back_as_they_were_written)
 {
     char name[300];
     memset(name, 'n', sizeof name - 1), name[sizeof name - 1] = '\0';
-    tar_xattr xattrs[] = { { SLICE("user.a"), SLICE("1\0\n2") }, { SLICE("security.capability"), SLICE("c") } };
+    tar_xattr xattrs[] = { { SLICE("user.a"), SLICE("1\0\n2") },
+                           { SLICE("security.capability"), SLICE("c") } };
     const tar_entry entries[] = {
-        { .type = '0', .name = SLICE("a"), .mode = 04755, .uid = 1, .gid = 2, .size = 5, .mtime = { 1700000000, 0 } },
-        { .type = '0', .name = slice_of(name), .uid = 4000000000, .gid = 3000000, .mtime = { -2, 500000000 } },
+        { .type = '0',
+          .name = SLICE("a"),
+          .mode = 04755,
+          .uid = 1,
+          .gid = 2,
+          .size = 5,
+          .mtime = { 1700000000, 0 } },
+        { .type = '0',
+          .name = slice_of(name),
+          .uid = 4000000000,
+          .gid = 3000000,
+          .mtime = { -2, 500000000 } },
         { .type = '2', .name = SLICE("l"), .link = slice_of(name), .mtime = { -1, 900000000 } },
         { .type = '1', .name = SLICE("h"), .link = SLICE("a"), .mtime = { -7, 0 } },
         { .type = '3', .name = SLICE("dev"), .major = 4095, .minor = 1048575, .mtime = { 1, 1 } },
@@ -250,14 +298,18 @@ TEST(tar_entries_read_back_as_they_were_written)
     for (size_t i = 0; i < COUNT(entries); i++) {
         const tar_entry *want = &entries[i];
         CHECK_INT(tar_next(&t, &got, &e), 1);
-        CHECK(got.type == want->type && slice_eq(got.name, want->name) && slice_eq(got.link, want->link));
-        CHECK(got.mode == want->mode && got.uid == want->uid && got.gid == want->gid && got.size == want->size);
+        CHECK(got.type == want->type && slice_eq(got.name, want->name) &&
+              slice_eq(got.link, want->link));
+        CHECK(got.mode == want->mode && got.uid == want->uid && got.gid == want->gid &&
+              got.size == want->size);
         CHECK(got.major == want->major && got.minor == want->minor && got.nxattrs == want->nxattrs);
         for (size_t k = 0; k < got.nxattrs; k++)
-            CHECK(slice_eq(got.xattrs[k].name, xattrs[k].name) && slice_eq(got.xattrs[k].value, xattrs[k].value));
+            CHECK(slice_eq(got.xattrs[k].name, xattrs[k].name) &&
+                  slice_eq(got.xattrs[k].value, xattrs[k].value));
         CHECK_INT(got.mtime.tv_sec, want->mtime.tv_sec);
         CHECK_INT(got.mtime.tv_nsec, want->mtime.tv_nsec);
-        if (want->size) CHECK(tar_data(&t, 3, &bytes, &e) == 1 && bytes.n == 3); /* the rest is stepped over */
+        if (want->size)
+            CHECK(tar_data(&t, 3, &bytes, &e) == 1 && bytes.n == 3); /* the rest is stepped over */
     }
     CHECK_INT(tar_next(&t, &got, &e), 0);
     tar_close(&t);
@@ -268,15 +320,31 @@ TEST(tar_unpack_sets_owner_mode_and_attributes_but_not_the_overlays) /* R10 */
     /* struct vfs_cap_data, revision 2: effective, CAP_NET_RAW permitted (capabilities(7)). */
     static const char capability[20] = "\1\0\0\2\0\x20\0\0";
     tar_xattr xattrs[] = {
-        { SLICE("security.capability"), { (const uint8_t *)capability, 20 } }, { SLICE("user.a"), SLICE("1\0\n2") },
-        { SLICE("trusted.overlay.opaque"), SLICE("y") }, { SLICE("user.overlay.opaque"), SLICE("y") },
-        { SLICE("trusted.x"), SLICE("y") }, { SLICE("security.selinux"), SLICE("y") },
+        { SLICE("security.capability"), { (const uint8_t *)capability, 20 } },
+        { SLICE("user.a"), SLICE("1\0\n2") },
+        { SLICE("trusted.overlay.opaque"), SLICE("y") },
+        { SLICE("user.overlay.opaque"), SLICE("y") },
+        { SLICE("trusted.x"), SLICE("y") },
+        { SLICE("security.selinux"), SLICE("y") },
     };
     tar_entry entries[] = {
-        { .type = '0', .name = SLICE("f"), .mode = 06755, .uid = 1000, .gid = 1001, .mtime = { 7, 8 }, .nxattrs = COUNT(xattrs), .xattrs = xattrs },
+        { .type = '0',
+          .name = SLICE("f"),
+          .mode = 06755,
+          .uid = 1000,
+          .gid = 1001,
+          .mtime = { 7, 8 },
+          .nxattrs = COUNT(xattrs),
+          .xattrs = xattrs },
         { .type = '3', .name = SLICE("null"), .mode = 0666, .major = 1, .minor = 3, .uid = 5 },
         { .type = '6', .name = SLICE("fifo"), .mode = 01620, .uid = 6 },
-        { .type = '2', .name = SLICE("link"), .link = SLICE("/nowhere"), .uid = 7, .mtime = { 9, 0 }, .nxattrs = 1, .xattrs = xattrs },
+        { .type = '2',
+          .name = SLICE("link"),
+          .link = SLICE("/nowhere"),
+          .uid = 7,
+          .mtime = { 9, 0 },
+          .nxattrs = 1,
+          .xattrs = xattrs },
         { .type = '5', .name = SLICE("."), .mode = 0711, .uid = 8, .mtime = { 10, 11 } },
     };
     OWNED_BUF archive = { 0 };
@@ -289,17 +357,23 @@ TEST(tar_unpack_sets_owner_mode_and_attributes_but_not_the_overlays) /* R10 */
     int done = tar_unpack_bytes(buf_view(&archive), root, 100, &e);
     if (done < 0 && e.sys == EPERM) SKIP("needs CAP_SETFCAP and CAP_MKNOD");
     CHECK_INT(done, 0);
-    CHECK(fstatat(root, "f", &st, 0) == 0 && st.st_mode == (S_IFREG | 06755) && st.st_uid == 1000 && st.st_gid == 1001);
+    CHECK(fstatat(root, "f", &st, 0) == 0 && st.st_mode == (S_IFREG | 06755) && st.st_uid == 1000 &&
+          st.st_gid == 1001);
     CHECK(st.st_mtim.tv_sec == 7 && st.st_mtim.tv_nsec == 8);
     OWNED_FD fd = openat(root, "f", O_RDONLY);
     ssize_t n = flistxattr(fd, list, sizeof list);
     for (const char *name = list; name < list + MAX(n, 0); name += strlen(name) + 1)
         CHECK(!strcmp(name, "security.capability") || !strcmp(name, "user.a"));
-    CHECK(fgetxattr(fd, "security.capability", list, sizeof list) == 20 && !memcmp(list, capability, 20));
-    CHECK(fstatat(root, "null", &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_mode == (S_IFCHR | 0666) && st.st_rdev == makedev(1, 3) && st.st_uid == 5);
-    CHECK(fstatat(root, "fifo", &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_mode == (S_IFIFO | 01620) && st.st_uid == 6);
-    CHECK(fstatat(root, "link", &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISLNK(st.st_mode) && st.st_uid == 7 && st.st_mtim.tv_sec == 9);
-    CHECK(fstat(root, &st) == 0 && st.st_mode == (S_IFDIR | 0711) && st.st_uid == 8 && st.st_mtim.tv_sec == 10 && st.st_mtim.tv_nsec == 11);
+    CHECK(fgetxattr(fd, "security.capability", list, sizeof list) == 20 &&
+          !memcmp(list, capability, 20));
+    CHECK(fstatat(root, "null", &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_mode == (S_IFCHR | 0666) &&
+          st.st_rdev == makedev(1, 3) && st.st_uid == 5);
+    CHECK(fstatat(root, "fifo", &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_mode == (S_IFIFO | 01620) &&
+          st.st_uid == 6);
+    CHECK(fstatat(root, "link", &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISLNK(st.st_mode) &&
+          st.st_uid == 7 && st.st_mtim.tv_sec == 9);
+    CHECK(fstat(root, &st) == 0 && st.st_mode == (S_IFDIR | 0711) && st.st_uid == 8 &&
+          st.st_mtim.tv_sec == 10 && st.st_mtim.tv_nsec == 11);
     CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
 }
 
@@ -313,7 +387,9 @@ TEST(tar_unpack_leaves_out_devices_that_are_not_allowed)
     tar_totals t;
     error e = { 0 };
     OWNED_FD root = temp_dir(path);
-    CHECK_INT(tar_unpack(mem_source_open(&m, buf_view(&archive)), root, &(tar_options){ .allow_devices = false }, &t, &e), 0);
+    CHECK_INT(tar_unpack(mem_source_open(&m, buf_view(&archive)), root,
+                         &(tar_options){ .allow_devices = false }, &t, &e),
+              0);
     CHECK(fstatat(root, "sda", &st, AT_SYMLINK_NOFOLLOW) < 0);
     CHECK_INT(t.entries, 1);
     CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
@@ -322,8 +398,9 @@ TEST(tar_unpack_leaves_out_devices_that_are_not_allowed)
 TEST(tar_unpack_keeps_a_directorys_time_whatever_comes_into_it_later)
 {
     static const tar_row rows[] = {
-        { '5', "d", "", 0755 }, { '0', "d/a", "", 0644 }, { '5', "d/e", "", 0755 }, { '0', "d/e/b", "", 0644 },
-        { '0', "d/c", "", 0644 }, { '0', "x", "", 0644 }, { '0', "d/a", "", 0644 }, { '2', "l", "d", 0777 }, { '0', "l/f", "", 0644 },
+        { '5', "d", "", 0755 },     { '0', "d/a", "", 0644 }, { '5', "d/e", "", 0755 },
+        { '0', "d/e/b", "", 0644 }, { '0', "d/c", "", 0644 }, { '0', "x", "", 0644 },
+        { '0', "d/a", "", 0644 },   { '2', "l", "d", 0777 },  { '0', "l/f", "", 0644 },
     };
     char path[PATH_MAX];
     struct stat st;
@@ -354,7 +431,8 @@ static void tar_read_through(slice bytes)
 
 TEST(tar_reader_survives_cuts_and_changed_bytes) /* T31 */
 {
-    static const char *const names[] = { "tar-go/pax.tar", "tar-go/sparse-formats.tar", "tar-go/gnu-multi-hdrs.tar", "tar-go/xattrs.tar" };
+    static const char *const names[] = { "tar-go/pax.tar", "tar-go/sparse-formats.tar",
+                                         "tar-go/gnu-multi-hdrs.tar", "tar-go/xattrs.tar" };
     OWNED_ARENA a = arena_make(64 * MIB);
     slice bytes;
     if (!vectors_dir) SKIP("no KRUN_TESTDATA");
@@ -378,10 +456,17 @@ TEST(tar_reader_survives_cuts_and_changed_bytes) /* T31 */
 /* Unpacks with GNU tar; false if it complains or is not there. */
 static bool tar_unpack_gnu(const char *file, const char *into)
 {
-    char *argv[] = { "tar", "--numeric-owner", "-xpf", (char *)file, "-C", (char *)into, NULL }, *envp[] = { "PATH=/usr/bin:/bin", NULL };
+    char *argv[] = { "tar", "--numeric-owner", "-xpf", (char *)file, "-C", (char *)into, NULL },
+         *envp[] = { "PATH=/usr/bin:/bin", NULL };
     int fds[] = { -1, -1, -1 };
     error e;
-    OWNED_FD pidfd = spawn(&(spawn_args){ .exec_fd = -1, .path = "/usr/bin/tar", .argv = argv, .envp = envp, .fds = fds, .nfds = 3 }, NULL, &e);
+    OWNED_FD pidfd = spawn(&(spawn_args){ .exec_fd = -1,
+                                          .path = "/usr/bin/tar",
+                                          .argv = argv,
+                                          .envp = envp,
+                                          .fds = fds,
+                                          .nfds = 3 },
+                           NULL, &e);
     return pidfd >= 0 && reap(pidfd, 0) == 0;
 }
 
@@ -389,17 +474,22 @@ TEST(tar_archives_of_others_unpack_as_with_gnu_tar) /* T31 */
 {
     /* What GNU tar takes and we refuse, or unpack another way, on purpose. */
     static const char *const others[] = {
-        "pax-bad-mtime-file.tar", "test_read_format_tar_pax_timestamps.tar", /* a time that is no number */
-        "pax-nul-path.tar", "pax-path-hdr.tar",                              /* T30's rules: NUL, orphan */
-        "test_read_format_gtar_sparse_skip_entry.tar", "test_read_format_gtar_sparse_reuse.tar", /* maps that lie */
-        "test_read_format_tar_pax_large_attr.tar.gz",                        /* over the limit */
+        "pax-bad-mtime-file.tar",
+        "test_read_format_tar_pax_timestamps.tar", /* a time that is no number */
+        "pax-nul-path.tar",
+        "pax-path-hdr.tar", /* T30's rules: NUL, orphan */
+        "test_read_format_gtar_sparse_skip_entry.tar",
+        "test_read_format_gtar_sparse_reuse.tar",     /* maps that lie */
+        "test_read_format_tar_pax_large_attr.tar.gz", /* over the limit */
         "test_read_format_tar_empty_filename.tar",
-        "test_read_format_tar_timestamp_overflow.tar", /* NULs before a number: as Go, which has 14 bytes here */
+        /* NULs before a number: as Go, which has 14 bytes here. */
+        "test_read_format_tar_timestamp_overflow.tar",
     };
     static const char *const sets[] = { "tar-go", "tar-libarchive" };
     char base_path[PATH_MAX], file[PATH_MAX], gnu_path[PATH_MAX + 8];
     int compared = 0;
-    if (!vectors_dir || geteuid() != 0 || access("/usr/bin/tar", X_OK) < 0) SKIP("needs KRUN_TESTDATA, root and GNU tar");
+    if (!vectors_dir || geteuid() != 0 || access("/usr/bin/tar", X_OK) < 0)
+        SKIP("needs KRUN_TESTDATA, root and GNU tar");
     OWNED_FD base = temp_dir(base_path);
     snprintf(gnu_path, sizeof gnu_path, "%s/gnu", base_path);
     time_t now = time(NULL);
@@ -413,20 +503,27 @@ TEST(tar_archives_of_others_unpack_as_with_gnu_tar) /* T31 */
             slice bytes;
             error e = { 0 };
             snprintf(file, sizeof file, "%s/%s/%s", vectors_dir, sets[set], entry->d_name);
-            if (!strstr(entry->d_name, ".tar") && !strstr(entry->d_name, ".tgz") && !strstr(entry->d_name, ".pax")) continue;
-            CHECK_INT(file_read(AT_FDCWD, file, 64 * MIB, &a, &bytes, &e), 0);
+            if (!strstr(entry->d_name, ".tar") && !strstr(entry->d_name, ".tgz") &&
+                !strstr(entry->d_name, ".pax"))
+                continue;
+            CHECK((bytes = file_read(AT_FDCWD, file, 64 * MIB, &a, &e)).p);
             mkdirat(base, "ours", 0755), mkdirat(base, "gnu", 0755);
-            OWNED_FD ours_fd = openat(base, "ours", O_RDONLY | O_DIRECTORY), gnu_fd = openat(base, "gnu", O_RDONLY | O_DIRECTORY);
+            OWNED_FD ours_fd = openat(base, "ours", O_RDONLY | O_DIRECTORY),
+                     gnu_fd = openat(base, "gnu", O_RDONLY | O_DIRECTORY);
             int done = tar_unpack_bytes(bytes, ours_fd, 1000, &e);
             bool gnu_done = tar_unpack_gnu(file, gnu_path);
             tree_list(ours_fd, "", now, &ours), tree_list(gnu_fd, "", now, &gnu);
             bool same = done == 0 && slice_eq(buf_view(&ours), buf_view(&gnu)), listed = false;
-            for (size_t i = 0; i < COUNT(others); i++) listed = listed || !strcmp(others[i], entry->d_name);
+            for (size_t i = 0; i < COUNT(others); i++)
+                listed = listed || !strcmp(others[i], entry->d_name);
             if (gnu_done && !same && !listed) {
-                fprintf(stderr, "%s: %s\nours:\n%.*sgnu:\n%.*s", entry->d_name, done ? e.text : "", PR(buf_view(&ours)), PR(buf_view(&gnu)));
+                fprintf(stderr, "%s: %s\nours:\n%.*sgnu:\n%.*s", entry->d_name, done ? e.text : "",
+                        PR(buf_view(&ours)), PR(buf_view(&gnu)));
                 checks_failed++;
             }
-            if (getenv("SHOW")) fprintf(stderr, "%s: gnu %d ours %d same %d %s\n", entry->d_name, gnu_done, done, same, done ? e.text : "");
+            if (getenv("SHOW"))
+                fprintf(stderr, "%s: gnu %d ours %d same %d %s\n", entry->d_name, gnu_done, done,
+                        same, done ? e.text : "");
             compared += gnu_done && same;
             CHECK_INT(tree_remove(base, "ours", &e), 0);
             CHECK_INT(tree_remove(base, "gnu", &e), 0);

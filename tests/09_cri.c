@@ -52,7 +52,7 @@ static slice cri_source(const char *name, arena *a)
     error e;
     char *path = root ? arena_printf(a, "%s/%s", root, name)
                       : arena_printf(a, "%.*s%s../%s", here, __FILE__, here ? "/" : "", name);
-    return file_read(AT_FDCWD, path, 16 * MIB, a, &text, &e) == 0 ? text : (slice){ NULL, 0 };
+    return (text = file_read(AT_FDCWD, path, 16 * MIB, a, &e)).p ? text : (slice){ NULL, 0 };
 }
 
 static bool cri_word(uint8_t c) { return isalnum(c) || c == '_' || c == '.' || c == '"'; }

@@ -21,7 +21,7 @@ __attribute__((constructor)) static void images_play_pull(int argc, char **argv)
     image_options o = { .root_fd = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC), .root_path = argv[2] };
     image_store *s = images_open(&o, &e);
     ImageSpec spec = { .image = slice_of(argv[3]) };
-    int failed = !s || image_pull(s, &(PullImageRequest){ .image = &spec }, -1, &a, &id, &e);
+    int failed = !s || !(id = image_pull(s, &(PullImageRequest){ .image = &spec }, -1, &a, &e)).p;
     if (failed) fprintf(stderr, "%s\n", e.text);
     _exit(failed ? 1 : 0);
 }
@@ -251,7 +251,7 @@ static int fake_pull(fake *f, store_fixture *x, const char *suffix, const AuthCo
     ImageSpec spec = { .image = slice_of(arena_printf(&a, "127.0.0.1:%d/x%s", f->port, suffix)) };
     PullImageRequest q = { .image = &spec, .auth = auth ? &copy : NULL };
     *e = (error){ 0 };
-    return image_pull(x->s, &q, -1, &a, &id, e);
+    return (id = image_pull(x->s, &q, -1, &a, e)).p ? 0 : -1;
 }
 
 static int layers_on_disk(store_fixture *x) { return (files_in(x, "layers") - 2) / 2; } /* less the built-in one */
@@ -515,13 +515,13 @@ TEST(image_pull_asks_the_mirrors_first_and_tells_them_no_secret)
     snprintf(text, sizeof text, "[host.\"http://127.0.0.1:1\"]\n[host.\"http://127.0.0.1:%d\"]\n", f.port);
     put_hosts_toml(dir, "registry.example", text); /* nobody listens on port 1 */
     x.s->o.hosts_dir = dir;
-    CHECK_INT(image_pull(x.s, &(PullImageRequest){ .image = &spec, .auth = &auth }, -1, &a, &id, &e), 0);
+    CHECK((id = image_pull(x.s, &(PullImageRequest){ .image = &spec, .auth = &auth }, -1, &a, &e)).p);
     if (e.code) fprintf(stderr, "%s\n", e.text);
     CHECK(store_has(&x, "registry.example/x:1"));
     CHECK_INT(f.secrets, 0);
     spec.image = SLICE("registry.example/y:1"); /* the registry itself would need https */
     f.trick = trick_404;
-    CHECK_INT(image_pull(x.s, &(PullImageRequest){ .image = &spec }, -1, &a, &id, &e), -1);
+    CHECK(!(id = image_pull(x.s, &(PullImageRequest){ .image = &spec }, -1, &a, &e)).p);
     CHECK(strstr(e.text, "404") && strstr(e.text, "https is not supported"));
     tree_remove(AT_FDCWD, dir, &e);
     fake_down(&f);
@@ -634,7 +634,8 @@ static void *puller_run(void *arg)
     slice id;
     OWNED_ARENA a = arena_make(MIB);
     ImageSpec spec = { .image = slice_of(arena_printf(&a, "127.0.0.1:%d/x%s", p->f->port, p->tag)) };
-    p->failed = image_pull(p->x->s, &(PullImageRequest){ .image = &spec }, p->cancel, &a, &id, &p->e);
+    id = image_pull(p->x->s, &(PullImageRequest){ .image = &spec }, p->cancel, &a, &p->e);
+    p->failed = id.p ? 0 : -1;
     return NULL;
 }
 
@@ -939,7 +940,7 @@ TEST(images_pull_what_the_environment_names)
         one = slice_cut(&rest, ' ');
         PullImageRequest q = { .image = &(ImageSpec){ .image = one }, .auth = user.n ? &auth : NULL };
         int64_t t = clock_mono();
-        int failed = slice_starts(one, "/") ? -1 : image_pull(x.s, &q, -1, &a, &id, &e);
+        int failed = slice_starts(one, "/") || !(id = image_pull(x.s, &q, -1, &a, &e)).p;
         if (slice_starts(one, "/")) {
             KrunLoadImageResponse got = { 0 };
             failed = image_load(x.s, arena_str(&a, one), &a, &got, &e);

@@ -1,4 +1,4 @@
-/* Chapter 14: whose files are read, what is mounted where. Most need root; they leave nothing mounted. */
+/* Chapter 14: whose files are read, what is mounted where. Nothing stays mounted. */
 
 static bool tree_write(int at, const char *path, const char *text)
 {
@@ -11,39 +11,69 @@ static slice tree_read(int at, const char *path, arena *a)
 {
     slice text = { NULL, 0 };
     error e;
-    if (file_read(at, path, MIB, a, &text, &e) < 0) return (slice){ NULL, 0 };
+    if (!(text = file_read(at, path, MIB, a, &e)).p) return (slice){ NULL, 0 };
     return text;
 }
 
-TEST(rootfs_find_user_never_makes_a_root_by_surprise) /* T39, CVE-2016-3697, CVE-2024-40635, CVE-2026-30892 */
+/* T39, CVE-2016-3697, CVE-2024-40635, CVE-2026-30892 */
+TEST(rootfs_find_user_never_makes_a_root_by_surprise)
 {
     static const char passwd[] =
-        "root:x:0:0:root:/root:/bin/sh\n1000:x:0:0::/:/bin/sh\napp:x:1001:1002:App:/home/app:/bin/sh\n"
-        "big:x:4294967296:0::/:\nminus:x:-1:0::/:\nbare:x:5:6\n4294967296:x:0:0::/:\nhalf:x:7\nlast:x:8:9::/last:";
-    static const struct { const char *user; int code; uint32_t uid, gid; const char *home; } rows[] = {
-        { "", 0, 0, 0, "/root" },           { "root", 0, 0, 0, "/root" },
-        { "app", 0, 1001, 1002, "/home/app" }, { "app:staff", 0, 1001, 50, "/home/app" },
-        { "app:7", 0, 1001, 7, "/home/app" },  { "1001", 0, 1001, 1002, "/home/app" },
-        { "1000", 0, 1000, 0, "/" },         { "1000:1000", 0, 1000, 1000, "/" },
-        { "2147483647", 0, 2147483647, 0, "/" }, { "last", 0, 8, 9, "/last" }, { "bare", 0, 5, 6, "/" },
-        { "2147483648", 3, 0, 0, "" },       { "4294967296", 3, 0, 0, "" },
-        { "99999999999999999999", 3, 0, 0, "" }, { "1:4294967296", 3, 0, 0, "" },
-        { "-1", 3, 0, 0, "" },    { "+1", 3, 0, 0, "" },   { " 1", 3, 0, 0, "" },  { "1x", 3, 0, 0, "" },
-        { "0x0", 3, 0, 0, "" },   { ":0", 3, 0, 0, "" },   { ":", 3, 0, 0, "" },   { "1:", 3, 0, 0, "" },
-        { "1:2:3", 3, 0, 0, "" }, { "root:", 3, 0, 0, "" }, { "root:x:0", 3, 0, 0, "" },
-        { "big", 3, 0, 0, "" },   { "minus", 3, 0, 0, "" }, { "half", 3, 0, 0, "" },
-        { "nobody", 3, 0, 0, "" }, { "app:nogroup", 3, 0, 0, "" }, { "app:-1", 3, 0, 0, "" },
+        "root:x:0:0:root:/root:/bin/sh\n1000:x:0:0::/:/bin/sh\napp:x:1001:1002:App:/home/app:/bin/"
+        "sh\n"
+        "big:x:4294967296:0::/:\nminus:x:-1:0::/:\nbare:x:5:6\n4294967296:x:0:0::/"
+        ":\nhalf:x:7\nlast:x:8:9::/last:";
+    static const struct {
+        const char *user;
+        int code;
+        uint32_t uid, gid;
+        const char *home;
+    } rows[] = {
+        { "", 0, 0, 0, "/root" },
+        { "root", 0, 0, 0, "/root" },
+        { "app", 0, 1001, 1002, "/home/app" },
+        { "app:staff", 0, 1001, 50, "/home/app" },
+        { "app:7", 0, 1001, 7, "/home/app" },
+        { "1001", 0, 1001, 1002, "/home/app" },
+        { "1000", 0, 1000, 0, "/" },
+        { "1000:1000", 0, 1000, 1000, "/" },
+        { "2147483647", 0, 2147483647, 0, "/" },
+        { "last", 0, 8, 9, "/last" },
+        { "bare", 0, 5, 6, "/" },
+        { "2147483648", 3, 0, 0, "" },
+        { "4294967296", 3, 0, 0, "" },
+        { "99999999999999999999", 3, 0, 0, "" },
+        { "1:4294967296", 3, 0, 0, "" },
+        { "-1", 3, 0, 0, "" },
+        { "+1", 3, 0, 0, "" },
+        { " 1", 3, 0, 0, "" },
+        { "1x", 3, 0, 0, "" },
+        { "0x0", 3, 0, 0, "" },
+        { ":0", 3, 0, 0, "" },
+        { ":", 3, 0, 0, "" },
+        { "1:", 3, 0, 0, "" },
+        { "1:2:3", 3, 0, 0, "" },
+        { "root:", 3, 0, 0, "" },
+        { "root:x:0", 3, 0, 0, "" },
+        { "big", 3, 0, 0, "" },
+        { "minus", 3, 0, 0, "" },
+        { "half", 3, 0, 0, "" },
+        { "nobody", 3, 0, 0, "" },
+        { "app:nogroup", 3, 0, 0, "" },
+        { "app:-1", 3, 0, 0, "" },
     };
     char path[PATH_MAX];
     OWNED_FD root = temp_dir(path);
     mkdirat(root, "etc", 0755);
-    CHECK(tree_write(root, "etc/passwd", passwd) && tree_write(root, "etc/group", "root:x:0:\nstaff:x:50:app\n"));
+    CHECK(tree_write(root, "etc/passwd", passwd) &&
+          tree_write(root, "etc/group", "root:x:0:\nstaff:x:50:app\n"));
     for (size_t i = 0; i < COUNT(rows); i++) {
         OWNED_ARENA a = arena_make(4 * MIB);
         rootfs_user u;
         error e = { 0 };
         int done = rootfs_find_user(root, slice_of(rows[i].user), &u, &a, &e);
-        if ((done < 0 ? e.code : 0) != rows[i].code) fprintf(stderr, "user \"%s\": %s\n", rows[i].user, e.text);
+        if ((done < 0 ? e.code : 0) != rows[i].code)
+            fprintf(stderr, "user \"%s\": %s\n", rows[i].user, e.text);
         CHECK_INT(done < 0 ? e.code : 0, rows[i].code);
         if (done < 0) continue;
         CHECK_INT(u.ids.uid, rows[i].uid);
@@ -63,13 +93,17 @@ TEST(rootfs_user_groups_are_those_that_list_the_name) /* CVE-2022-36109, CVE-202
     error e;
     mkdirat(root, "etc", 0755);
     CHECK(tree_write(root, "etc/passwd", "app:x:1:2::/:\n"));
-    CHECK(tree_write(root, "etc/group", "a:x:10:app\nb:x:11:other,app,third\nc:x:12:appx,xapp\nd:x:2:app\ne:x:-3:app\nf:x:13:app\ng:x:10:app\n"));
+    CHECK(tree_write(root, "etc/group",
+                     "a:x:10:app\nb:x:11:other,app,third\nc:x:12:appx,xapp\nd:x:2:app\ne:x:-3:"
+                     "app\nf:x:13:app\ng:x:10:app\n"));
     CHECK_INT(rootfs_find_user(root, SLICE("app"), &u, &a, &e), 0);
     CHECK_INT(rootfs_user_groups(root, &u, &a, &e), 0);
     static const uint32_t want[] = { 2, 10, 11, 13 };
     CHECK_INT(u.ids.groups.n, COUNT(want));
-    for (size_t i = 0; i < COUNT(want) && i < u.ids.groups.n; i++) CHECK_INT(u.ids.groups.p[i], want[i]);
-    CHECK_INT(rootfs_find_user(root, SLICE("77"), &u, &a, &e), 0); /* a number that is nobody's has no groups */
+    for (size_t i = 0; i < COUNT(want) && i < u.ids.groups.n; i++)
+        CHECK_INT(u.ids.groups.p[i], want[i]);
+    CHECK_INT(rootfs_find_user(root, SLICE("77"), &u, &a, &e),
+              0); /* a number that is nobody's has no groups */
     CHECK_INT(rootfs_user_groups(root, &u, &a, &e), 0);
     CHECK_INT(u.ids.groups.n, 1);
     tree_remove(AT_FDCWD, path, &(error){ 0 });
@@ -86,9 +120,15 @@ TEST(rootfs_reads_only_small_regular_files_of_the_image) /* T40 */
         OWNED_ARENA a = arena_make(4 * MIB);
         unlinkat(root, "etc/passwd", 0);
         int want = 0;
-        if (i == 0) { OWNED_FD f = openat(root, "etc/passwd", O_CREAT | O_WRONLY | O_CLOEXEC, 0644); CHECK_INT(ftruncate(f, INT64_C(2) << 30), 0); want = -1; }
+        if (i == 0) {
+            OWNED_FD f = openat(root, "etc/passwd", O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
+            CHECK_INT(ftruncate(f, INT64_C(2) << 30), 0);
+            want = -1;
+        }
         if (i == 1) { mkfifoat(root, "etc/passwd", 0644); want = -1; }
-        static const char *const links[] = { [2] = "/proc/kcore", [3] = "/etc/passwd", [4] = "../real" };
+        static const char *const links[] = {
+            [2] = "/proc/kcore", [3] = "/etc/passwd", [4] = "../real"
+        };
         if (i >= 2 && i <= 4) CHECK_INT(symlinkat(links[i], root, "etc/passwd"), 0);
         if (i == 3) want = -1; /* a loop; while /proc/kcore is no file of the image: none */
         if (i == 4) CHECK(tree_write(root, "real", "root:x:0:0::/inside:\n"));
@@ -115,14 +155,20 @@ TEST(rootfs_target_stays_inside_and_makes_what_links_lead_to) /* T34, T50 */
     error e;
     mkdirat(root, "var", 0755);
     mkdirat(root, "etc", 0755);
-    CHECK(tree_write(root, "file", "") && symlinkat("/run", root, "var/run") == 0 && symlinkat("../run/stub.conf", root, "etc/resolv.conf") == 0);
-    CHECK(symlinkat("../../../../../../escape", root, "out") == 0 && symlinkat("loop", root, "loop") == 0 && symlinkat("a/rel", root, "rel") == 0);
+    CHECK(tree_write(root, "file", "") && symlinkat("/run", root, "var/run") == 0 &&
+          symlinkat("../run/stub.conf", root, "etc/resolv.conf") == 0);
+    CHECK(symlinkat("../../../../../../escape", root, "out") == 0 &&
+          symlinkat("loop", root, "loop") == 0 && symlinkat("a/rel", root, "rel") == 0);
     for (size_t i = 0; i < COUNT(rows); i++) {
-        OWNED_FD got = rootfs_target(root, rows[i].path, rows[i].directory, ROOTFS_TARGET_STEPS, &e);
-        if ((got < 0 ? e.code : 0) != rows[i].code) fprintf(stderr, "%s: %s\n", rows[i].path, e.text);
+        OWNED_FD got =
+            rootfs_target(root, rows[i].path, rows[i].directory, ROOTFS_TARGET_STEPS, &e);
+        if ((got < 0 ? e.code : 0) != rows[i].code)
+            fprintf(stderr, "%s: %s\n", rows[i].path, e.text);
         CHECK_INT(got < 0 ? e.code : 0, rows[i].code);
         struct stat at, want;
-        if (got >= 0) CHECK(fstat(got, &at) == 0 && fstatat(root, rows[i].made, &want, 0) == 0 && at.st_ino == want.st_ino);
+        if (got >= 0)
+            CHECK(fstat(got, &at) == 0 && fstatat(root, rows[i].made, &want, 0) == 0 &&
+                  at.st_ino == want.st_ino);
     }
     snprintf(outside, sizeof outside, "%s/../escape", path);
     CHECK(access(outside, F_OK) < 0);
@@ -170,7 +216,8 @@ TEST(rootfs_places_of_krun_are_never_reached_through_links) /* CVE-2023-28642, C
     char path[PATH_MAX];
     OWNED_FD root = temp_dir(path);
     error e;
-    CHECK(symlinkat("/tmp", root, "dev") == 0 && mkdirat(root, "real", 0755) == 0 && symlinkat("real", root, "proc") == 0);
+    CHECK(symlinkat("/tmp", root, "dev") == 0 && mkdirat(root, "real", 0755) == 0 &&
+          symlinkat("real", root, "proc") == 0);
     CHECK_INT(rootfs_plain_dir(root, "/dev", &e), -1);
     CHECK_INT(e.code, GRPC_INVALID_ARGUMENT);
     CHECK_INT(rootfs_plain_dir(root, "/proc", &e), -1);
@@ -227,7 +274,9 @@ TEST(rootfs_open_layers_shows_the_top_layer_first_by_either_kernel_interface)
             OWNED_OVERLAY o;
             CHECK_INT(overlay_open_layers(&o, layers, names, n, &e), 0);
             if (n == 1 && old) continue;
-            int fd = n == 1 ? rootfs_open_layers(layers, names, n, &e) : old ? overlay_old(&o, &e) : overlay_mount(&o, &e);
+            int fd = n == 1 ? rootfs_open_layers(layers, names, n, &e)
+                     : old  ? overlay_old(&o, &e)
+                            : overlay_mount(&o, &e);
             if (fd < 0) fprintf(stderr, "%zu layers, old %d: %s\n", n, old, e.text);
             CHECK(fd >= 0);
             if (fd < 0) continue;

@@ -1,7 +1,8 @@
 /* Chapter 16: which capabilities a list of names is. */
 
 static slice cap_words[8];
-static Capability cap_request(const char *add, const char *drop, const char *ambient) /* words apart by a space */
+static Capability cap_request(const char *add, const char *drop,
+                              const char *ambient) /* words apart by a space */
 {
     const char *lists[] = { add, drop, ambient };
     Capability c = { { NULL, 0 }, { NULL, 0 }, { NULL, 0 } };
@@ -11,15 +12,19 @@ static Capability cap_request(const char *add, const char *drop, const char *amb
         for (slice rest = slice_of(lists[i]); rest.n;) cap_words[n++] = slice_cut(&rest, ' ');
         if (i == 0) c.add_capabilities.p = cap_words + first, c.add_capabilities.n = n - first;
         if (i == 1) c.drop_capabilities.p = cap_words + first, c.drop_capabilities.n = n - first;
-        if (i == 2) c.add_ambient_capabilities.p = cap_words + first, c.add_ambient_capabilities.n = n - first;
+        if (i == 2)
+            c.add_ambient_capabilities.p = cap_words + first,
+            c.add_ambient_capabilities.n = n - first;
     }
     return c;
 }
 
 TEST(security_caps_follow_all_before_names_and_drop_before_add) /* T53 */
 {
-    uint64_t ours = security_caps_permitted(), standard = UINT64_C(0xa80425fb) & ours; /* Docker's fourteen */
-    uint64_t net_admin = UINT64_C(1) << 12 & ours, chown_bit = 1 & ours, sys_admin = UINT64_C(1) << 21 & ours;
+    uint64_t ours = security_caps_permitted(),
+             standard = UINT64_C(0xa80425fb) & ours; /* Docker's fourteen */
+    uint64_t net_admin = UINT64_C(1) << 12 & ours, chown_bit = 1 & ours,
+             sys_admin = UINT64_C(1) << 21 & ours;
     const struct { const char *add, *drop, *ambient; uint64_t set, raised; } rows[] = {
         { "", "", "", standard, 0 },
         { "NET_ADMIN", "", "", standard | net_admin, 0 },
@@ -47,7 +52,8 @@ TEST(security_caps_follow_all_before_names_and_drop_before_add) /* T53 */
 
 TEST(security_caps_refuse_unknown_names)
 {
-    static const char *const rows[] = { "NET", "CAP_", "NET_ADMINX", "ALLX", "CAP_CAP_CHOWN", "CAP_ALL" };
+    static const char *const rows[] = { "NET",  "CAP_",          "NET_ADMINX",
+                                        "ALLX", "CAP_CAP_CHOWN", "CAP_ALL" };
     for (size_t i = 0; i < COUNT(rows); i++) {
         error e = { 0 };
         security_caps caps;

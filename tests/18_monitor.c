@@ -28,7 +28,7 @@ static slice log_bench_read(log_bench *b, const char *name)
 {
     slice text = { NULL, 0 };
     error e;
-    file_read(b->dir, name, 128 * MIB, &b->a, &text, &e);
+    text = file_read(b->dir, name, 128 * MIB, &b->a, &e);
     return text;
 }
 
@@ -378,7 +378,7 @@ static ContainerExit monitor_bench_exit(monitor_bench *b, const char *id)
     ContainerExit on_disk = { 0 };
     slice text = { NULL, 0 };
     do run = monitor_bench_next(b); while (run.id.n && (!slice_is(run.id, id) || !run.exit));
-    file_read(b->dir, arena_printf(&b->a, "pod/containers/%s/exit", id), MIB, &b->a, &text, &b->e);
+    text = file_read(b->dir, arena_printf(&b->a, "pod/containers/%s/exit", id), MIB, &b->a, &b->e);
     CHECK(pb_read_json(&ContainerExit_msg, text, &b->a, &on_disk, &b->e) == 0);
     if (!run.exit) return on_disk;
     CHECK_INT(on_disk.exit_code, run.exit->exit_code);
@@ -390,7 +390,7 @@ static ContainerExit monitor_bench_exit(monitor_bench *b, const char *id)
 static slice monitor_bench_log(monitor_bench *b, const char *name)
 {
     slice text = { NULL, 0 };
-    file_read(b->dir, arena_printf(&b->a, "logs/%s", name), 64 * MIB, &b->a, &text, &b->e);
+    text = file_read(b->dir, arena_printf(&b->a, "logs/%s", name), 64 * MIB, &b->a, &b->e);
     return log_untimed(text, &b->a);
 }
 

@@ -39,7 +39,7 @@ static slice cni_bench_read(cni_bench *b, const char *name)
 {
     slice text = { NULL, 0 };
     error e;
-    file_read(b->dir, name, 4 * MIB, &b->a, &text, &e);
+    text = file_read(b->dir, name, 4 * MIB, &b->a, &e);
     return text;
 }
 
@@ -55,7 +55,7 @@ static bool cni_alive(cni_bench *b, const char *name)
     slice stat = { NULL, 0 };
     error e;
     const char *path = arena_printf(&b->a, "/proc/%d/stat", atoi((const char *)cni_bench_read(b, name).p));
-    return file_read(AT_FDCWD, path, MIB, &b->a, &stat, &e) == 0 && !cni_says(stat, ") Z") && !cni_says(stat, ") X");
+    return (stat = file_read(AT_FDCWD, path, MIB, &b->a, &e)).p && !cni_says(stat, ") Z") && !cni_says(stat, ") X");
 }
 
 #define CNI_LIST(plugins) "{\"cniVersion\":\"1.0.0\",\"name\":\"net\",\"plugins\":[" plugins "]}"
@@ -69,11 +69,11 @@ TEST(cni_load_takes_the_first_file_and_says_what_is_wrong_with_it)
         { "10.conflist", "{\"cniVersion\":\"1.0.0\",\"name\":\"net\",\"plug", "JSON: byte" },
         { "10.conflist", "[]", "no valid \"name\"" },
         { "10.conflist", "{\"name\":\"../x\",\"plugins\":[{\"type\":\"a\"}]}", "no valid \"name\"" },
-        { "10.conflist", "{\"name\":\"net\",\"type\":\"bridge\"}", "0 plugins" },
+        { "10.conflist", "{\"name\":\"net\",\"cniVersion\":\"1.0.0\"}", "0 plugins" },
         { "10.conflist", "{\"name\":\"net\",\"plugins\":[]}", "0 plugins" },
         { "10.conflist", "{\"name\":\"net\",\"plugins\":[{\"type\":\"../sh\"}]}", "plugin 1 has no valid \"type\"" },
         { "10.conflist", "{\"name\":\"net\",\"plugins\":[7]}", "plugin 1 has no valid \"type\"" },
-        { "10.conf", "{\"name\":\"net\"}", "plugin 1 has no valid \"type\"" },
+        { "10.conf", "{\"name\":\"net\",\"type\":7}", "plugin 1 has no valid \"type\"" },
         { "10.conf", "{\"name\":\"net\",\"type\":\"a\",\"cniVersion\":\"9.0\"}", "unknown cniVersion \"9.0\"" },
         { "10.conf", "{\"name\":\"net\",\"type\":\"a\"}", NULL },
         { "10.json", "{\"name\":\"net\",\"type\":\"a\",\"cniVersion\":\"0.3.1\"}", NULL },

@@ -1,6 +1,6 @@
 """How fast, how small: a CRI runtime measured from outside, by its socket. run.sh starts it.
 
-  bench.py [--out FILE] [--label TEXT] [--workloads A,B,...] [--limit PROGRAM]
+  bench.py [--out FILE] [--label TEXT] [--workloads A,B,...] [--runs N] [--limit PROGRAM]
   bench.py --compare FILE FILE...      medians side by side, and ratios to the first
 Workloads: version pod podcni exec pods cold pull log size. All times are medians of what a client sees.
 What a column is compared with must come from the same machine: the files say which it was.
@@ -136,7 +136,8 @@ class Bench:
         """The runtime's processes: all that came since, but for what runs in containers."""
         found = []
         for pid in pids() - self.before:
-            if stat(pid)[:1] == ["Z"] and pid != self.krun.process.pid and stat(pid)[1] == str(os.getpid()):
+            state, parent = (stat(pid) + ["", ""])[:2]
+            if state == "Z" and parent == str(os.getpid()) and pid != self.krun.process.pid:
                 os.waitpid(pid, 0)
             elif PAYLOAD.encode() not in read(f"/proc/{pid}/cmdline", PAYLOAD.encode()):
                 found.append(pid)
@@ -345,7 +346,8 @@ def pull(b, times=5):
             used.append(b.cpu() - before)
             cri.RemoveImage(image=image)
         b.put(f"pull.{kind}", summary(series[1:], "s"))
-        b.put(f"pull.{kind}.rate", single(size / 1e6 / summary(series[1:])["median"], "MB/s", bytes=size))
+        rate = size / 1e6 / summary(series[1:])["median"]
+        b.put(f"pull.{kind}.rate", single(rate, "MB/s", bytes=size))
         b.put(f"pull.{kind}.cpu", summary(used[1:], "s"))
     cri.close()
 
@@ -390,21 +392,45 @@ def size(b):
 
 # -- all of it --------------------------------------------------------------------------------
 
-def measure(b, names):
-    for name in names:
-        print(name, file=sys.stderr, flush=True)
-        busy, mine, began = machine_busy(), b.cpu(), time.perf_counter()
-        own = time.process_time()
-        try:
-            globals()["exec_" if name == "exec" else name](b)
-        except Exception as error:  # pylint: disable=broad-except
-            print(f"  {name} has failed: {harness.describe(error)}", file=sys.stderr, flush=True)
-            b.results[name + ".failed"] = {"unit": "", "median": 1, "error": str(error)[:500]}
-            b.krun.remove_all()
-        took = time.perf_counter() - began
-        others = machine_busy() - busy - (b.cpu() - mine) - (time.process_time() - own)
-        # Includes what ran in the containers, the registry and the kernel: only its excess is noise.
-        b.results["other_cpu." + name] = single(others / took, "cores")
+def quiet(patience):
+    """Waits until the machine has little else to do, but not for ever."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        busy = machine_busy()
+        signal.sigtimedwait([], 0.3)
+        if machine_busy() - busy < 0.05:
+            return
+
+
+def attempt(b, name):
+    """One run of a workload: its results, and how many cores others used meanwhile. (Containers, the
+    registry and kernel threads are others too; /proc counts in 10 ms: it is good for comparing.)"""
+    b.results = {}
+    busy, mine, own, began = machine_busy(), b.cpu(), time.process_time(), time.perf_counter()
+    try:
+        globals()["exec_" if name == "exec" else name](b)
+    except Exception as error:  # pylint: disable=broad-except
+        print(f"  {name} has failed: {harness.describe(error)}", file=sys.stderr, flush=True)
+        b.put(name + ".failed", single(1, "", error=str(error)[:500]))
+        b.krun.remove_all()
+    took = time.perf_counter() - began
+    others = machine_busy() - busy - (b.cpu() - mine) - (time.process_time() - own)
+    b.results["other_cpu." + name] = single(others / took, "cores")
+    return b.results
+
+
+def measure(b, names, runs, patience):
+    """All workloads, `runs` times over; of each the run that was disturbed least."""
+    best = {}
+    for _ in range(runs):
+        for name in names:
+            print(name, file=sys.stderr, flush=True)
+            quiet(patience)
+            noise = "other_cpu." + name
+            results = attempt(b, name)
+            if name not in best or results[noise]["median"] < best[name][noise]["median"]:
+                best[name] = results
+    return {key: value for name in names for key, value in best[name].items()}
 
 
 def limits(program):
@@ -426,23 +452,34 @@ def machine():
             "load": os.getloadavg()}
 
 
+def write_network(krun):
+    """A bridge with addresses, and nothing else: every plugin more is a process more, twice a pod."""
+    krun.write_cni()
+    path = krun.cni + "/10-test.conflist"
+    with open(path) as f:
+        network = json.load(f)
+    del network["plugins"][1:]
+    with open(path, "w") as f:
+        json.dump(network, f)
+
+
 def run(options):
     directory = tempfile.mkdtemp(prefix="krun-bench-")
     krun = harness.Krun(directory)
     server = registry.Registry(directory + "/registry")
-    b = None
     try:
         names = [n for n in WORKLOADS if n in options.workloads.split(",")]
         kinds = tuple(bench_images.BIG) if "pull" in names else ()
         sizes = bench_images.push_all(server.address, options.cache, kinds)
         krun.allow_http(server.address)
-        krun.write_cni()
+        write_network(krun)
         b = Bench(krun, sizes)
         krun.start()
         krun.pull(b.image)
-        measure(b, names)
+        results = measure(b, names, options.runs, options.quiet)
         if options.limit:
-            b.results.update(limits(options.limit))
+            quiet(options.quiet)
+            results.update(limits(options.limit))
     finally:
         if krun.cri is None and krun.process and krun.process.poll() is None:
             krun.cri = harness.Cri(krun.socket)
@@ -453,9 +490,9 @@ def run(options):
         subprocess.call(["ip", "link", "del", harness.BRIDGE], stderr=subprocess.DEVNULL)
         shutil.rmtree(directory, ignore_errors=True)
     with open(options.out, "w") as f:
-        json.dump({"label": options.label, "machine": machine(), "results": b.results}, f, indent=1)
+        json.dump({"label": options.label, "machine": machine(), "results": results}, f, indent=1)
     print_table(options.out)
-    return any(name.endswith(".failed") for name in b.results)
+    return any(name.endswith(".failed") for name in results)
 
 
 def print_table(*files):
@@ -480,7 +517,10 @@ def main():
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--label", default="krun")
     parser.add_argument("--out", default="bench.json")
-    parser.add_argument("--limit", metavar="PROGRAM")
+    parser.add_argument("--limit", metavar="PROGRAM", help="limit.c, built")
+    parser.add_argument("--runs", type=int, default=1, help="keep of each workload the quietest of N runs")
+    parser.add_argument("--quiet", type=float, default=5, metavar="SECONDS",
+                        help="wait so long for a quiet machine before each workload")
     parser.add_argument("--cache", default=os.environ.get("KRUN_TEST_CACHE", "/tmp"))
     options = parser.parse_args()
     if options.compare:

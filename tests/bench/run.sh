@@ -1,7 +1,7 @@
 #!/bin/sh
-# run.sh [OPTION...]: the benchmark; what `sudo make bench` runs. Starts a registry, makes images, starts krun
-# on temporary directories in a sandbox, measures, and prints a table; the figures are also left in
-# bench.json (--out FILE). Options go to bench.py: see its head. --compare FILE... only prints.
+# run.sh [OPTION...]: the benchmark; what `sudo make bench` runs. Starts a registry, makes images, starts
+# krun on temporary directories in a sandbox, measures, and prints a table; the figures are also left
+# in bench.json (--out FILE). Options go to bench.py: see its head. --compare FILE... only prints.
 #
 #   KRUN=FILE   the binary to measure (krun at the top of the repository)
 set -eu

@@ -313,12 +313,15 @@ def damaged_records_of_one_pod_harm_no_other(k):  # T61
     good = k.pod()
     keeper = good.start(*COUNT)
     victims = [k.pod() for _ in range(6)]
+    canary = k.directory + "/canary"
+    with open(canary, "w") as f:
+        f.write("as it was")
     for pod in victims:
         pod.create()
     k.kill()
     ways = (lambda p: open(p, "w").close(), lambda p: os.truncate(p, os.path.getsize(p) // 2),
             lambda p: zero(p), os.unlink, lambda p: (os.unlink(p), os.mkdir(p)),
-            lambda p: (os.unlink(p), os.symlink("/etc/shadow", p)))
+            lambda p: (os.unlink(p), os.symlink(canary, p)))
     for pod, way in zip(victims, ways):
         for path in [p for p in records(k) if p.startswith(pod.id) and p.count("/") == 1]:
             way(f"{k.root}/pods/{path}")
@@ -330,11 +333,9 @@ def damaged_records_of_one_pod_harm_no_other(k):  # T61
     numbers_left = lambda: [n for n, pod in enumerate(victims)
                             if any(pod.id in line for line in monitors().values())]
     until(f"all monitors are gone (left: {numbers_left()})", lambda: not numbers_left())
-    check(os.path.exists("/etc/shadow"), "what a link named is there")
-    for path in os.listdir(k.root):
-        if path.startswith("bad-"):
-            shutil.rmtree(f"{k.root}/{path}", ignore_errors=True)
-    for path in os.listdir(k.root + "/pods"):
+    with open(canary) as f:
+        equal(f.read(), "as it was", "what a link named")
+    for path in os.listdir(k.root + "/pods"):  # put aside for whoever wants to look at it
         shutil.rmtree(f"{k.root}/pods/{path}", ignore_errors=True)
 
 
