@@ -20560,9 +20560,9 @@ static int container_exec(runtime *r, const ExecSyncRequest *in, grpc_call *call
  *
  * A daemon starts on what another one has left, and that one may have been killed between any two
  * of its lines. This chapter reads the records back, asks each pod's monitor what has become of its
- * containers, takes as ended what nobody can vouch for, and sweeps up what has no record: half-built
- * pods, monitors, cgroups, network namespaces. One damaged record harms no other pod: it is put
- * aside, and what its id alone leads to is ended.
+ * containers, takes as ended what nobody can vouch for, and sweeps up what has no record:
+ * half-built pods, monitors, cgroups, network namespaces. One damaged record harms no other pod: it
+ * is put aside, and what its id alone leads to is ended.
  *
  * After a reboot (another boot id, an empty --run) no pid, mount or namespace that a record speaks
  * of exists any more; the pods are NOTREADY, and their addresses are still to be given back by DEL.
