@@ -815,7 +815,15 @@ typedef struct {
     int nfds;
     const char *dir;          /* working directory, or NULL for "/" */
     bool new_session;         /* setsid(2): signals for our terminal's group do not reach it */
+    int cgroup;               /* a cgroup2 directory to be born in; 0: the caller's own cgroup */
 } spawn_args;
+
+/* clone3(2)'s argument; linux/sched.h cannot be included beside every libc's sched.h. */
+struct k_clone_args {
+    uint64_t flags, pidfd, child_tid, parent_tid, exit_signal;
+    uint64_t stack, stack_size, tls, set_tid, set_tid_size, cgroup;
+};
+#define K_CLONE_INTO_CGROUP UINT64_C(0x200000000)
 
 struct spawn_child { const spawn_args *args; sigset_t mask; int failed; int *moved; };
 
@@ -849,6 +857,20 @@ static int spawn_child_main(void *arg)
 
 enum { SPAWN_STACK = 64 * KIB, SPAWN_FDS = 16 };
 
+/* A child with a copy of our memory, born in its cgroup. Moving a process there later makes the
+ * whole machine wait for an RCU grace period, 10 to 20 ms (cgroup_attach_lock); this does not.
+ * clone(2), as libc has it, has no room for the flag, and clone3(2) with CLONE_VM needs assembly. */
+static int spawn_into_cgroup(struct spawn_child *c, int *pidfd)
+{
+    struct k_clone_args how = {
+        .flags = CLONE_VFORK | CLONE_PIDFD | K_CLONE_INTO_CGROUP, .exit_signal = SIGCHLD,
+        .pidfd = (uint64_t)(uintptr_t)pidfd, .cgroup = (uint64_t)c->args->cgroup,
+    };
+    long child = syscall(SYS_clone3, &how, sizeof how);
+    if (child == 0) spawn_child_main(c);
+    return (int)child;
+}
+
 /* Starts a program and returns its pidfd, the caller's, to wait on with reap(); *pid is for the
  * log. When it comes back, the program is running: execve has been done or its errno is in *e.
  * The parent's memory is not copied (clone(2), CLONE_VM | CLONE_VFORK), so a daemon with threads
@@ -857,26 +879,28 @@ static int spawn(const spawn_args *s, pid_t *pid, error *e)
 {
     int moved[SPAWN_FDS], pidfd = -1;
     assert(s->nfds <= SPAWN_FDS);
-    struct spawn_child c = { .args = s, .moved = moved };
-    char *stack = mmap(NULL, SPAWN_STACK, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    /* Shared, so that the parent sees c->failed in either case. */
+    char *stack = mmap(NULL, SPAWN_STACK, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (stack == MAP_FAILED)
         return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "spawn %s: stack", s->argv[0]);
+    struct spawn_child *c = (void *)stack; /* the stack grows towards it */
+    *c = (struct spawn_child){ .args = s, .moved = moved };
     sigset_t all;
     sigfillset(&all); /* no handler of ours may run in the child's half of our memory */
-    pthread_sigmask(SIG_SETMASK, &all, &c.mask);
-    int child = clone(spawn_child_main, stack + SPAWN_STACK,
-                      CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD, &c, &pidfd);
-    int why = errno;
-    pthread_sigmask(SIG_SETMASK, &c.mask, NULL);
+    pthread_sigmask(SIG_SETMASK, &all, &c->mask);
+    int child = s->cgroup ? spawn_into_cgroup(c, &pidfd)
+                          : clone(spawn_child_main, stack + SPAWN_STACK,
+                                  CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD, c, &pidfd);
+    int why = errno, failed = c->failed;
+    pthread_sigmask(SIG_SETMASK, &c->mask, NULL);
     munmap(stack, SPAWN_STACK);
     if (child < 0)
         return errno = why, fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "spawn %s: clone", s->argv[0]);
     if (pid) *pid = child;
-    if (!c.failed) return pidfd;
+    if (!failed) return pidfd;
     while (waitid(P_PIDFD, (id_t)pidfd, NULL, WEXITED) < 0 && errno == EINTR) {}
     close(pidfd);
-    return errno = c.failed, fail_sys(e, GRPC_INTERNAL, "execute %s", s->argv[0]);
+    return errno = failed, fail_sys(e, GRPC_INTERNAL, "execute %s", s->argv[0]);
 }
 
 /* Waits for a child by its pidfd until `deadline` (monotonic ns, 0 for ever) and reaps it.
@@ -8864,15 +8888,29 @@ static const h2_events grpc_server_events = {
 
 /* -- accepting --------------------------------------------------------------------------------- */
 
-/* Room for one more: at the limit the oldest connection that has not said anything useful goes. */
+/* Says that whatever is not here yet will not be served (so that the client asks it again, of its
+ * next connection) and closes, once the socket has taken it. */
+static void grpc_conn_retire(grpc_conn *k)
+{
+    k->leaving = k->gone = true;
+    h2_gone_away(&k->h2);
+    grpc_flush(k);
+}
+
+/* Room for one more: at the limit the oldest connection goes that has not said anything useful, or
+ * the one that has been idle for longest. Clients that keep a connection for later connect again
+ * when they need one; some never close any. */
 static bool grpc_make_room(grpc_server *s)
 {
-    grpc_conn *silent = NULL;
+    grpc_conn *silent = NULL, *idle = NULL;
     if (s->nconns < s->o.max_conns) return true;
-    for (grpc_conn *k = s->conns; k; k = k->next)
+    for (grpc_conn *k = s->conns; k; k = k->next) {
         if (!k->h2.greeted) silent = k;
+        else if (!k->gone && !k->h2.nstreams && (!idle || k->h2.now <= idle->h2.now)) idle = k;
+    }
     if (silent) grpc_conn_close(silent);
-    return silent;
+    else if (idle) grpc_conn_retire(idle);
+    return s->nconns < s->o.max_conns;
 }
 
 static int grpc_add_conn(grpc_server *s, int *fd, error *e)
@@ -15180,13 +15218,6 @@ static int security_devices(int cgroup, const ContainerSpec *spec, error *e)
  * Gives       sysctl_check, pod_unshare, init_clone, exec_clone, init_report
  * Bounds      arguments and environment 8 MiB, of which the kernel takes what its ARG_MAX allows */
 
-/* clone3(2)'s argument; linux/sched.h cannot be included beside every libc's sched.h. */
-struct k_clone_args {
-    uint64_t flags, pidfd, child_tid, parent_tid, exit_signal;
-    uint64_t stack, stack_size, tls, set_tid, set_tid_size, cgroup;
-};
-#define K_CLONE_INTO_CGROUP UINT64_C(0x200000000)
-
 enum {
     INIT_MEMORY = 8 * MIB,
     INIT_STACK = 2 * MIB, /* address space; only what is touched becomes memory */
@@ -16125,18 +16156,11 @@ static int monitor_spawn(const monitor_args *a, pid_t *pid, error *e)
     int fds[] = { -1, -1, STDERR_FILENO, a->listen_fd,
                   a->state_dir, a->layers_dir, a->cgroup_root };
     spawn_args s = { .exec_fd = self_program(e), .argv = argv, .envp = envp, .fds = fds,
-                     .nfds = COUNT(fds), .new_session = true };
+                     .nfds = COUNT(fds), .new_session = true,
+                     .cgroup = MAX(a->home_cgroup, 0) };
     if (s.exec_fd < 0) return -1;
-    OWNED_FD pidfd = spawn(&s, pid, e);
-    if (pidfd < 0) return fail_in(e, "monitor of pod %.12s", a->pod_id);
-    if (a->home_cgroup < 0) return give_fd(&pidfd);
-    OWNED_FD procs = openat(a->home_cgroup, "cgroup.procs", O_WRONLY | O_CLOEXEC);
-    char number[16];
-    int n = snprintf(number, sizeof number, "%d", (int)*pid);
-    if (procs < 0 || write(procs, number, (size_t)n) < 0) /* it then lives in the daemon's: soft */
-        log_warn("monitor of pod %.12s: cannot move it to its cgroup: %s", a->pod_id,
-                 strerror(errno));
-    return give_fd(&pidfd);
+    int pidfd = spawn(&s, pid, e);
+    return pidfd < 0 ? fail_in(e, "monitor of pod %.12s", a->pod_id) : pidfd;
 }
 
 /* -- what containers print: from pipes into log files ------------------------------------------ */

@@ -518,7 +518,8 @@ def main():
     parser.add_argument("--label", default="krun")
     parser.add_argument("--out", default="bench.json")
     parser.add_argument("--limit", metavar="PROGRAM", help="limit.c, built")
-    parser.add_argument("--runs", type=int, default=1, help="keep of each workload the quietest of N runs")
+    parser.add_argument("--runs", type=int, default=1, metavar="N",
+                        help="of each workload keep the quietest of N runs")
     parser.add_argument("--quiet", type=float, default=5, metavar="SECONDS",
                         help="wait so long for a quiet machine before each workload")
     parser.add_argument("--cache", default=os.environ.get("KRUN_TEST_CACHE", "/tmp"))

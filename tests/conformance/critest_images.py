@@ -95,8 +95,8 @@ def httpd():
 
 
 def no_new_privileges(directory):
-    program = directory + "/nnp"
-    subprocess.check_call([os.environ.get("CC", "cc"), "-static", "-O1", "-o", program, HERE + "/nnp.c"])
+    program, source = directory + "/nnp", os.path.join(HERE, "..", "images", "nnp.c")
+    subprocess.check_call([os.environ.get("CC", "cc"), "-static", "-O1", "-o", program, source])
     with open(program, "rb") as f:
         tree = Tree().file("nnp", f.read(), mode=0o4755)
     return Image([base(), tree], dict(SHELL, Entrypoint=["/nnp"], Cmd=[]))
