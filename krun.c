@@ -859,7 +859,8 @@ enum { SPAWN_STACK = 64 * KIB, SPAWN_FDS = 16 };
 
 /* A child with a copy of our memory, born in its cgroup. Moving a process there later makes the
  * whole machine wait for an RCU grace period, 10 to 20 ms (cgroup_attach_lock); this does not.
- * clone(2), as libc has it, has no room for the flag, and clone3(2) with CLONE_VM needs assembly. */
+ * clone(2), as libc has it, has no room for the flag, and clone3(2) with CLONE_VM needs assembly.
+ * */
 static int spawn_into_cgroup(struct spawn_child *c, int *pidfd)
 {
     struct k_clone_args how = {
@@ -873,14 +874,15 @@ static int spawn_into_cgroup(struct spawn_child *c, int *pidfd)
 
 /* Starts a program and returns its pidfd, the caller's, to wait on with reap(); *pid is for the
  * log. When it comes back, the program is running: execve has been done or its errno is in *e.
- * The parent's memory is not copied (clone(2), CLONE_VM | CLONE_VFORK), so a daemon with threads
- * can do this at any time and at the same price however large it is. */
+ * The parent's memory is not copied (clone(2), CLONE_VM | CLONE_VFORK) unless a cgroup is asked for,
+ * so a daemon with threads can do this at any time and at the same price however large it is. */
 static int spawn(const spawn_args *s, pid_t *pid, error *e)
 {
     int moved[SPAWN_FDS], pidfd = -1;
     assert(s->nfds <= SPAWN_FDS);
     /* Shared, so that the parent sees c->failed in either case. */
-    char *stack = mmap(NULL, SPAWN_STACK, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    char *stack =
+        mmap(NULL, SPAWN_STACK, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (stack == MAP_FAILED)
         return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "spawn %s: stack", s->argv[0]);
     struct spawn_child *c = (void *)stack; /* the stack grows towards it */
