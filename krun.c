@@ -8,34 +8,34 @@
  * every part: daemon, monitor (one a pod), fetch and unpack (the parts that touch hostile bytes)
  * and command line.
  *
- *   1  Foundations
- *   2  Files, processes, events
- *   3  Text
- *   4  Hashes and encodings
- *   5  Decompression
- *   6  Tar and layers
- *   8  Protobuf
- *   9  The CRI's messages
- *  10  HPACK and HTTP/2
- *  11  gRPC, server and client
- *  12  Registries
- *  13  Image store
- *  14  Root filesystem and volumes
- *  15  cgroups
- *  16  Security
- *  17  Namespaces and container init
- *  18  Monitor
- *  19  CNI
- *  20  Specifications
- *  21  Pods and containers
- *  22  After a start
- *  23  The CRI's services
- *  24  Client
- *  25  Daemon
- *  26  Command line
- *  27  main
+ *   1  Foundations                    slices, arenas, errors, the log: what all later pages are written in
+ *   2  Files, processes, events       paths one cannot leave, records that survive kill -9, spawn
+ *   3  Text                           JSON and TOML, into one tree
+ *   4  Hashes and encodings           SHA-256, hex, base64, CRC-32
+ *   5  Decompression                  inflate and zstd, as streams
+ *   6  Tar and layers                 archives into a directory that they cannot leave
+ *   8  Protobuf                       bytes to C structs and back, driven by tables
+ *   9  The CRI's messages             every message as a struct and a table; krun's own records
+ *  10  HPACK and HTTP/2               frames, streams, windows, compressed headers
+ *  11  gRPC, server and client        calls, deadlines, workers
+ *  12  Registries                     names, DNS, HTTP/1.1, logins: the fetch role
+ *  13  Image store                    layers shared, images by name and digest: the unpack role
+ *  14  Root filesystem and volumes    overlay, volumes, users of an image
+ *  15  cgroups                        limits, kill, what is left
+ *  16  Security                       capabilities, devices, masked paths
+ *  17  Namespaces and container init  clone3, pivot_root, execve: where a process becomes a container
+ *  18  Monitor                        one process a pod: exits, logs, execs
+ *  19  CNI                            plugins that connect a pod
+ *  20  Specifications                 what a request means, whole
+ *  21  Pods and containers            the life of both, and who waits for whom
+ *  22  After a start                  what a killed daemon has left
+ *  23  The CRI's services             the calls of the CRI
+ *  24  Client                         the other end of the socket
+ *  25  Daemon                         settings, start, end
+ *  26  Command line                   krun for people
+ *  27  main                           which part this process plays
  *
- * A chapter uses only the chapters above it. Search for "== 17." to go to one. */
+ * (7 is kept for TLS.) A chapter uses only the chapters above it. Search for "== 17." to go to one. */
 
 #define _GNU_SOURCE
 #define _FILE_OFFSET_BITS 64
