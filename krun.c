@@ -8,7 +8,7 @@
  * every part: daemon, monitor (one a pod), fetch and unpack (the parts that touch hostile bytes)
  * and command line.
  *
- *   1  Foundations                    slices, arenas, errors, the log: what all later pages are written in
+ *   1  Foundations                    slices, arenas, errors, the log: what all else is made of
  *   2  Files, processes, events       paths one cannot leave, records that survive kill -9, spawn
  *   3  Text                           JSON and TOML, into one tree
  *   4  Hashes and encodings           SHA-256, hex, base64, CRC-32
@@ -23,7 +23,7 @@
  *  14  Root filesystem and volumes    overlay, volumes, users of an image
  *  15  cgroups                        limits, kill, what is left
  *  16  Security                       capabilities, devices, masked paths
- *  17  Namespaces and container init  clone3, pivot_root, execve: where a process becomes a container
+ *  17  Namespaces and container init  where a process becomes a container
  *  18  Monitor                        one process a pod: exits, logs, execs
  *  19  CNI                            plugins that connect a pod
  *  20  Specifications                 what a request means, whole
@@ -35,7 +35,7 @@
  *  26  Command line                   krun for people
  *  27  main                           which part this process plays
  *
- * (7 is kept for TLS.) A chapter uses only the chapters above it. Search for "== 17." to go to one. */
+ * Chapter 7 will be TLS. A chapter uses only those above it. Search for "== 17." to go to one. */
 
 #define _GNU_SOURCE
 #define _FILE_OFFSET_BITS 64
@@ -874,8 +874,9 @@ static int spawn_into_cgroup(struct spawn_child *c, int *pidfd)
 
 /* Starts a program and returns its pidfd, the caller's, to wait on with reap(); *pid is for the
  * log. When it comes back, the program is running: execve has been done or its errno is in *e.
- * The parent's memory is not copied (clone(2), CLONE_VM | CLONE_VFORK) unless a cgroup is asked for,
- * so a daemon with threads can do this at any time and at the same price however large it is. */
+ * The parent's memory is not copied (clone(2), CLONE_VM | CLONE_VFORK) unless a cgroup is asked
+ * for, so a daemon with threads can do this at any time and at the same price however large it is.
+ * */
 static int spawn(const spawn_args *s, pid_t *pid, error *e)
 {
     int moved[SPAWN_FDS], pidfd = -1;
