@@ -8612,10 +8612,11 @@ static void grpc_flush(grpc_conn *k)
     h2 *h = &k->h2;
     for (ssize_t n = 1; n > 0;) {
         h2_pump(h);
+        if (h->out.oom) { grpc_conn_close(k); return; } /* a frame is lost: it cannot go on */
         if (!h->out.n) break;
         n = send(k->watch.fd, h->out.p, h->out.n, MSG_NOSIGNAL | MSG_DONTWAIT);
         bool later = n < 0 && (errno == EAGAIN || errno == EINTR);
-        if (h->out.oom || (n <= 0 && !later)) { grpc_conn_close(k); return; }
+        if (n <= 0 && !later) { grpc_conn_close(k); return; }
         if (n > 0) buf_drop(&h->out, (size_t)n);
         if (n > 0) k->out_since = h->now;
     }
@@ -9322,6 +9323,7 @@ static int grpc_client_turn(grpc_client *k, int64_t deadline, error *e)
     h2 *h = &k->h2;
     h->now = clock_mono();
     h2_pump(h);
+    if (h->out.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
     struct pollfd p = { k->fd, (short)(POLLIN | (h->out.n ? POLLOUT : 0)), 0 };
     if (poll(&p, 1, clock_poll_ms(deadline)) < 0)
         return errno == EINTR ? 0 : fail_sys(e, GRPC_INTERNAL, "poll");
@@ -15166,11 +15168,12 @@ static int device_load(const bpf_code *program, size_t n)
     return (int)syscall(SYS_bpf, 5 /* BPF_PROG_LOAD */, &load, sizeof load);
 }
 
+static int device_usual = -1; /* the program for all that ask for no device: checked once */
+
 /* Lets the processes of a cgroup, and of those below it, use the devices of the request and the
  * usual ones only; what a cgroup above it forbids stays forbidden. Before anything runs in it. */
 static int security_devices(int cgroup, const ContainerSpec *spec, error *e)
 {
-    static int usual = -1; /* for all that ask for no device: the kernel checks it once */
     device_rule rules[DEVICE_RULES_MAX];
     bpf_code program[DEVICE_HEAD_SIZE + DEVICE_RULE_SIZE * DEVICE_RULES_MAX + 2];
     size_t n = COUNT(device_defaults);
@@ -15185,13 +15188,13 @@ static int security_devices(int cgroup, const ContainerSpec *spec, error *e)
     }
     bool own = spec->devices.n > 0;
     OWNED_FD loaded =
-        own || usual < 0 ? device_load(program, device_program(rules, n, program)) : -1;
-    int use = own || usual < 0 ? loaded : usual;
+        own || device_usual < 0 ? device_load(program, device_program(rules, n, program)) : -1;
+    int use = own || device_usual < 0 ? loaded : device_usual;
     struct { uint32_t cgroup, program, type, flags; } attach = {
         (uint32_t)cgroup, (uint32_t)use, 6 /* BPF_CGROUP_DEVICE */, 2 /* BPF_F_ALLOW_MULTI */
     };
     if (use >= 0 && syscall(SYS_bpf, 8 /* BPF_PROG_ATTACH */, &attach, sizeof attach) == 0) {
-        if (!own && usual < 0) usual = give_fd(&loaded);
+        if (!own && device_usual < 0) device_usual = give_fd(&loaded);
         return 0;
     }
     if (spec->ignore_missing_controllers) return 0;
@@ -15648,9 +15651,10 @@ static int init_execute(char **args, char **env, error *e)
 /* Signals as a new program expects them: all at their default, none blocked. */
 static void init_signals(void)
 {
-    struct sigaction normal = { .sa_handler = SIG_DFL };
+    unsigned long normal[8] = { 0 }; /* the kernel's struct sigaction: SIG_DFL, no flags */
     sigset_t none;
-    for (int sig = 1; sig < 65; sig++) sigaction(sig, &normal, NULL);
+    for (int sig = 1; sig < 65; sig++) /* not by libc, which keeps two of them to itself */
+        syscall(SYS_rt_sigaction, sig, normal, NULL, 8);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
 }

@@ -212,6 +212,19 @@ TEST(grpc_passes_16_mib_both_ways_and_not_a_byte_more) /* T7 */
     CHECK_INT(out.text.n, most - 5);
 }
 
+TEST(grpc_encodes_exactly_as_much_as_is_allowed)
+{
+    Probe p = { .text = SLICE("0123456789") }; /* 12 bytes */
+    buf out = { 0 };
+    error e;
+    CHECK_INT(grpc_encode(&Probe_msg, &p, 11, &out, &e), -1);
+    CHECK_INT(e.code, GRPC_RESOURCE_EXHAUSTED);
+    CHECK(!out.p);
+    CHECK_INT(grpc_encode(&Probe_msg, &p, 12, &out, &e), 0);
+    CHECK_INT(out.n, GRPC_PREFIX + 12);
+    buf_free(&out);
+}
+
 TEST(grpc_status_and_text_arrive_as_they_were_given)
 {
     static const struct { const char *text, *got; } texts[] = {
@@ -356,6 +369,100 @@ TEST(grpc_cancels_what_a_vanished_client_has_asked_for)
     Probe p;
     CHECK_INT(ask(&t, "Long", (Probe){ 0 }, &p, NS_PER_SEC), GRPC_OK);
     CHECK_INT(probes_peak, 4);
+}
+
+/* -- time -------------------------------------------------------------------------------------- */
+
+typedef struct { job job; grpc_server *server; _Atomic int done; } later;
+
+static void age_stream(h2_stream *s, int64_t ns) { s->progress -= ns; }
+
+/* Forty seconds later, as far as the server can see, on its own thread. */
+static void make_later(job *j)
+{
+    later *l = OWNER(j, later, job);
+    for (grpc_conn *k = l->server->conns, *next; k; k = next) {
+        next = k->next;
+        k->since -= 40 * NS_PER_SEC;
+        k->part_since -= 40 * NS_PER_SEC;
+        k->out_since -= 40 * NS_PER_SEC;
+        h2_each(&k->h2, age_stream, 40 * NS_PER_SEC);
+        grpc_conn_tick(&k->tick);
+    }
+    l->done = 1;
+}
+
+static void forty_seconds_later(grpc_test *t)
+{
+    later l = { .job.run = make_later, .server = t->server };
+    poll(NULL, 0, 50); /* what has been sent is read */
+    loop_post(&t->loop, &l.job);
+    CHECK(soon(&l.done, 1));
+}
+
+static int greeted_dial(const grpc_test *t, buf *out)
+{
+    buf_str(out, h2_preface);
+    add_setting(out, H2_SET_WINDOW, 10);
+    int fd = raw_dial(t);
+    CHECK_INT(write_all(fd, out->p, out->n), 0);
+    out->n = 0;
+    return fd;
+}
+
+TEST(grpc_hangs_up_on_half_a_frame_and_half_a_greeting) /* R15, T10 */
+{
+    GRPC_TEST(t, 0);
+    OWNED_BUF out = { 0 };
+    OWNED_FD silent = raw_dial(&t), half = greeted_dial(&t, &out), idle = greeted_dial(&t, &out);
+    CHECK(write(half, "\0\0\x08\6\0\0\0\0\0PIN", 12) == 12);
+    forty_seconds_later(&t);
+    CHECK(raw_hung_up(silent, 2000));
+    CHECK(raw_hung_up(half, 2000));
+    CHECK(!raw_hung_up(idle, 100));
+}
+
+TEST(grpc_resets_half_a_request_and_a_reply_without_a_window) /* T16 */
+{
+    GRPC_TEST(t, 0);
+    OWNED_BUF out = { 0 };
+    char reply[4096];
+    OWNED_FD fd = greeted_dial(&t, &out);
+    add_call(&out, 1, "/t.v1.T/Loop", "000000000310e807");
+    add_call(&out, 3, "/t.v1.T/Loop", "00000000031864"); /* its message is a byte short */
+    out.p[out.n - 7 - H2_HEAD + 4] = 0;                  /* and there is more to come */
+    add_call(&out, 5, "/t.v1.T/Loop", "0000000003186408"); /* a broken message: answered at once */
+    add_call(&out, 7, "/t.v1.T/Loop", "00000000021864");   /* 100 bytes, a window of 10 */
+    CHECK_INT(write_all(fd, out.p, out.n), 0);
+    forty_seconds_later(&t);
+    poll(NULL, 0, 50);
+    ssize_t n = recv(fd, reply, sizeof reply, MSG_DONTWAIT);
+    CHECK(n > 0);
+    CHECK(n > 0 && memmem(reply, (size_t)n, "\0\0\4\3\0\0\0\0\3\0\0\0\x8", 13));
+    CHECK(n > 0 && memmem(reply, (size_t)n, "\0\0\4\3\0\0\0\0\7\0\0\0\x8", 13));
+    CHECK(n > 0 && !memmem(reply, (size_t)n, "\0\0\4\3\0\0\0\0\5", 9));
+    CHECK(!raw_hung_up(fd, 50));
+    CHECK_INT(t.server->buffered, 0);
+}
+
+TEST(grpc_lets_the_longest_idle_connection_go_for_a_new_one)
+{
+    GRPC_TEST(t, .max_conns = 3);
+    OWNED_BUF out = { 0 };
+    Probe p;
+    CHECK_INT(ask(&t, "Loop", (Probe){ 0 }, &p, 0), GRPC_OK); /* one, since */
+    OWNED_FD busy = greeted_dial(&t, &out), idle = greeted_dial(&t, &out);
+    add_call(&out, 1, "/t.v1.T/Sleep", "000000000310e05d");
+    CHECK_INT(write_all(busy, out.p, out.n), 0);
+    out.n = 0;
+    CHECK(soon(&probes_alive, 1));
+    CHECK_INT(ask(&t, "Loop", (Probe){ 0 }, &p, 0), GRPC_OK);
+    for (int i = 0; i < 5; i++) {
+        OWNED_FD newer = greeted_dial(&t, &out);
+        CHECK(raw_hung_up(i ? newer : idle, i ? 0 : 1000) == (i == 0));
+    }
+    CHECK_INT(probes_alive, 1);
+    CHECK(!raw_hung_up(busy, 50));
 }
 
 TEST(grpc_long_calls_never_use_up_the_workers_of_short_ones)
@@ -555,7 +662,9 @@ TEST(grpc_server_outlives_a_lack_of_descriptors) /* T60 */
     CHECK_INT(grpc_address(t.path, &a, &e), 0);
     CHECK_INT(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
     CHECK_INT(ask(&t, "Loop", (Probe){ .n = 1 }, &p, NS_PER_SEC), GRPC_OK); /* old clients are */
+    int64_t busy = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
     poll(NULL, 0, 250);
+    CHECK(clock_ns(CLOCK_PROCESS_CPUTIME_ID) - busy < 100 * NS_PER_MS); /* it does not spin */
     CHECK_INT(ask(&t, "Loop", (Probe){ .n = 2 }, &p, NS_PER_SEC), GRPC_OK);
     setrlimit(RLIMIT_NOFILE, &was);
     struct pollfd greeting = { fd, POLLIN, 0 };

@@ -273,6 +273,7 @@ static void monitor_bench_child(monitor_bench *b, int listener)
     for (int i = 0; i < 4; i++) fds[i] = fcntl(fds[i], F_DUPFD, 100);
     for (int i = 0; i < 4; i++) dup2(fds[i], MONITOR_LISTEN_FD + i);
     sys_close_range(MONITOR_CGROUP_FD + 1, ~0U, 0);
+    device_usual = -1; /* was among them: a real monitor starts afresh */
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails half-way leaves no monitor */
     log_least = LOG_ERROR;
     char *argv[] = { "krun", "monitor", "testpod", NULL };

@@ -20,13 +20,14 @@ output=$(mktemp)
 trap 'rm -f "$output" "$output.status"' EXIT
 
 # step TITLE COMMAND...: runs it and adds up the totals that it prints. One that prints none counts as
-# one test; one that fails without saying so in its totals counts as one failure.
+# one test; one that fails without saying so in its totals counts as one failure. Half an hour is a
+# hang.
 step()
 {
     title=$1
     shift
     echo "== $title"
-    { "$@" 2>&1; echo $? >"$output.status"; } | tee "$output"
+    { timeout -k 10 1800 "$@" 2>&1; echo $? >"$output.status"; } | tee "$output"
     read -r status <"$output.status"
     set -- $(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) skipped$/\1 \2 \3/p' "$output" |
         awk '{ p += $1; f += $2; s += $3 } END { if (NR) print p, f, s }')

@@ -293,10 +293,21 @@ class Krun:
 
     def start(self):
         self.spawn()
-        until("the daemon listens", self.answers)
-        self.cri = Cri(self.socket)
-        self.cri.Version()
+        until("the daemon answers", self.greets)
         return self
+
+    def greets(self):
+        """True, with self.cri, once Version is answered. That somebody listens is not enough: a child
+        of a daemon just killed can hold its socket open for a moment longer."""
+        if not self.answers():
+            return False
+        self.cri = Cri(self.socket)
+        try:
+            return self.cri.Version()
+        except grpc.RpcError:
+            self.cri.close()
+            self.cri = None
+            return False
 
     def end(self, number):
         """Sends the daemon a signal and waits; gives its exit status as subprocess does."""
