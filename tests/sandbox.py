@@ -2,15 +2,18 @@
 """sandbox.py COMMAND...: runs a command as root where it can do the machine no harm.
 
 The command gets its own mount, PID, network and cgroup namespaces. Whatever it starts dies with it,
-what it mounts or links nobody else sees, and 127.0.0.1 is its alone, so ports need no searching.
+what it mounts or links nobody else sees, 127.0.0.1 is its alone, so that ports need no searching, and
+its TMPDIR goes when it ends.
 For krun the sandbox is "the host": what a test finds left in it, krun has left.
 
 The exit status is the command's; 97 when it left a cgroup that cannot be removed.
 """
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 
 def cgroup2_mount():
@@ -75,13 +78,17 @@ def outside(command):
 
     arguments = ["unshare", "--mount", "--pid", "--net", "--cgroup", "--fork", "--kill-child",
                  "--mount-proc", "--propagation", "private", sys.executable, __file__, "--inside"]
-    sandbox = subprocess.Popen(arguments + command, preexec_fn=enter)
+    temporary = tempfile.mkdtemp(prefix="ks-")
+    sandbox = subprocess.Popen(arguments + command, preexec_fn=enter,
+                               env=dict(os.environ, TMPDIR=temporary))
     if top:
         wait_for(lambda: os.path.isdir(top + "/tests") or sandbox.poll() is not None)
         move_out(sandbox.pid, tree)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: sandbox.kill())
     status = sandbox.wait()
+    if not os.environ.get("KRUN_TEST_KEEP"):
+        shutil.rmtree(temporary, ignore_errors=True)
     if top and not remove_cgroups(top):
         print(f"sandbox: {top} cannot be removed", file=sys.stderr)
         return 97
