@@ -15460,6 +15460,7 @@ static pid_t birth_clone(const birth *b, uint64_t more)
  * the monitor (CLONE_PARENT). Being not dumpable keeps a container off a child that still has all
  * rights, but for one that may trace whom it wants (CAP_SYS_PTRACE): even that finds neither the
  * monitor's descriptors nor the host's tree in it (CVE-2016-9962). */
+__attribute__((no_sanitize_address)) /* its frame is never returned from */
 static int birth_launcher(void *arg)
 {
     birth *b = arg;
