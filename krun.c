@@ -18214,9 +18214,8 @@ static int check_dns(const DNSConfig *dns, error *e)
 }
 
 /* Refuses a RunPodSandbox request that cannot be meant. Changes nothing. */
-static int spec_check_pod(const runtime_options *o, const RunPodSandboxRequest *in, error *e)
+static int spec_check_pod(const RunPodSandboxRequest *in, error *e)
 {
-    (void)o;
     const PodSandboxConfig *c = in->config;
     if (!c) return fail(e, GRPC_INVALID_ARGUMENT, "config is required");
     if (check_metadata(c->metadata, e) < 0 || check_dns(c->dns_config, e) < 0) return -1;
@@ -18273,12 +18272,10 @@ static bool spec_wants_cni(const PodSandboxConfig *c)
 
 /* Makes the pod's specification; rec->id and rec->config are set. Strings are `a`'s or the
  * record's. */
-static int spec_pod(const runtime_options *o, const PodRecord *rec, arena *a, PodSpec *out,
-                    error *e)
+static int spec_pod(const PodRecord *rec, arena *a, PodSpec *out, error *e)
 {
     const PodSandboxConfig *c = rec->config;
     const NamespaceOption *ns = pod_namespaces_of(c);
-    (void)o;
     *out = (PodSpec){ .id = rec->id,
                       .hostname = c->hostname,
                       .network = ns->network,
@@ -18722,8 +18719,8 @@ static void sort_mounts(ContainerSpec *s)
     }
 }
 
-/* The volumes of the image's config that nothing is mounted on get an empty directory each? No:
- * the peers keep such a volume below the container's state; ours is simply the writable layer. */
+/* The request's mounts, and the pod's own files where the request has none. The volumes that the
+ * image's config names need no mount: they lie in the container's writable layer, and go with it. */
 static int spec_mounts(const spec_context *x, const ContainerConfig *c, ContainerSpec *out,
                        error *e)
 {
@@ -19956,7 +19953,7 @@ static int pod_describe(pod *p, const RunPodSandboxRequest *in, error *e)
     rec->spec = arena_alloc(&p->memory, sizeof *rec->spec);
     if (!rec->config || !rec->spec)
         return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a pod");
-    if (spec_pod(r->options, rec, &p->memory, rec->spec, e) < 0 || sysctl_check(rec->spec, e) < 0)
+    if (spec_pod(rec, &p->memory, rec->spec, e) < 0 || sysctl_check(rec->spec, e) < 0)
         return -1;
     p->key = pod_key(&p->memory, rec->config->metadata);
     return p->memory.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a pod") : 0;
@@ -19977,7 +19974,7 @@ static int pod_enter(pod *p, error *e)
  * with a NOTREADY pod in the list that can be stopped and removed again. */
 static int pod_run(runtime *r, const RunPodSandboxRequest *in, grpc_call *call, slice *id, error *e)
 {
-    if (spec_check_pod(r->options, in, e) < 0) return -1;
+    if (spec_check_pod(in, e) < 0) return -1;
     pod *p = pod_new(r);
     if (!p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a pod");
     int described = pod_describe(p, in, e);

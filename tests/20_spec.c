@@ -32,12 +32,12 @@ TEST(spec_pod_refuses_what_cannot_be_meant_and_names_the_field) /* T4, T48, T49 
     for (size_t i = 0; i < COUNT(rows); i++) {
         PodSandboxConfig config = rows[i].config;
         RunPodSandboxRequest in = { .config = &config, .runtime_handler = rows[i].handler };
-        CHECK_INT(spec_check_pod(NULL, &in, &e), -1);
+        CHECK_INT(spec_check_pod(&in, &e), -1);
         CHECK_INT(e.code, rows[i].code);
         CHECK(strstr(e.text, rows[i].says));
     }
     PodSandboxConfig good = { .metadata = &spec_metadata, .hostname = SLICE("h"), .log_directory = SLICE("/var/log/pods/x") };
-    CHECK_INT(spec_check_pod(NULL, &(RunPodSandboxRequest){ .config = &good }, &e), 0);
+    CHECK_INT(spec_check_pod(&(RunPodSandboxRequest){ .config = &good }, &e), 0);
 }
 
 TEST(spec_container_refuses_what_cannot_be_meant_and_names_the_field)
