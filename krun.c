@@ -18720,7 +18720,7 @@ static void sort_mounts(ContainerSpec *s)
 }
 
 /* The request's mounts, and the pod's own files where the request has none. The volumes that the
- * image's config names need no mount: they lie in the container's writable layer, and go with it. */
+ * image's config names need no mount: they lie in the writable layer and go with it. */
 static int spec_mounts(const spec_context *x, const ContainerConfig *c, ContainerSpec *out,
                        error *e)
 {
