@@ -18,22 +18,25 @@
  *   9  The CRI's messages             every message as a struct and a table; krun's own records
  *  10  HPACK and HTTP/2               frames, streams, windows, compressed headers
  *  11  gRPC, server and client        calls, deadlines, workers
- *  12  Registries                     names, DNS, HTTP/1.1, logins: the fetch role
- *  13  Image store                    layers shared, images by name and digest: the unpack role
- *  14  Root filesystem and volumes    overlay, volumes, users of an image
- *  15  cgroups                        limits, kill, what is left
- *  16  Security                       capabilities, devices, masked paths
- *  17  Namespaces and container init  where a process becomes a container
- *  18  Monitor                        one process a pod: exits, logs, execs
- *  19  CNI                            plugins that connect a pod
- *  20  Specifications                 what a request means, whole
- *  21  Pods and containers            the life of both, and who waits for whom
- *  22  After a start                  what a killed daemon has left
- *  23  The CRI's services             the calls of the CRI
- *  24  Client                         the other end of the socket
- *  25  Daemon                         settings, start, end
- *  26  Command line                   krun for people
- *  27  main                           which part this process plays
+ *  12  Names, addresses, HTTP         image references, URLs, DNS, HTTP/1.1
+ *  13  Registries                     logins, redirects, mirrors: the fetch role
+ *  14  Readers of images              manifests, layers, archives: read, unpack, archive
+ *  15  Image store                    layers shared, images by name and digest
+ *  16  Pulls                          from a registry or an archive into the store
+ *  17  Root filesystem and volumes    overlay, volumes, users of an image
+ *  18  cgroups                        limits, kill, what is left
+ *  19  Security                       capabilities, devices, masked paths
+ *  20  Namespaces and container init  where a process becomes a container
+ *  21  Monitor                        one process a pod: exits, logs, execs
+ *  22  CNI                            plugins that connect a pod
+ *  23  Specifications                 what a request means, whole
+ *  24  Pods and containers            the life of both, and who waits for whom
+ *  25  After a start                  what a killed daemon has left
+ *  26  The CRI's services             the calls of the CRI
+ *  27  Client                         the other end of the socket
+ *  28  Daemon                         settings, start, end
+ *  29  Command line                   krun for people
+ *  30  main                           which part this process plays
  *
  * Chapter 7 will be TLS. A chapter uses only those above it. Search for "== 17." to go to one. */
 
@@ -2073,6 +2076,19 @@ static void digest_text(const uint8_t hash[32], char out[DIGEST_TEXT])
 {
     memcpy(out, "sha256:", 7);
     hex_encode(hash, 32, out + 7);
+}
+
+/* The digest of three texts in a row; any may be empty. */
+static void sha256_text(slice a, slice b, slice c, char out[DIGEST_TEXT])
+{
+    sha256 h;
+    uint8_t hash[32];
+    sha256_init(&h);
+    sha256_add(&h, a.p, a.n);
+    sha256_add(&h, b.p, b.n);
+    sha256_add(&h, c.p, c.n);
+    sha256_end(&h, hash);
+    digest_text(hash, out);
 }
 
 /* Whether `s` is a digest as we use it: only then may it become a part of a file's name. */
@@ -5446,7 +5462,7 @@ PB_EMPTY(UpdateRuntimeConfigResponse);
 
 /* -- what a process may do and see ------------------------------------------------------------- */
 
-/* Chapters 16 and 17 make it so. What is absent here is the image's or krun's default. */
+/* Chapters 19 and 20 make it so. What is absent here is the image's or krun's default. */
 
 enum NamespaceMode {
     NamespaceMode_POD, NamespaceMode_CONTAINER, NamespaceMode_NODE, NamespaceMode_TARGET
@@ -5503,7 +5519,7 @@ PB_TABLE(Capability,
 
 /* -- what it may use --------------------------------------------------------------------------- */
 
-/* Chapter 15 writes these into cgroup files. */
+/* Chapter 18 writes these into cgroup files. */
 
 typedef struct { slice page_size; uint64_t limit; } HugepageLimit;
 PB_TABLE(HugepageLimit,
@@ -6107,7 +6123,7 @@ PB_TABLE(ContainerEventResponse,
 
 /* -- into a container -------------------------------------------------------------------------- */
 
-/* ExecSync's output comes in the reply; the other three answer with a URL (chapter 22). */
+/* ExecSync's output comes in the reply; the other three answer with a URL. */
 
 typedef struct { slice container_id; LIST(slice) cmd; int64_t timeout; } ExecSyncRequest;
 PB_TABLE(ExecSyncRequest,
@@ -6156,7 +6172,7 @@ PB_TABLE(PortForwardResponse, PB(1, STRING, PortForwardResponse, url));
 
 /* -- images ------------------------------------------------------------------------------------ */
 
-/* Chapter 13. An ImageStatus without an image says that there is none: no error. */
+/* Chapter 15. An ImageStatus without an image says that there is none: no error. */
 
 typedef struct { ImageSpec *image; } ImageFilter;
 PB_TABLE(ImageFilter, PB_SUB(1, ImageSpec, ImageFilter, image));
@@ -6247,7 +6263,7 @@ PB_TABLE(ImageFsInfoResponse,
 
 /* -- statistics -------------------------------------------------------------------------------- */
 
-/* Chapter 21. Nearly all figures are in messages of their own, so that "not known" is not 0. */
+/* Nearly all figures are in messages of their own, so that "not known" is not 0. */
 
 typedef struct { uint64_t Total; double Avg10, Avg60, Avg300; } PsiData;
 PB_TABLE(PsiData,
@@ -9396,27 +9412,22 @@ static int grpc_invoke(grpc_client *k, const grpc_request *r, arena *a, error *e
     return e->code == GRPC_OK ? 0 : -1;
 }
 
-/* == 12. Registries ==========================================================================
+/* == 12. Names, addresses, HTTP =============================================================
  *
- * An image is a tree of blobs, each named by the SHA-256 of its bytes: an index (one entry a
- * platform) points at a manifest, the manifest at a config and at layers. A registry serves them
- * over HTTP: GET /v2/<repository>/manifests/<tag or digest>, GET /v2/<repository>/blobs/<digest>.
+ * "busybox" is short for a repository on a server; a server's name stands for addresses; and from
+ * an address a registry's documents come by HTTP/1.1. This chapter goes these three steps, and
+ * knows nothing of images yet: references and URLs are taken apart, names become addresses, a
+ * connection gives replies.
  *
- * All that a registry says is hostile, so the daemon never reads it: it starts `krun fetch`, which
- * runs as nobody, holds the sockets and the credentials of one pull, and hands on bytes; the daemon
- * hashes them; `krun read`, which runs as nobody too and has nothing at all, takes the JSON of
- * manifests and configs apart. A broken fetch can withhold bytes but not forge them, a broken read
- * can misread only the image that broke it.
+ * It runs in a process that has nothing to lose (`krun fetch`, chapter 13), because each of the
+ * three reads what anybody may have written. So each bound stands here, beside what it bounds.
  *
- *   daemon --FetchSetup, FetchRequest...--> fetch      fd 0: frames (4 bytes little-endian length,
- *   daemon <--bytes..., empty, FetchAnswer-- fetch     fd 1: then as many bytes)
- *
- * Defined by  OCI distribution-spec 1.1 and image-spec 1.1; RFC 9110 and 9112 (HTTP), RFC 6750 and
- *             7617 (Bearer, Basic), RFC 1035 (DNS), resolv.conf(5), containerd's hosts.toml
- * Uses        1, 2, 3 (JSON, TOML), 4 (digests, base64), 8
- * Gives       image_ref_parse, registry_hosts, frame_*, fetch_main, read_main
- * Bounds      reply header 32 KiB and 100 fields, 10 redirects, 4 tries a host, token 1 MiB,
- *             manifest 4 MiB, config 8 MiB, 128 layers; 16 KiB every 30 s or it has stalled */
+ * Defined by  github.com/distribution/reference (names), RFC 3986 (URLs), RFC 1035 and
+ *             resolv.conf(5) (DNS), RFC 9110 and 9112 (HTTP)
+ * Uses        1, 2, 4 (digests)
+ * Gives       image_ref_parse, url_parse, url_follow, host_addresses, connect_address, http_*
+ * Bounds      reply header 32 KiB and 100 fields; 16 KiB every 30 s or it has stalled; 16 addresses
+ *             a name, 3 name servers */
 
 /* -- image references -----------------------------------------------------------------------------
  *
@@ -10012,104 +10023,6 @@ static int host_addresses(const url_parts *u, ip_addresses *out, error *e)
     return dns_resolve(&c, u->host, u->port, out, e);
 }
 
-/* -- messages between the daemon and its helpers ----------------------------------------------- */
-
-/* A server to ask, best first. `base` is a URL up to and with "/v2". Credentials go only to those
- * that the administrator made the image's own registry, never to a mirror (R11). */
-typedef struct { slice base; bool resolve, pull, credentials; LIST(pb_pair) headers; } FetchHost;
-PB_TABLE(FetchHost,
-    PB(1, STRING, FetchHost, base),
-    PB(2, BOOL, FetchHost, resolve),
-    PB(3, BOOL, FetchHost, pull),
-    PB(4, BOOL, FetchHost, credentials),
-    PB_PAIRS(5, FetchHost, headers));
-
-/* What one fetch process is for: one repository, until its fd 0 ends. */
-typedef struct {
-    slice domain, path;
-    LIST(FetchHost) hosts;
-    AuthConfig *auth;
-    LIST(slice) tls_helper;
-} FetchSetup;
-PB_TABLE(FetchSetup,
-    PB(1, STRING, FetchSetup, domain),
-    PB(2, STRING, FetchSetup, path),
-    PB_SUBS(3, FetchHost, FetchSetup, hosts),
-    PB_SUB(4, AuthConfig, FetchSetup, auth),
-    PB_LIST(5, STRING, FetchSetup, tls_helper));
-
-/* A manifest by tag or digest, or a blob by digest. `size` is the most that may come. */
-typedef struct { slice reference; bool manifest; uint64_t size; } FetchRequest;
-PB_TABLE(FetchRequest,
-    PB(1, STRING, FetchRequest, reference),
-    PB(2, BOOL, FetchRequest, manifest),
-    PB(3, UINT64, FetchRequest, size));
-
-typedef struct { int32_t code; slice message, media_type, digest; } FetchAnswer;
-PB_TABLE(FetchAnswer,
-    PB(1, INT32, FetchAnswer, code),
-    PB(2, STRING, FetchAnswer, message),
-    PB(3, STRING, FetchAnswer, media_type),
-    PB(4, STRING, FetchAnswer, digest));
-
-enum {
-    MANIFEST_MAX = 4 * MIB,
-    CONFIG_MAX = 8 * MIB,
-    LAYERS_MAX = 128,
-    FRAME_MAX = 16 * MIB,
-    CHUNK = 64 * KIB
-};
-
-static bool frame_write(int fd, slice body)
-{
-    uint8_t size[4];
-    for (int i = 0; i < 4; i++) size[i] = (uint8_t)(body.n >> (8 * i));
-    return body.n <= FRAME_MAX && write_all(fd, size, 4) == 0 && write_all(fd, body.p, body.n) == 0;
-}
-
-static uint32_t frame_size(const uint8_t p[4])
-{
-    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-}
-
-/* Reads one frame into the arena. 1, 0 at the end of the stream, -1. */
-static int frame_read(int fd, arena *a, slice *out)
-{
-    uint8_t size[4];
-    ssize_t got = read_all(fd, size, 4);
-    if (got <= 0) return (int)got;
-    uint8_t *p =
-        got == 4 && frame_size(size) <= FRAME_MAX ? arena_alloc(a, frame_size(size) + 1U) : NULL;
-    if (!p || read_all(fd, p, frame_size(size)) != (ssize_t)frame_size(size)) return -1;
-    *out = (slice){ p, frame_size(size) };
-    return 1;
-}
-
-static bool frame_write_message(int fd, const pb_message *m, const void *msg)
-{
-    OWNED_BUF wire = { 0 };
-    return pb_encode(m, msg, &wire) == 0 && frame_write(fd, buf_view(&wire));
-}
-
-/* The first thing that a helper which reads hostile bytes does: nobody's ids, no capabilities (the
- * kernel clears them when the last root id goes: capabilities(7)), no way to get them back by an
- * exec, no core dump and no ptrace that would show credentials. Without root there is nothing to
- * give up. */
-static int become_nobody(error *e)
-{
-    struct rlimit none = { 0, 0 };
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (geteuid() == 0 && (setgroups(0, NULL) < 0 || setresgid(65534, 65534, 65534) < 0 ||
-                           setresuid(65534, 65534, 65534) < 0))
-        return fail_sys(e, GRPC_INTERNAL, "become nobody");
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
-        return fail_sys(e, GRPC_INTERNAL, "no_new_privs");
-    prctl(PR_SET_DUMPABLE, 0);
-    setrlimit(RLIMIT_CORE, &none);
-    signal(SIGPIPE, SIG_IGN);
-    return 0;
-}
-
 /* -- one HTTP/1.1 connection ------------------------------------------------------------------- */
 
 enum {
@@ -10325,6 +10238,123 @@ static int http_body_all(http_conn *c, http_reply *r, size_t max, buf *out, erro
 static void http_done(http_conn *c, const http_reply *r)
 {
     if (!r->ended || r->last) http_close(c);
+}
+
+/* == 13. Registries ==========================================================================
+ *
+ * An image is a tree of blobs, each named by the SHA-256 of its bytes: an index (one entry a
+ * platform) points at a manifest, the manifest at a config and at layers. A registry serves them
+ * over HTTP: GET /v2/<repository>/manifests/<tag or digest>, GET /v2/<repository>/blobs/<digest>.
+ *
+ * All that a registry says is hostile, so the daemon never reads it: it starts `krun fetch`, which
+ * runs as nobody, holds the sockets and the credentials of one pull, and hands on bytes; the daemon
+ * hashes them. A broken fetch can withhold bytes but not forge them.
+ *
+ *   daemon --FetchSetup, FetchRequest...--> fetch      fd 0: frames (4 bytes little-endian length,
+ *   daemon <--bytes..., empty, FetchAnswer-- fetch     fd 1: then as many bytes)
+ *
+ * Defined by  OCI distribution-spec 1.1; RFC 6750 and 7617 (Bearer, Basic); containerd's hosts.toml
+ * Uses        1, 2, 3 (JSON, TOML), 4 (base64), 8, 12
+ * Gives       frame_*, become_nobody, registry_hosts, fetch_main
+ * Bounds      10 redirects, 4 tries a host, token 1 MiB, manifest 4 MiB, config 8 MiB, 128
+ *             layers */
+
+/* -- messages between the daemon and its helpers ----------------------------------------------- */
+
+/* A server to ask, best first. `base` is a URL up to and with "/v2". Credentials go only to those
+ * that the administrator made the image's own registry, never to a mirror (R11). */
+typedef struct { slice base; bool resolve, pull, credentials; LIST(pb_pair) headers; } FetchHost;
+PB_TABLE(FetchHost,
+    PB(1, STRING, FetchHost, base),
+    PB(2, BOOL, FetchHost, resolve),
+    PB(3, BOOL, FetchHost, pull),
+    PB(4, BOOL, FetchHost, credentials),
+    PB_PAIRS(5, FetchHost, headers));
+
+/* What one fetch process is for: one repository, until its fd 0 ends. */
+typedef struct {
+    slice domain, path;
+    LIST(FetchHost) hosts;
+    AuthConfig *auth;
+    LIST(slice) tls_helper;
+} FetchSetup;
+PB_TABLE(FetchSetup,
+    PB(1, STRING, FetchSetup, domain),
+    PB(2, STRING, FetchSetup, path),
+    PB_SUBS(3, FetchHost, FetchSetup, hosts),
+    PB_SUB(4, AuthConfig, FetchSetup, auth),
+    PB_LIST(5, STRING, FetchSetup, tls_helper));
+
+/* A manifest by tag or digest, or a blob by digest. `size` is the most that may come. */
+typedef struct { slice reference; bool manifest; uint64_t size; } FetchRequest;
+PB_TABLE(FetchRequest,
+    PB(1, STRING, FetchRequest, reference),
+    PB(2, BOOL, FetchRequest, manifest),
+    PB(3, UINT64, FetchRequest, size));
+
+typedef struct { int32_t code; slice message, media_type, digest; } FetchAnswer;
+PB_TABLE(FetchAnswer,
+    PB(1, INT32, FetchAnswer, code),
+    PB(2, STRING, FetchAnswer, message),
+    PB(3, STRING, FetchAnswer, media_type),
+    PB(4, STRING, FetchAnswer, digest));
+
+enum {
+    MANIFEST_MAX = 4 * MIB,
+    CONFIG_MAX = 8 * MIB,
+    LAYERS_MAX = 128,
+    FRAME_MAX = 16 * MIB,
+    CHUNK = 64 * KIB
+};
+
+static bool frame_write(int fd, slice body)
+{
+    uint8_t size[4];
+    for (int i = 0; i < 4; i++) size[i] = (uint8_t)(body.n >> (8 * i));
+    return body.n <= FRAME_MAX && write_all(fd, size, 4) == 0 && write_all(fd, body.p, body.n) == 0;
+}
+
+static uint32_t frame_size(const uint8_t p[4])
+{
+    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+/* Reads one frame into the arena. 1, 0 at the end of the stream, -1. */
+static int frame_read(int fd, arena *a, slice *out)
+{
+    uint8_t size[4];
+    ssize_t got = read_all(fd, size, 4);
+    if (got <= 0) return (int)got;
+    uint8_t *p =
+        got == 4 && frame_size(size) <= FRAME_MAX ? arena_alloc(a, frame_size(size) + 1U) : NULL;
+    if (!p || read_all(fd, p, frame_size(size)) != (ssize_t)frame_size(size)) return -1;
+    *out = (slice){ p, frame_size(size) };
+    return 1;
+}
+
+static bool frame_write_message(int fd, const pb_message *m, const void *msg)
+{
+    OWNED_BUF wire = { 0 };
+    return pb_encode(m, msg, &wire) == 0 && frame_write(fd, buf_view(&wire));
+}
+
+/* The first thing that a helper which reads hostile bytes does: nobody's ids, no capabilities (the
+ * kernel clears them when the last root id goes: capabilities(7)), no way to get them back by an
+ * exec, no core dump and no ptrace that would show credentials. Without root there is nothing to
+ * give up. */
+static int become_nobody(error *e)
+{
+    struct rlimit none = { 0, 0 };
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (geteuid() == 0 && (setgroups(0, NULL) < 0 || setresgid(65534, 65534, 65534) < 0 ||
+                           setresuid(65534, 65534, 65534) < 0))
+        return fail_sys(e, GRPC_INTERNAL, "become nobody");
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "no_new_privs");
+    prctl(PR_SET_DUMPABLE, 0);
+    setrlimit(RLIMIT_CORE, &none);
+    signal(SIGPIPE, SIG_IGN);
+    return 0;
 }
 
 /* -- a session with a registry ----------------------------------------------------------------- */
@@ -10993,32 +11023,21 @@ static int registry_hosts(const char *dir, const image_ref *ref, arena *a, Fetch
     out->hosts.p[out->hosts.n - 1].credentials = true;
     return 0;
 }
-/* == 13. Image store =========================================================================
+/* == 14. Readers of images ===================================================================
  *
- * An image on this machine is a record, images/<config's SHA-256>.json, and a directory for each of
- * its layers, layers/<diff-id>/, in the form that overlay mounts. A layer's name is the SHA-256 of
- * its tar stream, so images share the layers that they have in common, and a directory that bears
- * its final name is whole: it is filled as <diff-id>.partial, by a process of its own, and renamed
- * when its digests hold. What a power cut or kill -9 leaves is removed at the next start.
- *
- * A pull, all from left to right at once, up to three layers side by side:
- *
- *   registry -> krun fetch -> daemon: SHA-256 of the blob -> krun unpack: inflate, SHA-256, untar
- *                                \-> krun read: what a manifest or a config says
- *
- * The daemon hashes and compares but parses nothing of it; the helpers parse but have no rights:
- *   fetch   (chapter 12) nobody; the network and one registry's credentials
- *   read    nobody; nothing but its two pipes
- *   archive `krun load`: as fetch, but reads an archive file or a layout directory
+ * Parts of krun that take apart what strangers have written: manifests, archives, layers. Each is a
+ * process of its own with no more rights than its work needs, so a mistake in here costs at most
+ * the one image that provoked it:
+ *   read    nobody; nothing but its two pipes: what a manifest or a config says
  *   unpack  chrooted into the one directory that it fills; the capabilities to make any file there
+ *   archive `krun load`: nobody; offers an archive file or a layout directory as a registry would
  *
- * Who keeps a layer: every image that lists it, known or still held (image_hold), and every
- * container made from it (image_layers_hold). When the last one goes, the directory goes. After a
- * start, the order is images_open, image_layers_hold for each container found, images_collect.
+ * What they answer is checked by the daemon (chapter 16), which hashes and compares but parses
+ * nothing of it.
  *
  * Defined by  OCI image-spec 1.1 (manifest, index, config, layout), docker's image archive
- * Uses        1-6, 8, 9, 12     Gives  images_*, image_*, read_main, archive_main, unpack_main
- * Bounds      those of chapter 12; a layer 64 GiB and 4 M entries; archive entries 64 Ki */
+ * Uses        1-6, 8, 9, 13      Gives  read_main, unpack_main, archive_main and their messages
+ * Bounds      those of chapter 13; a layer 64 GiB and 4 M entries; archive entries 64 Ki */
 
 /* -- messages between the daemon and its helpers ----------------------------------------------- */
 
@@ -11763,154 +11782,23 @@ static int archive_main(int argc, char **argv)
     }
 }
 
-/* -- helper processes, as the daemon sees them ------------------------------------------------- */
-
-/* A role of krun's that was started, and two pipes to it. Every wait on it also ends when cancel_fd
- * (borrowed; -1 for none) gets readable. */
-typedef struct { const char *role; int pidfd, to, from, cancel_fd; } helper;
-
-static const helper helper_none = { .pidfd = -1, .to = -1, .from = -1, .cancel_fd = -1 };
-
-/* Ends the helper, whatever it is at: nothing that it holds needs a clean end. */
-static void helper_stop(helper *h)
-{
-    close_fd(&h->to);
-    close_fd(&h->from);
-    if (h->pidfd >= 0) {
-        sys_pidfd_kill(h->pidfd, SIGKILL);
-        reap(h->pidfd, 0);
-    }
-    close_fd(&h->pidfd);
-    *h = helper_none;
-}
-
-/* Starts `krun <role>`; `extra` become its descriptors 3 and 4, -1 for none. */
-static int helper_start(helper *h, const char *role, const int extra[2], int cancel_fd, error *e)
-{
-    int in[2], out[2], program = self_program(e);
-    if (program < 0) return -1;
-    if (pipe2(in, O_CLOEXEC) < 0)
-        return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "start %s: pipe", role);
-    OWNED_FD their_in = in[0], our_in = in[1];
-    if (pipe2(out, O_CLOEXEC) < 0)
-        return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "start %s: pipe", role);
-    OWNED_FD our_out = out[0], their_out = out[1];
-    (void)fcntl(our_in, F_SETPIPE_SZ,
-                MIB); /* fewer switches between the two; refused past a user's quota */
-    if (fcntl(our_in, F_SETFL, O_NONBLOCK) < 0) return fail_sys(e, GRPC_INTERNAL, "start %s", role);
-    int fds[5] = { their_in, their_out, STDERR_FILENO, extra[0], extra[1] };
-    char *argv[] = { "krun", (char *)role, NULL }, *envp[] = { NULL };
-    spawn_args args = { .exec_fd = program, .argv = argv, .envp = envp, .fds = fds,
-                        .nfds = extra[0] < 0 ? 3 : extra[1] < 0 ? 4 : 5, .new_session = true };
-    int pidfd = spawn(&args, NULL, e);
-    if (pidfd < 0) return -1;
-    *h = (helper){ role, pidfd, give_fd(&our_in), give_fd(&our_out), cancel_fd };
-    return 0;
-}
-
-/* Waits until the helper can be read from or written to. -1 when the work was cancelled. */
-static int helper_wait(const helper *h, int fd, short events, error *e)
-{
-    struct pollfd p[2] = { { .fd = fd, .events = events },
-                           { .fd = h->cancel_fd, .events = POLLIN } };
-    while (poll(p, 2, -1) < 0)
-        if (errno != EINTR) return fail_sys(e, GRPC_INTERNAL, "wait for krun %s", h->role);
-    return p[1].revents ? fail(e, GRPC_CANCELLED, "cancelled") : 0;
-}
-
-static int helper_read(const helper *h, void *p, size_t n, error *e)
-{
-    for (uint8_t *at = p; n;) {
-        if (helper_wait(h, h->from, POLLIN, e) < 0) return -1;
-        ssize_t got = read(h->from, at, n);
-        if (got < 0 && errno == EINTR) continue;
-        if (got < 0) return fail_sys(e, GRPC_INTERNAL, "read from krun %s", h->role);
-        if (got == 0) return fail(e, GRPC_INTERNAL, "krun %s ended before it answered", h->role);
-        at += got;
-        n -= (size_t)got;
-    }
-    return 0;
-}
-
-/* -1 with e->sys EPIPE: it has closed its input, and its answer says why. */
-static int helper_write(const helper *h, const void *p, size_t n, error *e)
-{
-    for (const uint8_t *at = p; n;) {
-        ssize_t done = write(h->to, at, n);
-        if (done < 0 && errno == EINTR) continue;
-        if (done < 0 && errno != EAGAIN)
-            return fail_sys(e, GRPC_INTERNAL, "write to krun %s", h->role);
-        if (done < 0 && helper_wait(h, h->to, POLLOUT, e) < 0) return -1;
-        at += MAX(done, 0);
-        n -= (size_t)MAX(done, 0);
-    }
-    return 0;
-}
-
-static int helper_send(const helper *h, const pb_message *m, const void *msg, error *e)
-{
-    uint8_t size[4];
-    OWNED_BUF wire = { 0 };
-    if (pb_encode(m, msg, &wire) < 0 || wire.n > FRAME_MAX)
-        return fail(e, GRPC_RESOURCE_EXHAUSTED, "a request to krun %s of %zu bytes", h->role,
-                    wire.n);
-    for (int i = 0; i < 4; i++) size[i] = (uint8_t)(wire.n >> (8 * i));
-    return helper_write(h, size, 4, e) < 0 ? -1 : helper_write(h, wire.p, wire.n, e);
-}
-
-static int helper_receive(const helper *h, const pb_message *m, arena *a, void *out, error *e)
-{
-    uint8_t size[4];
-    if (helper_read(h, size, 4, e) < 0) return -1;
-    size_t n = frame_size(size);
-    uint8_t *p = n <= FRAME_MAX ? arena_alloc(a, n + 1) : NULL;
-    if (!p)
-        return fail(e, GRPC_RESOURCE_EXHAUSTED, "an answer of krun %s of %zu bytes", h->role, n);
-    if (helper_read(h, p, n, e) < 0) return -1;
-    return pb_decode(m, (slice){ p, n }, a, out, e);
-}
-
-/* Where the bytes of a blob go on their way through the daemon, which hashes them all; what the
- * source says their media type is. */
-typedef struct {
-    sha256 hash;
-    uint64_t bytes;
-    buf *memory;
-    const helper *unpack;
-    slice media_type;
-} blob_sink;
-
-static int sink_add(blob_sink *s, const uint8_t *p, size_t n, error *e)
-{
-    sha256_add(&s->hash, p, n);
-    s->bytes += n;
-    if (s->memory) buf_add(s->memory, p, n);
-    if (s->memory && s->memory->oom)
-        return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a blob");
-    return s->unpack ? helper_write(s->unpack, p, n, e) : 0;
-}
-
-/* Asks a source (fetch or archive) for a blob and hands on its bytes. `answer` is the arena's. */
-static int source_get(const helper *from, const FetchRequest *q, blob_sink *to, arena *a, error *e)
-{
-    uint8_t size[4], *chunk = arena_alloc(a, CHUNK);
-    FetchAnswer answer;
-    sha256_init(&to->hash);
-    if (!chunk) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a blob");
-    if (helper_send(from, &FetchRequest_msg, q, e) < 0) return -1;
-    for (;;) {
-        if (helper_read(from, size, 4, e) < 0) return -1;
-        size_t n = frame_size(size);
-        if (n == 0) break;
-        if (n > CHUNK || to->bytes + n > q->size)
-            return fail(e, GRPC_INTERNAL, "krun %s sends more than was asked for", from->role);
-        if (helper_read(from, chunk, n, e) < 0 || sink_add(to, chunk, n, e) < 0) return -1;
-    }
-    if (helper_receive(from, &FetchAnswer_msg, a, &answer, e) < 0) return -1;
-    if (answer.code) return fail(e, answer.code, "%.*s", PR(answer.message));
-    to->media_type = answer.media_type;
-    return 0;
-}
+/* == 15. Image store =========================================================================
+ *
+ * An image on this machine is a record, images/<config's SHA-256>.json, and a directory for each of
+ * its layers, layers/<diff-id>/, in the form that overlay mounts. A layer's name is the SHA-256 of
+ * its tar stream, so images share the layers that they have in common, and a directory that bears
+ * its final name is whole: it is filled as <diff-id>.partial, by a process of its own, and renamed
+ * when its digests hold (chapter 16). What a power cut or kill -9 leaves is removed at the next
+ * start.
+ *
+ * Who keeps a layer: every image that lists it, known or still held (image_hold), and every
+ * container made from it (image_layers_hold). When the last one goes, the directory goes.
+ *
+ * Defined by  OCI image-spec 1.1 (IDs, chain IDs); the CRI's ImageService
+ * Uses        1, 2, 4, 8, 9, 12 (names)
+ * Gives       image_hold, image_drop, image_layers_*, images_list, image_status, image_remove,
+ *             images_fs_info
+ * Bounds      a record 32 MiB */
 
 /* -- the store in memory ----------------------------------------------------------------------- */
 
@@ -11968,6 +11856,9 @@ typedef struct image_store {
     unsigned threads;
     bool collecting, sweeping, closing;
 } image_store;
+
+/* The built-in image, which cannot be removed: chapter 16 makes it. */
+static const char self_name[] = "localhost/krun:self";
 
 static store_layer **layer_slot(image_store *s,
                           slice name) /* names are hashes: their first digits spread them */
@@ -12322,6 +12213,374 @@ static int store_publish(image_store *s, ImageRecord *r, error *e)
     failed = !now || store_move_tags(s, &now->record, e) < 0; /* *r may borrow from the old one */
     pthread_mutex_unlock(&s->writing);
     return failed ? -1 : 0;
+}
+
+/* Forgets an image and all its names. Under `writing`. */
+static int store_forget(image_store *s, slice id, error *e)
+{
+    char name[LAYER_NAME + 8];
+    snprintf(name, sizeof name, "%.*s.json", PR(id_hex(id)));
+    if (unlinkat(s->images_fd, name, 0) < 0 && errno != ENOENT)
+        return fail_sys(e, GRPC_INTERNAL, "remove images/%s", name);
+    fault_point("image.remove");
+    pthread_mutex_lock(&s->lock);
+    store_image **at = &s->images;
+    while (*at && !slice_eq((*at)->record.id, id)) at = &(*at)->next;
+    store_image *gone = *at;
+    if (gone) *at = gone->next;
+    if (gone) image_unref(s, gone);
+    store_collect(s);
+    pthread_mutex_unlock(&s->lock);
+    return 0;
+}
+
+/* -- what the services ask --------------------------------------------------------------------- */
+
+/* The image of that name, ID or beginning of an ID, which cannot go (nor its layers) before
+ * image_drop; NULL if there is none. Memory only, from any thread. */
+static const ImageRecord *image_hold(image_store *s, slice name)
+{
+    OWNED_ARENA a = arena_make(64 * KIB);
+    slice full = name_normalise(name, &a);
+    pthread_mutex_lock(&s->lock);
+    store_image *i = name.n ? image_find(s, name, full) : NULL;
+    if (i) i->refs++;
+    pthread_mutex_unlock(&s->lock);
+    return i ? &i->record : NULL;
+}
+
+static void image_drop(image_store *s, const ImageRecord *record)
+{
+    if (!record) return;
+    store_image *i = OWNER(record, store_image, record);
+    pthread_mutex_lock(&s->lock);
+    image_unref(s, i);
+    store_collect(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Calls `each` (layer_hold or layer_release) for every layer that a container uses. */
+static void container_layers(image_store *s, const ContainerRecord *c,
+                             void (*each)(image_store *, slice))
+{
+    const ContainerSpec *spec = c->spec;
+    pthread_mutex_lock(&s->lock);
+    for (size_t i = 0; spec && i < spec->layers.n; i++) each(s, spec->layers.p[i]);
+    for (size_t m = 0; spec && m < spec->mounts.n; m++)
+        for (size_t i = 0; i < spec->mounts.p[m].layers.n; i++)
+            each(s, spec->mounts.p[m].layers.p[i]);
+    store_collect(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void layer_claim(image_store *s, slice name)
+{
+    if (!layer_hold(s, name)) log_warn("layer %.*s, which a container uses, is missing", PR(name));
+}
+
+/* A container has been made, or was found at start: its layers stay until it is released, whatever
+ * becomes of its image. Each call of the first wants one of the second. */
+static void image_layers_hold(image_store *s, const ContainerRecord *c)
+{
+    container_layers(s, c, layer_claim);
+}
+static void image_layers_release(image_store *s, const ContainerRecord *c)
+{
+    container_layers(s, c, layer_release);
+}
+
+/* The user of the config as CRI shows it: a number or a name, without the group. */
+static void image_user(const ImageRecord *r, Image *out, Int64Value *uid)
+{
+    uint64_t number;
+    slice user = r->config ? r->config->user : (slice){ NULL, 0 }, name = slice_cut(&user, ':');
+    if (parse_u64(name, 10, INT64_MAX, &number)) {
+        uid->value = (int64_t)number;
+        out->uid = uid;
+    } else out->username = name;
+}
+
+/* `size` is what the registry says: the compressed bytes, as containerd reports them. */
+static int image_message(const ImageRecord *r, arena *a, Image *out, error *e)
+{
+    Int64Value uid;
+    Image m = { .id = r->id, .size = r->size, .pinned = r->pinned };
+    m.repo_tags.p = r->repo_tags.p, m.repo_tags.n = r->repo_tags.n;
+    m.repo_digests.p = r->repo_digests.p, m.repo_digests.n = r->repo_digests.n;
+    image_user(r, &m, &uid);
+    return pb_copy(&Image_msg, &m, a, out) < 0
+               ? fail(e, GRPC_RESOURCE_EXHAUSTED, "image %.*s: out of memory", PR(r->id))
+               : 0;
+}
+
+/* All images, or the one that `filter` names. Memory only. */
+static int images_list(image_store *s, slice filter, arena *a, ListImagesResponse *out, error *e)
+{
+    size_t n = 0;
+    int failed = 0;
+    slice full = filter.n ? name_normalise(filter, a) : (slice){ NULL, 0 };
+    pthread_mutex_lock(&s->lock);
+    const store_image *only = filter.n ? image_find(s, filter, full) : NULL;
+    for (const store_image *i = s->images; i; i = i->next) n++;
+    out->images.n = 0;
+    out->images.p = arena_alloc(a, n * sizeof *out->images.p);
+    if (!out->images.p && n)
+        failed = fail(e, GRPC_RESOURCE_EXHAUSTED, "list of images: out of memory");
+    for (const store_image *i = s->images; i && !failed; i = i->next)
+        if (!filter.n || i == only)
+            failed = image_message(&i->record, a, &out->images.p[out->images.n++], e);
+    pthread_mutex_unlock(&s->lock);
+    return failed;
+}
+
+/* {"chainID": ..., "imageSpec": <the config>}: what containerd's verbose status has. The chain ID
+ * names a stack of layers: sha256(chain of those below + " " + diff-id), image-spec, config.md. */
+static slice image_info(const ImageRecord *r, arena *a)
+{
+    char chain[DIGEST_TEXT] = "";
+    OWNED_BUF text = { 0 };
+    for (size_t i = 0; i < r->layers.n; i++) {
+        char diff_id[DIGEST_TEXT], pair[2 * DIGEST_TEXT];
+        snprintf(diff_id, sizeof diff_id, "sha256:%.*s", PR(r->layers.p[i]));
+        snprintf(pair, sizeof pair, "%s %s", chain, diff_id);
+        if (i) sha256_text(slice_of(pair), (slice){ NULL, 0 }, (slice){ NULL, 0 }, chain);
+        else memcpy(chain, diff_id, sizeof chain);
+    }
+    buf_printf(&text, "{\"chainID\":\"%s\",\"imageSpec\":", chain);
+    buf_slice(&text, slice_trim(r->config_json));
+    buf_byte(&text, '}');
+    if (text.oom) a->oom = true;
+    return arena_copy(a, buf_view(&text));
+}
+
+/* OK with out->image absent when there is no such image: the kubelet then pulls it. */
+static int image_status(image_store *s, const ImageStatusRequest *in, arena *a,
+                        ImageStatusResponse *out, error *e)
+{
+    slice name = in->image ? in->image->image : (slice){ NULL, 0 };
+    if (!name.n) return fail(e, GRPC_INVALID_ARGUMENT, "ImageStatus: image is empty");
+    const ImageRecord *r = image_hold(s, name);
+    if (!r) return 0;
+    out->image = arena_alloc(a, sizeof *out->image);
+    out->info.p = in->verbose ? arena_alloc(a, sizeof *out->info.p) : NULL;
+    int failed = a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "ImageStatus: out of memory")
+                        : image_message(r, a, out->image, e);
+    if (!failed && out->info.p)
+        out->info.p[out->info.n++] = (pb_pair){ SLICE("info"), image_info(r, a) };
+    image_drop(s, r);
+    return failed || !a->oom ? failed
+                             : fail(e, GRPC_RESOURCE_EXHAUSTED, "ImageStatus: out of memory");
+}
+
+/* Removes the image with all its names, whichever of them was given; an unknown one is no error.
+ * Containers made from it keep its layers. */
+static int image_remove(image_store *s, slice name, error *e)
+{
+    int failed = 0;
+    if (!name.n) return fail(e, GRPC_INVALID_ARGUMENT, "RemoveImage: image is empty");
+    pthread_mutex_lock(&s->writing);
+    const ImageRecord *r = image_hold(s, name);
+    if (r && image_has_name(r, slice_of(self_name)))
+        failed = fail(e, GRPC_FAILED_PRECONDITION, "%s is built in", self_name);
+    else if (r) failed = store_forget(s, r->id, e);
+    pthread_mutex_unlock(&s->writing);
+    image_drop(s, r);
+    return failed;
+}
+
+static int usage_message(arena *a, const char *path, uint64_t bytes, uint64_t entries,
+                         FilesystemUsage *out)
+{
+    *out = (FilesystemUsage){ .timestamp = clock_wall(),
+                              .fs_id = arena_alloc(a, sizeof *out->fs_id),
+                              .used_bytes = arena_alloc(a, sizeof *out->used_bytes),
+                              .inodes_used = arena_alloc(a, sizeof *out->inodes_used) };
+    if (a->oom) return -1;
+    out->fs_id->mountpoint = arena_copy(a, slice_of(path));
+    out->used_bytes->value = bytes;
+    out->inodes_used->value = entries;
+    return 0;
+}
+
+/* What the layers take, from their records: nothing is walked. Images and containers lie on one
+ * file system, and must say the same mount point, or the kubelet takes it for two. */
+static int images_fs_info(image_store *s, arena *a, ImageFsInfoResponse *out, error *e)
+{
+    pthread_mutex_lock(&s->lock);
+    uint64_t bytes = s->bytes, entries = s->entries;
+    pthread_mutex_unlock(&s->lock);
+    out->image_filesystems.p = arena_alloc(a, sizeof *out->image_filesystems.p);
+    out->container_filesystems.p = arena_alloc(a, sizeof *out->container_filesystems.p);
+    bool good = !a->oom &&
+                usage_message(a, s->o.root_path, bytes, entries, out->image_filesystems.p) == 0 &&
+                usage_message(a, s->o.root_path, 0, 0, out->container_filesystems.p) == 0;
+    out->image_filesystems.n = out->container_filesystems.n = good;
+    return good ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "ImageFsInfo: out of memory");
+}
+
+/* == 16. Pulls ===============================================================================
+ *
+ * How an image comes: from a registry, from an archive, or from krun's own program. All from left
+ * to right at once, up to three layers side by side:
+ *
+ *   registry -> krun fetch -> daemon: SHA-256 of the blob -> krun unpack: inflate, SHA-256, untar
+ *                                \-> krun read: what a manifest or a config says
+ *
+ * A pull is asked for by many and done once: they share a flight (chapter 15). After a start the
+ * order is images_open, image_layers_hold for each container found, images_collect.
+ *
+ * Defined by  OCI image-spec 1.1; the CRI's PullImage and what the kubelet reads of its errors
+ * Uses        1, 2, 4, 8, 9, 12-15
+ * Gives       images_open, images_close, images_collect, image_pull, image_load
+ * Bounds      three layers at once; those of chapters 13 and 14 */
+
+/* -- helper processes, as the daemon sees them ------------------------------------------------- */
+
+/* A role of krun's that was started, and two pipes to it. Every wait on it also ends when cancel_fd
+ * (borrowed; -1 for none) gets readable. */
+typedef struct { const char *role; int pidfd, to, from, cancel_fd; } helper;
+
+static const helper helper_none = { .pidfd = -1, .to = -1, .from = -1, .cancel_fd = -1 };
+
+/* Ends the helper, whatever it is at: nothing that it holds needs a clean end. */
+static void helper_stop(helper *h)
+{
+    close_fd(&h->to);
+    close_fd(&h->from);
+    if (h->pidfd >= 0) {
+        sys_pidfd_kill(h->pidfd, SIGKILL);
+        reap(h->pidfd, 0);
+    }
+    close_fd(&h->pidfd);
+    *h = helper_none;
+}
+
+/* Starts `krun <role>`; `extra` become its descriptors 3 and 4, -1 for none. */
+static int helper_start(helper *h, const char *role, const int extra[2], int cancel_fd, error *e)
+{
+    int in[2], out[2], program = self_program(e);
+    if (program < 0) return -1;
+    if (pipe2(in, O_CLOEXEC) < 0)
+        return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "start %s: pipe", role);
+    OWNED_FD their_in = in[0], our_in = in[1];
+    if (pipe2(out, O_CLOEXEC) < 0)
+        return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "start %s: pipe", role);
+    OWNED_FD our_out = out[0], their_out = out[1];
+    (void)fcntl(our_in, F_SETPIPE_SZ,
+                MIB); /* fewer switches between the two; refused past a user's quota */
+    if (fcntl(our_in, F_SETFL, O_NONBLOCK) < 0) return fail_sys(e, GRPC_INTERNAL, "start %s", role);
+    int fds[5] = { their_in, their_out, STDERR_FILENO, extra[0], extra[1] };
+    char *argv[] = { "krun", (char *)role, NULL }, *envp[] = { NULL };
+    spawn_args args = { .exec_fd = program, .argv = argv, .envp = envp, .fds = fds,
+                        .nfds = extra[0] < 0 ? 3 : extra[1] < 0 ? 4 : 5, .new_session = true };
+    int pidfd = spawn(&args, NULL, e);
+    if (pidfd < 0) return -1;
+    *h = (helper){ role, pidfd, give_fd(&our_in), give_fd(&our_out), cancel_fd };
+    return 0;
+}
+
+/* Waits until the helper can be read from or written to. -1 when the work was cancelled. */
+static int helper_wait(const helper *h, int fd, short events, error *e)
+{
+    struct pollfd p[2] = { { .fd = fd, .events = events },
+                           { .fd = h->cancel_fd, .events = POLLIN } };
+    while (poll(p, 2, -1) < 0)
+        if (errno != EINTR) return fail_sys(e, GRPC_INTERNAL, "wait for krun %s", h->role);
+    return p[1].revents ? fail(e, GRPC_CANCELLED, "cancelled") : 0;
+}
+
+static int helper_read(const helper *h, void *p, size_t n, error *e)
+{
+    for (uint8_t *at = p; n;) {
+        if (helper_wait(h, h->from, POLLIN, e) < 0) return -1;
+        ssize_t got = read(h->from, at, n);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return fail_sys(e, GRPC_INTERNAL, "read from krun %s", h->role);
+        if (got == 0) return fail(e, GRPC_INTERNAL, "krun %s ended before it answered", h->role);
+        at += got;
+        n -= (size_t)got;
+    }
+    return 0;
+}
+
+/* -1 with e->sys EPIPE: it has closed its input, and its answer says why. */
+static int helper_write(const helper *h, const void *p, size_t n, error *e)
+{
+    for (const uint8_t *at = p; n;) {
+        ssize_t done = write(h->to, at, n);
+        if (done < 0 && errno == EINTR) continue;
+        if (done < 0 && errno != EAGAIN)
+            return fail_sys(e, GRPC_INTERNAL, "write to krun %s", h->role);
+        if (done < 0 && helper_wait(h, h->to, POLLOUT, e) < 0) return -1;
+        at += MAX(done, 0);
+        n -= (size_t)MAX(done, 0);
+    }
+    return 0;
+}
+
+static int helper_send(const helper *h, const pb_message *m, const void *msg, error *e)
+{
+    uint8_t size[4];
+    OWNED_BUF wire = { 0 };
+    if (pb_encode(m, msg, &wire) < 0 || wire.n > FRAME_MAX)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "a request to krun %s of %zu bytes", h->role,
+                    wire.n);
+    for (int i = 0; i < 4; i++) size[i] = (uint8_t)(wire.n >> (8 * i));
+    return helper_write(h, size, 4, e) < 0 ? -1 : helper_write(h, wire.p, wire.n, e);
+}
+
+static int helper_receive(const helper *h, const pb_message *m, arena *a, void *out, error *e)
+{
+    uint8_t size[4];
+    if (helper_read(h, size, 4, e) < 0) return -1;
+    size_t n = frame_size(size);
+    uint8_t *p = n <= FRAME_MAX ? arena_alloc(a, n + 1) : NULL;
+    if (!p)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "an answer of krun %s of %zu bytes", h->role, n);
+    if (helper_read(h, p, n, e) < 0) return -1;
+    return pb_decode(m, (slice){ p, n }, a, out, e);
+}
+
+/* Where the bytes of a blob go on their way through the daemon, which hashes them all; what the
+ * source says their media type is. */
+typedef struct {
+    sha256 hash;
+    uint64_t bytes;
+    buf *memory;
+    const helper *unpack;
+    slice media_type;
+} blob_sink;
+
+static int sink_add(blob_sink *s, const uint8_t *p, size_t n, error *e)
+{
+    sha256_add(&s->hash, p, n);
+    s->bytes += n;
+    if (s->memory) buf_add(s->memory, p, n);
+    if (s->memory && s->memory->oom)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a blob");
+    return s->unpack ? helper_write(s->unpack, p, n, e) : 0;
+}
+
+/* Asks a source (fetch or archive) for a blob and hands on its bytes. `answer` is the arena's. */
+static int source_get(const helper *from, const FetchRequest *q, blob_sink *to, arena *a, error *e)
+{
+    uint8_t size[4], *chunk = arena_alloc(a, CHUNK);
+    FetchAnswer answer;
+    sha256_init(&to->hash);
+    if (!chunk) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a blob");
+    if (helper_send(from, &FetchRequest_msg, q, e) < 0) return -1;
+    for (;;) {
+        if (helper_read(from, size, 4, e) < 0) return -1;
+        size_t n = frame_size(size);
+        if (n == 0) break;
+        if (n > CHUNK || to->bytes + n > q->size)
+            return fail(e, GRPC_INTERNAL, "krun %s sends more than was asked for", from->role);
+        if (helper_read(from, chunk, n, e) < 0 || sink_add(to, chunk, n, e) < 0) return -1;
+    }
+    if (helper_receive(from, &FetchAnswer_msg, a, &answer, e) < 0) return -1;
+    if (answer.code) return fail(e, answer.code, "%.*s", PR(answer.message));
+    to->media_type = answer.media_type;
+    return 0;
 }
 
 /* -- one pull or load -------------------------------------------------------------------------- */
@@ -12930,8 +13189,6 @@ static int image_load(image_store *s, const char *path, arena *a, KrunLoadImageR
  * localhost/krun:self: krun's own program as the only file of a root file system, so that a machine
  * without a registry has something to run. Its layer goes through unpack as any other does. */
 
-static const char self_name[] = "localhost/krun:self";
-
 /* The tar of it: what is before the program's bytes, and after them. */
 typedef struct {
     buf head, tail;
@@ -12939,18 +13196,6 @@ typedef struct {
     char diff_id[DIGEST_TEXT], id[DIGEST_TEXT];
     buf config;
 } self_image;
-
-static void sha256_text(slice a, slice b, slice c, char out[DIGEST_TEXT])
-{
-    sha256 h;
-    uint8_t hash[32];
-    sha256_init(&h);
-    sha256_add(&h, a.p, a.n);
-    sha256_add(&h, b.p, b.n);
-    sha256_add(&h, c.p, c.n);
-    sha256_end(&h, hash);
-    digest_text(hash, out);
-}
 
 static bool self_describe(self_image *self, arena *a)
 {
@@ -13023,25 +13268,6 @@ static int self_publish(image_store *s, const self_image *self, error *e)
                       .created_at = clock_wall(),
                       .config_json = buf_view(&self->config) };
     return store_publish(s, &r, e);
-}
-
-/* Forgets an image and all its names. Under `writing`. */
-static int store_forget(image_store *s, slice id, error *e)
-{
-    char name[LAYER_NAME + 8];
-    snprintf(name, sizeof name, "%.*s.json", PR(id_hex(id)));
-    if (unlinkat(s->images_fd, name, 0) < 0 && errno != ENOENT)
-        return fail_sys(e, GRPC_INTERNAL, "remove images/%s", name);
-    fault_point("image.remove");
-    pthread_mutex_lock(&s->lock);
-    store_image **at = &s->images;
-    while (*at && !slice_eq((*at)->record.id, id)) at = &(*at)->next;
-    store_image *gone = *at;
-    if (gone) *at = gone->next;
-    if (gone) image_unref(s, gone);
-    store_collect(s);
-    pthread_mutex_unlock(&s->lock);
-    return 0;
 }
 
 /* Makes the built-in image that of this program. That of another version goes; containers made from
@@ -13242,190 +13468,7 @@ static void images_collect(image_store *s)
     pthread_mutex_unlock(&s->lock);
 }
 
-/* -- what the services ask --------------------------------------------------------------------- */
-
-/* The image of that name, ID or beginning of an ID, which cannot go (nor its layers) before
- * image_drop; NULL if there is none. Memory only, from any thread. */
-static const ImageRecord *image_hold(image_store *s, slice name)
-{
-    OWNED_ARENA a = arena_make(64 * KIB);
-    slice full = name_normalise(name, &a);
-    pthread_mutex_lock(&s->lock);
-    store_image *i = name.n ? image_find(s, name, full) : NULL;
-    if (i) i->refs++;
-    pthread_mutex_unlock(&s->lock);
-    return i ? &i->record : NULL;
-}
-
-static void image_drop(image_store *s, const ImageRecord *record)
-{
-    if (!record) return;
-    store_image *i = OWNER(record, store_image, record);
-    pthread_mutex_lock(&s->lock);
-    image_unref(s, i);
-    store_collect(s);
-    pthread_mutex_unlock(&s->lock);
-}
-
-/* Calls `each` (layer_hold or layer_release) for every layer that a container uses. */
-static void container_layers(image_store *s, const ContainerRecord *c,
-                             void (*each)(image_store *, slice))
-{
-    const ContainerSpec *spec = c->spec;
-    pthread_mutex_lock(&s->lock);
-    for (size_t i = 0; spec && i < spec->layers.n; i++) each(s, spec->layers.p[i]);
-    for (size_t m = 0; spec && m < spec->mounts.n; m++)
-        for (size_t i = 0; i < spec->mounts.p[m].layers.n; i++)
-            each(s, spec->mounts.p[m].layers.p[i]);
-    store_collect(s);
-    pthread_mutex_unlock(&s->lock);
-}
-
-static void layer_claim(image_store *s, slice name)
-{
-    if (!layer_hold(s, name)) log_warn("layer %.*s, which a container uses, is missing", PR(name));
-}
-
-/* A container has been made, or was found at start: its layers stay until it is released, whatever
- * becomes of its image. Each call of the first wants one of the second. */
-static void image_layers_hold(image_store *s, const ContainerRecord *c)
-{
-    container_layers(s, c, layer_claim);
-}
-static void image_layers_release(image_store *s, const ContainerRecord *c)
-{
-    container_layers(s, c, layer_release);
-}
-
-/* The user of the config as CRI shows it: a number or a name, without the group. */
-static void image_user(const ImageRecord *r, Image *out, Int64Value *uid)
-{
-    uint64_t number;
-    slice user = r->config ? r->config->user : (slice){ NULL, 0 }, name = slice_cut(&user, ':');
-    if (parse_u64(name, 10, INT64_MAX, &number)) {
-        uid->value = (int64_t)number;
-        out->uid = uid;
-    } else out->username = name;
-}
-
-/* `size` is what the registry says: the compressed bytes, as containerd reports them. */
-static int image_message(const ImageRecord *r, arena *a, Image *out, error *e)
-{
-    Int64Value uid;
-    Image m = { .id = r->id, .size = r->size, .pinned = r->pinned };
-    m.repo_tags.p = r->repo_tags.p, m.repo_tags.n = r->repo_tags.n;
-    m.repo_digests.p = r->repo_digests.p, m.repo_digests.n = r->repo_digests.n;
-    image_user(r, &m, &uid);
-    return pb_copy(&Image_msg, &m, a, out) < 0
-               ? fail(e, GRPC_RESOURCE_EXHAUSTED, "image %.*s: out of memory", PR(r->id))
-               : 0;
-}
-
-/* All images, or the one that `filter` names. Memory only. */
-static int images_list(image_store *s, slice filter, arena *a, ListImagesResponse *out, error *e)
-{
-    size_t n = 0;
-    int failed = 0;
-    slice full = filter.n ? name_normalise(filter, a) : (slice){ NULL, 0 };
-    pthread_mutex_lock(&s->lock);
-    const store_image *only = filter.n ? image_find(s, filter, full) : NULL;
-    for (const store_image *i = s->images; i; i = i->next) n++;
-    out->images.n = 0;
-    out->images.p = arena_alloc(a, n * sizeof *out->images.p);
-    if (!out->images.p && n)
-        failed = fail(e, GRPC_RESOURCE_EXHAUSTED, "list of images: out of memory");
-    for (const store_image *i = s->images; i && !failed; i = i->next)
-        if (!filter.n || i == only)
-            failed = image_message(&i->record, a, &out->images.p[out->images.n++], e);
-    pthread_mutex_unlock(&s->lock);
-    return failed;
-}
-
-/* {"chainID": ..., "imageSpec": <the config>}: what containerd's verbose status has. The chain ID
- * names a stack of layers: sha256(chain of those below + " " + diff-id), image-spec, config.md. */
-static slice image_info(const ImageRecord *r, arena *a)
-{
-    char chain[DIGEST_TEXT] = "";
-    OWNED_BUF text = { 0 };
-    for (size_t i = 0; i < r->layers.n; i++) {
-        char diff_id[DIGEST_TEXT], pair[2 * DIGEST_TEXT];
-        snprintf(diff_id, sizeof diff_id, "sha256:%.*s", PR(r->layers.p[i]));
-        snprintf(pair, sizeof pair, "%s %s", chain, diff_id);
-        if (i) sha256_text(slice_of(pair), (slice){ NULL, 0 }, (slice){ NULL, 0 }, chain);
-        else memcpy(chain, diff_id, sizeof chain);
-    }
-    buf_printf(&text, "{\"chainID\":\"%s\",\"imageSpec\":", chain);
-    buf_slice(&text, slice_trim(r->config_json));
-    buf_byte(&text, '}');
-    if (text.oom) a->oom = true;
-    return arena_copy(a, buf_view(&text));
-}
-
-/* OK with out->image absent when there is no such image: the kubelet then pulls it. */
-static int image_status(image_store *s, const ImageStatusRequest *in, arena *a,
-                        ImageStatusResponse *out, error *e)
-{
-    slice name = in->image ? in->image->image : (slice){ NULL, 0 };
-    if (!name.n) return fail(e, GRPC_INVALID_ARGUMENT, "ImageStatus: image is empty");
-    const ImageRecord *r = image_hold(s, name);
-    if (!r) return 0;
-    out->image = arena_alloc(a, sizeof *out->image);
-    out->info.p = in->verbose ? arena_alloc(a, sizeof *out->info.p) : NULL;
-    int failed = a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "ImageStatus: out of memory")
-                        : image_message(r, a, out->image, e);
-    if (!failed && out->info.p)
-        out->info.p[out->info.n++] = (pb_pair){ SLICE("info"), image_info(r, a) };
-    image_drop(s, r);
-    return failed || !a->oom ? failed
-                             : fail(e, GRPC_RESOURCE_EXHAUSTED, "ImageStatus: out of memory");
-}
-
-/* Removes the image with all its names, whichever of them was given; an unknown one is no error.
- * Containers made from it keep its layers. */
-static int image_remove(image_store *s, slice name, error *e)
-{
-    int failed = 0;
-    if (!name.n) return fail(e, GRPC_INVALID_ARGUMENT, "RemoveImage: image is empty");
-    pthread_mutex_lock(&s->writing);
-    const ImageRecord *r = image_hold(s, name);
-    if (r && image_has_name(r, slice_of(self_name)))
-        failed = fail(e, GRPC_FAILED_PRECONDITION, "%s is built in", self_name);
-    else if (r) failed = store_forget(s, r->id, e);
-    pthread_mutex_unlock(&s->writing);
-    image_drop(s, r);
-    return failed;
-}
-
-static int usage_message(arena *a, const char *path, uint64_t bytes, uint64_t entries,
-                         FilesystemUsage *out)
-{
-    *out = (FilesystemUsage){ .timestamp = clock_wall(),
-                              .fs_id = arena_alloc(a, sizeof *out->fs_id),
-                              .used_bytes = arena_alloc(a, sizeof *out->used_bytes),
-                              .inodes_used = arena_alloc(a, sizeof *out->inodes_used) };
-    if (a->oom) return -1;
-    out->fs_id->mountpoint = arena_copy(a, slice_of(path));
-    out->used_bytes->value = bytes;
-    out->inodes_used->value = entries;
-    return 0;
-}
-
-/* What the layers take, from their records: nothing is walked. Images and containers lie on one
- * file system, and must say the same mount point, or the kubelet takes it for two. */
-static int images_fs_info(image_store *s, arena *a, ImageFsInfoResponse *out, error *e)
-{
-    pthread_mutex_lock(&s->lock);
-    uint64_t bytes = s->bytes, entries = s->entries;
-    pthread_mutex_unlock(&s->lock);
-    out->image_filesystems.p = arena_alloc(a, sizeof *out->image_filesystems.p);
-    out->container_filesystems.p = arena_alloc(a, sizeof *out->container_filesystems.p);
-    bool good = !a->oom &&
-                usage_message(a, s->o.root_path, bytes, entries, out->image_filesystems.p) == 0 &&
-                usage_message(a, s->o.root_path, 0, 0, out->container_filesystems.p) == 0;
-    out->image_filesystems.n = out->container_filesystems.n = good;
-    return good ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "ImageFsInfo: out of memory");
-}
-/* == 14. Root filesystem and volumes =========================================================
+/* == 17. Root filesystem and volumes =========================================================
  *
  * A container sees a tree that exists for it alone. Its bottom is the image's layers, read-only and
  * shared by all containers of that image; above them lies a directory of its own that takes every
@@ -14324,7 +14367,7 @@ static int rootfs_enter(int root, bool readonly, error *e)
     return readonly ? mount_attributes(root, 0, &frozen, e) : 0;
 }
 
-/* == 15. cgroups =============================================================================
+/* == 18. cgroups =============================================================================
  *
  * A cgroup is a directory. Making it makes the group, writing to its files limits what its
  * processes may use, and a file in it says whether any process is left: cgroup-v2.rst. Limits
@@ -14337,7 +14380,7 @@ static int rootfs_enter(int root, bool readonly, error *e)
  * a weight is left out.
  *
  * Defined by  Documentation/admin-guide/cgroup-v2.rst; the CRI's LinuxContainerResources
- * Uses        1, 2, 9, 14 (mount_new)    Gives  cg_tree_*, cg_make*, cg_check, cg_limit, ...
+ * Uses        1, 2, 9, 17 (mount_new)    Gives  cg_tree_*, cg_make*, cg_check, cg_limit, ...
  * Bounds      64 levels a path; 256 settings a container; needs cgroup.kill (Linux 5.14) */
 
 enum cg_controller {
@@ -14863,7 +14906,7 @@ static int64_t cg_oom_kills(int cgroup)
 {
     return MAX(cg_counter(cgroup, "memory.events", "oom_kill"), 0);
 }
-/* == 16. Security ============================================================================
+/* == 19. Security ============================================================================
  *
  * Root in a container is not root: of the forty powers that root is made of (capabilities(7)) it
  * keeps those few that programs in containers need. A process has five sets of them; what counts
@@ -15203,7 +15246,7 @@ static int security_devices(int cgroup, const ContainerSpec *spec, error *e)
                     "the kernel takes no device rules for cgroups (CONFIG_CGROUP_BPF)");
 }
 
-/* == 17. Namespaces and container init =======================================================
+/* == 20. Namespaces and container init =======================================================
  *
  * The kernel has no containers. It has namespaces, each of which gives the processes in it another
  * answer to one question: what is mounted, which network interfaces are there, who has pid 1. A pod
@@ -15221,7 +15264,7 @@ static int security_devices(int cgroup, const ContainerSpec *spec, error *e)
  * (CVE-2016-9962); its program is krun's sealed memfd, not the file on disk (CVE-2019-5736).
  *
  * Defined by  namespaces(7), clone(2), setns(2), pidfd_open(2), unix(7), pty(7), execve(2)
- * Uses        1, 2, 9, 14, 16
+ * Uses        1, 2, 9, 17, 19
  * Gives       sysctl_check, pod_unshare, init_clone, exec_clone, init_report
  * Bounds      arguments and environment 8 MiB, of which the kernel takes what its ARG_MAX allows */
 
@@ -15931,7 +15974,7 @@ static int pod_unshare(const PodSpec *p, int cgroup, pod_namespaces *out, error 
     return p->pid == NamespaceMode_POD ? pod_start_pause(cgroup, out, e) : 0;
 }
 
-/* == 18. Monitor =============================================================================
+/* == 21. Monitor =============================================================================
  *
  * A container must not die with the daemon that started it, so somebody else has to be its parent:
  * the monitor, one small process a pod. It holds the pod's namespaces, starts containers, is told
@@ -15951,7 +15994,7 @@ static int pod_unshare(const PodSpec *p, int cgroup, pod_namespaces *out, error 
  *
  * Defined by  clone3(2), pidfd_open(2), unix(7), pipe(7), cgroup-v2.rst; the log format: the
  *             Kubernetes design proposal "CRI: log management for container stdout/stderr streams"
- * Uses        1, 2, 8, 9, 15 (cgroups), 17 (init)
+ * Uses        1, 2, 8, 9, 18 (cgroups), 20 (init)
  * Gives       monitor_spawn, monitor_listen, monitor_connect, monitor_send, monitor_receive,
  *             monitor_call for the daemon; monitor_main, the role
  * Bounds      16 MiB a message; 16 KiB a log record; 1 MiB waiting for a slow watcher; 10 s for
@@ -17423,7 +17466,7 @@ static int monitor_main(int argc, char **argv)
     else log_error("monitor of pod %.12s: %s", argv[2], e.text);
     return !good;
 }
-/* == 19. CNI =================================================================================
+/* == 22. CNI =================================================================================
  *
  * Who connects a pod's network namespace to what is the cluster's business, so it is done by
  * programs of the cluster: CNI plugins. A configuration in /etc/cni/net.d names a chain of them.
@@ -18099,7 +18142,7 @@ static int cni_add(const cni_args *args, arena *a, cni_result *r, error *e)
         log_warn("after a failed ADD: %s", failed.text);
     return -1;
 }
-/* == 20. Specifications ======================================================================
+/* == 23. Specifications ======================================================================
  *
  * A CRI request says what a pod author wants, in part, and leaves the rest to the image, to the pod
  * and to custom. This chapter makes whole specifications of requests (PodSpec, ContainerSpec of
@@ -18108,13 +18151,13 @@ static int cni_add(const cni_args *args, arena *a, cni_result *r, error *e)
  * field. What comes out is all that a monitor needs to know.
  *
  * Defined by  the comments of cri.proto; where they are silent, by what containerd does
- * Uses        8, 9, 13 (image records), 14 (users in an image), 15 (limits), 16 (capabilities), 17
+ * Uses        8, 9, 15 (image records), 17 (users in an image), 18 (limits), 19 (capabilities), 20
  *             (sysctls)
  * Gives       runtime_options, spec_check_pod, spec_pod, spec_pod_file, spec_check_container,
  *             spec_container
  * Bounds      text that goes into a line-based file has no line end; paths up to 4095 bytes */
 
-/* The daemon's settings, resolved: no member is NULL. Made by chapter 25, not changed while it
+/* The daemon's settings, resolved: no member is NULL. Made by chapter 28, not changed while it
  * runs. */
 typedef struct {
     const char *root, *run, *socket, *config;
@@ -18922,12 +18965,12 @@ static int spec_container(const spec_context *x, ContainerRecord *rec, error *e)
     return x->a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a container") : 0;
 }
 
-/* == 21. Pods and containers =================================================================
+/* == 24. Pods and containers =================================================================
  *
  * The state that the daemon owns, and every change of it. A pod is a record on disk, a monitor
- * process (chapter 18) that holds its namespaces, a cgroup, a network; a container is a record, and
+ * process (chapter 21) that holds its namespaces, a cgroup, a network; a container is a record, and
  * a process of the monitor's. What is in memory can always be made again from the records and the
- * monitors: that is what happens after `kill -9`, and it is chapter 22.
+ * monitors: that is what happens after `kill -9`, and it is chapter 25.
  *
  * Who waits for whom. All of the state is behind one lock, which is held for memory operations
  * only: no system call that can block is made under it. What must not interleave is kept apart by
@@ -18938,7 +18981,7 @@ static int spec_container(const spec_context *x, ContainerRecord *rec, error *e)
  * Undo is written next to do: each step of pod_build has its inverse in pod_tear_down, which does
  * not care how far the building came, and is run again for what a crash left half-built.
  *
- * Uses   8, 9, 13 (images), 15 (cgroups), 18 (monitor), 19 (CNI), 20 (specifications)
+ * Uses   8, 9, 15 (images), 18 (cgroups), 21 (monitor), 22 (CNI), 23 (specifications)
  * Gives  runtime, pod_*, container_*
  * Bounds a record 16 MiB; waits for a monitor 2 minutes, for a plugin 4 */
 
@@ -19075,7 +19118,7 @@ struct runtime {
     loop *loop;
     image_store *images;
     cg_tree cgroups;
-    const runtime_options *options; /* chapter 20 */
+    const runtime_options *options; /* chapter 23 */
     int root, run, pods, run_pods;  /* open directories */
     int monitors;                   /* the cgroup that the monitors live in, or -1 */
     char home[64];                  /* its path */
@@ -20586,7 +20629,7 @@ static int container_exec(runtime *r, const ExecSyncRequest *in, grpc_call *call
     return done;
 }
 
-/* == 22. After a start =======================================================================
+/* == 25. After a start =======================================================================
  *
  * A daemon starts on what another one has left, and that one may have been killed between any two
  * of its lines. This chapter reads the records back, asks each pod's monitor what has become of its
@@ -20597,7 +20640,7 @@ static int container_exec(runtime *r, const ExecSyncRequest *in, grpc_call *call
  * After a reboot (another boot id, an empty --run) no pid, mount or namespace that a record speaks
  * of exists any more; the pods are NOTREADY, and their addresses are still to be given back by DEL.
  *
- * Uses   2, 9, 18 (monitor), 21                Gives  runtime_resume
+ * Uses   2, 9, 21 (monitor), 24                Gives  runtime_resume
  * Bounds a monitor that does not answer is given up after a few seconds, not waited for */
 
 /* Puts what cannot be read aside, where a person can look at it, and goes on without it. */
@@ -20788,7 +20831,7 @@ static int runtime_resume(runtime *r, error *e)
     return done < 0 ? -1 : runtime_sweep(r, e);
 }
 
-/* == 23. The CRI's services ==================================================================
+/* == 26. The CRI's services ==================================================================
  *
  * One function for each call that a kubelet can make, each a few lines: it takes the request, asks
  * the chapters above and fills the reply. The table at the end names all 43 calls and says where
@@ -20797,10 +20840,10 @@ static int runtime_resume(runtime *r, error *e)
  * that it never keeps a short call waiting. A row without a function answers UNIMPLEMENTED.
  *
  * A reply that is made on the loop borrows the texts of pods and containers as they lie in memory.
- * That is safe because their memory is freed on the loop's thread alone (chapter 21).
+ * That is safe because their memory is freed on the loop's thread alone (chapter 24).
  *
  * Defined by  cri.proto; what the kubelet makes of the answers is told there, field by field
- * Uses        9, 11, 13, 20, 21                 Gives  services_methods */
+ * Uses        9, 11, 15, 16, 23, 24             Gives  services_methods */
 
 static runtime *service_runtime(grpc_call *c) { return c->user; }
 
@@ -21441,9 +21484,9 @@ static void services_methods(arena *a, grpc_method out[SERVICES_METHODS])
                                           .run = service_load_image };
 }
 
-/* == 24. Client ==============================================================================
+/* == 27. Client ==============================================================================
  *
- * The other end of the socket: how chapter 26 (for a person) and krun.h (for a program) make pods,
+ * The other end of the socket: how chapter 29 (for a person) and krun.h (for a program) make pods,
  * with the calls that a kubelet makes. A CRI client does the kubelet's part of the work: it gives a
  * pod its uid, makes the directory of its logs and removes it, and reads the log files itself.
  *
@@ -22080,7 +22123,7 @@ static int client_log_follow(client *c, client_log *l, int *exit_code, error *e)
     }
 }
 
-/* == 25. Daemon ==============================================================================
+/* == 28. Daemon ==============================================================================
  *
  * `krun serve`: reads its settings, takes the state directory for itself, brings back what an
  * earlier daemon left running, and then does nothing but wait for calls. It owns no container: a
@@ -22090,7 +22133,7 @@ static int client_log_follow(client *c, client_log *l, int *exit_code, error *e)
  * the flags. A flag and its key have the same name.
  *
  * Defined by  fcntl(2), signalfd(2), sd_notify(3) (the protocol, not the library)
- * Uses        3 (TOML), 11 (server), 21, 23      Gives  daemon_open, daemon_run, daemon_stop,
+ * Uses        3 (TOML), 11 (server), 16, 24, 26  Gives  daemon_open, daemon_run, daemon_stop,
  *             daemon_close, daemon_main
  * Bounds      a configuration file 1 MiB; 10 s for calls under way at the end */
 
@@ -22561,7 +22604,7 @@ static int daemon_main(int argc, char **argv)
     return 0;
 }
 
-/* == 26. Command line ========================================================================
+/* == 29. Command line ========================================================================
  *
  * What a person types. Every command but `serve` is a client of the CRI socket, with the calls that
  * a kubelet makes, so it is also an example of how they go together: `krun run` is PullImage,
@@ -22569,7 +22612,7 @@ static int daemon_main(int argc, char **argv)
  * Commands and options are two tables; the parser and every --help are made from them.
  *
  * Defined by  cri.proto; pod and container files: crictl's; exit codes 125 to 127: docker-run(1)
- * Uses        1, 2, 3, 8, 9, 24, 25            Gives  cli_main
+ * Uses        1, 2, 3, 8, 9, 27, 28            Gives  cli_main
  * Bounds      a file of 4 MiB; 256 MiB of memory for a command */
 #ifndef KRUN_NO_CLI
 
@@ -23837,14 +23880,14 @@ static int cli_main(int argc, char **argv)
 }
 
 #endif
-/* == 27. main ================================================================================
+/* == 30. main ================================================================================
  *
  * Where every process of krun begins. One program plays all parts: the daemon starts its own
  * program again (chapter 2, self_program) with a part's name as the first argument; in containers
  * of the built-in image localhost/krun:self it is a handful of small programs. And the functions
  * of krun.h, for a program that has krun inside.
  *
- * Uses        1, 8, 11, 12, 13, 18, 23, 24, 25, 26  Gives  krun.h, main */
+ * Uses        1, 8, 11, 13, 14, 21, 26, 27, 28, 29  Gives  krun.h, main */
 
 /* -- the programs in localhost/krun:self ------------------------------------------------------- */
 
@@ -24037,11 +24080,11 @@ static int self_main(int argc, char **argv)
 /* The parts that krun plays when it has started itself. No user types one. */
 typedef struct { const char *name; int (*run)(int argc, char **argv); } main_role;
 static const main_role main_roles[] = {
-    { "monitor", monitor_main }, /* chapter 18: keeps one pod */
-    { "fetch", fetch_main },     /* chapter 12: speaks to registries, as nobody */
-    { "read", read_main },       /* chapter 13: takes manifests apart, with no rights at all */
-    { "archive", archive_main }, /* chapter 13: reads an archive for `krun load` */
-    { "unpack", unpack_main },   /* chapter 13: fills one directory, chrooted into it */
+    { "monitor", monitor_main }, /* chapter 21: keeps one pod */
+    { "fetch", fetch_main },     /* chapter 13: speaks to registries, as nobody */
+    { "read", read_main },       /* chapter 14: takes manifests apart, with no rights at all */
+    { "archive", archive_main }, /* chapter 14: reads an archive for `krun load` */
+    { "unpack", unpack_main },   /* chapter 14: fills one directory, chrooted into it */
 };
 
 /* argv[0] tells a role from a word that a user typed: spawn gives exactly "krun", and the built-in

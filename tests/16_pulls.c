@@ -1,4 +1,4 @@
-/* Chapter 13: the image store and its helper processes. The helpers are started as this program
+/* Chapters 14 to 16: the image store and its helper processes. The helpers are started as this program
  * itself: called as `krun <role>` it plays the role and runs no tests. */
 
 __attribute__((constructor)) static void images_play_role(int argc, char **argv)
