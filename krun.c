@@ -11802,13 +11802,18 @@ static int archive_main(int argc, char **argv)
 
 /* -- the store in memory ----------------------------------------------------------------------- */
 
-/* What images_open is told; borrowed until images_close. */
+/* What images_open is told; borrowed until images_close. Texts that are not set are "" or NULL. */
 typedef struct {
-    int root_fd;                 /* --root, an open directory */
-    const char *root_path;       /* the same as a path, for ImageFsInfo */
-    const char *hosts_dir;       /* certs.d, or NULL */
-    const char *const *tls_helper; /* program and arguments, NULL at the end; or NULL */
-    bool no_sync;                /* do not make a pull survive a power cut */
+    int root_fd;             /* --root, an open directory */
+    const char *root_path;   /* the same as a path, for ImageFsInfo */
+    const char *hosts_dir;   /* certs.d */
+    const char *tls_helper;  /* program and arguments, split by blanks */
+    const char *auth_file;   /* the node's credentials, as docker's config.json has them */
+    const char *import_dir;  /* archives and layouts in it are images of this node */
+    const char *verify;      /* a program that says whether an image may be unpacked */
+    const char *pinned;      /* references, split by ',', that garbage collection must leave */
+    bool keep_blobs;         /* what the registry sent stays, for `krun save` */
+    bool no_sync;            /* do not make a pull survive a power cut */
 } image_options;
 
 enum { LAYER_NAME = 65, STORE_BUCKETS = 256, LAYERS_AT_ONCE = 3 };
@@ -12984,6 +12989,19 @@ static void pull_explain(error *e, slice name)
     e->code = GRPC_UNKNOWN;
 }
 
+/* Splits the setting at blanks. */
+static int pull_tls_helper(const image_store *s, arena *a, FetchSetup *out, error *e)
+{
+    slice text = slice_trim(slice_of(s->o.tls_helper));
+    out->tls_helper.p = arena_alloc(a, (text.n + 1) * sizeof *out->tls_helper.p);
+    if (!out->tls_helper.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "tls-helper: out of memory");
+    while (text.n) {
+        slice word = slice_cut(&text, ' ');
+        if (word.n) out->tls_helper.p[out->tls_helper.n++] = word;
+    }
+    return 0;
+}
+
 static int pull_order_run(pull_order *o, char id[DIGEST_TEXT], error *e)
 {
     pull_state p;
@@ -12991,13 +13009,9 @@ static int pull_order_run(pull_order *o, char id[DIGEST_TEXT], error *e)
     FetchSetup setup = { .auth = o->request.auth };
     image_store *s = o->store;
     int64_t start = clock_mono();
-    size_t nhelper = 0;
     if (image_ref_parse(o->request.image->image, &o->a, &ref, e) < 0) return -1;
     if (registry_hosts(s->o.hosts_dir, &ref, &o->a, &setup, e) < 0) return -1;
-    while (s->o.tls_helper && s->o.tls_helper[nhelper]) nhelper++;
-    setup.tls_helper.p = arena_alloc(&o->a, (nhelper + 1) * sizeof *setup.tls_helper.p);
-    for (; setup.tls_helper.p && setup.tls_helper.n < nhelper; setup.tls_helper.n++)
-        setup.tls_helper.p[setup.tls_helper.n] = slice_of(s->o.tls_helper[setup.tls_helper.n]);
+    if (pull_tls_helper(s, &o->a, &setup, e) < 0) return -1;
     pull_wish wish = { .reference = ref.digest.n ? ref.digest : ref.tag,
                        .tags = &ref.full,
                        .ntags = !ref.digest.n,
@@ -18161,7 +18175,8 @@ static int cni_add(const cni_args *args, arena *a, cni_result *r, error *e)
  * runs. */
 typedef struct {
     const char *root, *run, *socket, *config;
-    const char *cni_conf_dir, *cni_bin_dir, *hosts_dir, *stream_address;
+    const char *cni_conf_dir, *cni_bin_dir, *stream_address;
+    image_options images; /* but for its root, which is not open yet */
     bool ignore_missing_controllers;
 } runtime_options;
 
@@ -20880,7 +20895,14 @@ static slice settings_json(const runtime_options *o, arena *a)
         { "config", o->config },
         { "cni-conf-dir", o->cni_conf_dir },
         { "cni-bin-dir", o->cni_bin_dir },
-        { "hosts-dir", o->hosts_dir },
+        { "hosts-dir", o->images.hosts_dir },
+        { "tls-helper", o->images.tls_helper },
+        { "image-auth-file", o->images.auth_file },
+        { "image-import", o->images.import_dir },
+        { "image-verify", o->images.verify },
+        { "image-pinned", o->images.pinned },
+        { "image-sync", o->images.no_sync ? "false" : "true" },
+        { "keep-blobs", o->images.keep_blobs ? "true" : "false" },
         { "cgroup-driver", "cgroupfs" },
         { "stream-address", o->stream_address },
         { "missing-controllers", o->ignore_missing_controllers ? "ignore" : "refuse" },
@@ -22162,6 +22184,20 @@ static const setting daemon_settings[] = {
             "directories of network plugins, split by ':'"),
     SETTING("hosts-dir", hosts_dir, "/etc/krun/certs.d",
             "settings of registries: <host>/hosts.toml"),
+    SETTING("tls-helper", tls_helper, "",
+            "program and arguments that make a TLS stream for a registry"),
+    SETTING("image-auth-file", image_auth_file, "",
+            "credentials for registries, as docker's config.json has them"),
+    SETTING("image-import", image_import, "",
+            "a directory whose archives and OCI layouts become images"),
+    SETTING("image-verify", image_verify, "",
+            "a program that is asked before an image is unpacked"),
+    SETTING("image-pinned", image_pinned, "",
+            "images that garbage collection must leave, split by ','"),
+    SETTING("image-sync", image_sync, "true",
+            "false: a pull need not survive a power cut"),
+    SETTING("keep-blobs", keep_blobs, "false",
+            "true: keep layers as the registry sent them, for krun save"),
     SETTING("missing-controllers", missing_controllers, "refuse",
             "refuse or ignore limits that this machine cannot keep"),
     SETTING("log-level", log_level, "info", "debug, info, warn or error"),
@@ -22186,23 +22222,62 @@ static int setting_find(slice name) /* also with '_' for '-'; -1 when there is n
     return -1;
 }
 
-/* Takes over one file's settings. An unknown key is an error: a misspelt limit must not be
+/* A value as a flag would have it: true and false as words, a list of strings split by ','. */
+static int setting_value(daemon_values *v, const char *path, const json *item, const char **out,
+                         error *e)
+{
+    OWNED_BUF list = { 0 };
+    bool texts = item->kind == JSON_ARRAY;
+    for (size_t i = 0; texts && i < item->n; i++) {
+        slice text = json_text(&item->items[i]);
+        texts = item->items[i].kind == JSON_STRING && !slice_has(text, ',');
+        if (i) buf_byte(&list, ',');
+        buf_slice(&list, text);
+    }
+    if (item->kind == JSON_STRING) *out = arena_str(v->a, item->text);
+    else if (item->kind == JSON_BOOL) *out = item->boolean ? "true" : "false";
+    else if (texts) *out = arena_str(v->a, buf_view(&list));
+    else
+        return fail(e, GRPC_INVALID_ARGUMENT,
+                    "%s: %.*s must be a string, true, false or a list of strings without ','", path,
+                    PR(item->key));
+    return list.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "%s: out of memory", path) : 0;
+}
+
+/* Takes over the settings of one table of a file; `prefix` is "" or the table's name and '-', so
+ * that `[image] import` is `image-import`. An unknown key is an error: a misspelt limit must not be
  * silent. */
+static int settings_from_table(daemon_values *v, const char *path, const json *table,
+                               const char *prefix, error *e)
+{
+    for (size_t i = 0; i < table->n; i++) {
+        const json *item = &table->items[i];
+        slice name = slice_of(arena_printf(v->a, "%s%.*s", prefix, PR(item->key)));
+        int which = setting_find(name);
+        if (which < 0)
+            return fail(e, GRPC_INVALID_ARGUMENT, "%s: unknown key \"%s%.*s\"", path, prefix,
+                        PR(item->key));
+        if (setting_value(v, path, item, &v->values[which], e) < 0) return -1;
+    }
+    return 0;
+}
+
 static int settings_from_file(daemon_values *v, int dir, const char *path, error *e)
 {
     slice text;
     if (!(text = file_read(dir, path, MIB, v->a, e)).p) return e->code == GRPC_NOT_FOUND ? 0 : -1;
     const json *file = toml_parse(text, path, v->a, e);
-    for (size_t i = 0; file && i < file->n; i++) {
+    json top = { .kind = JSON_OBJECT };
+    if (!file) return -1;
+    top.items = arena_alloc(v->a, file->n * sizeof *top.items);
+    if (!top.items) return fail(e, GRPC_RESOURCE_EXHAUSTED, "%s: out of memory", path);
+    for (size_t i = 0; i < file->n; i++) {
         const json *item = &file->items[i];
-        int which = setting_find(item->key);
-        if (which < 0)
-            return fail(e, GRPC_INVALID_ARGUMENT, "%s: unknown key \"%.*s\"", path, PR(item->key));
-        if (item->kind != JSON_STRING)
-            return fail(e, GRPC_INVALID_ARGUMENT, "%s: %.*s must be a string", path, PR(item->key));
-        v->values[which] = arena_str(v->a, item->text);
+        const char *prefix = arena_printf(v->a, "%.*s-", PR(item->key));
+        if (item->kind != JSON_OBJECT) top.items[top.n++] = *item;
+        else if (settings_from_table(v, path, item, prefix, e) < 0) return -1;
     }
-    return file ? 0 : -1;
+    return settings_from_table(v, path, &top, "", e);
 }
 
 static int is_toml(const struct dirent *entry)
@@ -22248,6 +22323,7 @@ static int settings_resolve(const krun_options *given, arena *a, runtime_options
     static const char *const missing[] = { "refuse", "ignore", NULL }, *const drivers[] = {
         "cgroupfs", NULL
     };
+    static const char *const truth[] = { "false", "true", NULL };
     daemon_values v = { .a = a };
     const char *from[COUNT(daemon_settings)];
     for (size_t i = 0; i < COUNT(daemon_settings); i++) {
@@ -22268,7 +22344,9 @@ static int settings_resolve(const krun_options *given, arena *a, runtime_options
         return fail(e, GRPC_INVALID_ARGUMENT, "root and run must be absolute paths");
     int level = settings_choice("log-level", all.log_level, levels, e);
     int ignore = settings_choice("missing-controllers", all.missing_controllers, missing, e);
-    if (level < 0 || ignore < 0 ||
+    int keep = settings_choice("keep-blobs", all.keep_blobs, truth, e);
+    int sync = keep < 0 ? -1 : settings_choice("image-sync", all.image_sync, truth, e);
+    if (level < 0 || ignore < 0 || sync < 0 ||
         settings_choice("cgroup-driver", all.cgroup_driver, drivers, e) < 0)
         return -1;
     log_least = (enum log_level)level;
@@ -22278,7 +22356,15 @@ static int settings_resolve(const krun_options *given, arena *a, runtime_options
                               .config = all.config,
                               .cni_conf_dir = all.cni_conf_dir,
                               .cni_bin_dir = all.cni_bin_dir,
-                              .hosts_dir = all.hosts_dir,
+                              .images = { .root_path = all.root,
+                                          .hosts_dir = all.hosts_dir,
+                                          .tls_helper = all.tls_helper,
+                                          .auth_file = all.image_auth_file,
+                                          .import_dir = all.image_import,
+                                          .verify = all.image_verify,
+                                          .pinned = all.image_pinned,
+                                          .keep_blobs = keep == 1,
+                                          .no_sync = sync == 0 },
                               .stream_address = all.stream_address,
                               .ignore_missing_controllers = ignore == 1 };
     return a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the settings") : 0;
@@ -22377,9 +22463,8 @@ static int daemon_open_state(krund *d, error *e)
     r->cgroups.ignore_missing = d->options.ignore_missing_controllers;
     runtime_open_cgroups(r);
     security_note_limits();
-    image_options images = { .root_fd = r->root,
-                             .hosts_dir = d->options.hosts_dir,
-                             .root_path = d->options.root };
+    image_options images = d->options.images;
+    images.root_fd = r->root;
     r->images = images_open(&images, e);
     if (!r->images || runtime_resume(r, e) < 0) return -1;
     images_collect(r->images); /* only now is it known which layers containers use */
@@ -22546,14 +22631,17 @@ static void daemon_usage(FILE *to)
           to);
 }
 
-/* "--name value" or "--name=value". 0; 1: help was asked; -1 with a usage error told. */
+/* "--name value" or "--name=value"; a switch needs no value. 0; 1: help was asked; -1 with a usage
+ * error told. */
 static int daemon_flags(int argc, char **argv, krun_options *out)
 {
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return 1;
         slice value = slice_of(argv[i]), name = slice_cut(&value, '=');
         int which = slice_starts(name, "--") ? setting_find((slice){ name.p + 2, name.n - 2 }) : -1;
+        bool is_switch = which >= 0 && !strcmp(daemon_settings[which].initial, "false");
         const char *text = value.p                      ? (const char *)value.p
+                           : is_switch                  ? "true"
                            : which >= 0 && i + 1 < argc ? argv[++i]
                                                         : NULL;
         if (which < 0 || !text) {

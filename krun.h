@@ -50,6 +50,13 @@ typedef struct {
     const char *cni_conf_dir;        /* /etc/cni/net.d */
     const char *cni_bin_dir;         /* directories, split by ':'; /opt/cni/bin:/usr/lib/cni */
     const char *hosts_dir;           /* <host>/hosts.toml for registries; /etc/krun/certs.d */
+    const char *tls_helper;          /* a program that makes a TLS stream, and its arguments; none */
+    const char *image_auth_file;     /* the node's credentials for registries; none */
+    const char *image_import;        /* a directory whose archives become images; none */
+    const char *image_verify;        /* a program that is asked before an image is unpacked; none */
+    const char *image_pinned;        /* images not to be collected, split by ','; none */
+    const char *image_sync;          /* "true": a pull survives a power cut, or "false"; true */
+    const char *keep_blobs;          /* "true": layers stay as they were sent, or "false"; false */
     const char *missing_controllers; /* "refuse" or "ignore" a limit that cannot be kept; refuse */
     const char *log_level;           /* "debug", "info", "warn" or "error"; info */
     const char *stream_address;      /* where exec and attach streams are served; 127.0.0.1:0 */
