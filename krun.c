@@ -2332,21 +2332,19 @@ static inline uint8_t *match_copy(uint8_t *to, size_t distance, size_t n)
 {
     uint8_t *end = to + n;
     const uint8_t *from = to - distance;
-    if (distance >= 16) {
-        do {
-            memcpy(to, from, 16);
-            to += 16, from += 16;
-        } while (to < end);
-    } else if (distance == 1) {
-        memset(to, *from, n);
-    } else if (distance >= 8) {
-        do {
-            memcpy(to, from, 8);
-            to += 8, from += 8;
-        } while (to < end);
-    } else {
-        while (to < end) *to++ = *from++;
+    if (__builtin_expect(distance >= 16, 1)) {
+        memcpy(to, from, 16);
+        memcpy(to + 16, from + 16, 16); /* most are shorter: no branch that must be guessed */
+        for (; n > 32; to += 16, from += 16, n -= 16) memcpy(to + 32, from + 32, 16);
+        return end;
     }
+    if (distance == 1) return memset(to, *from, n), end;
+    if (distance < 8) { /* what repeats every d bytes repeats every 2d, 3d... bytes too */
+        for (int i = 0; i < 8; i++) to[i] = from[i];
+        to += 8;
+        from = to - (7 + distance) / distance * distance;
+    }
+    for (; to < end; to += 8, from += 8) memcpy(to, from, 8);
     return end;
 }
 
@@ -10469,12 +10467,14 @@ PB_TABLE(FetchSetup,
     PB_SUB(4, AuthConfig, FetchSetup, auth),
     PB_LIST(5, STRING, FetchSetup, tls_helper));
 
-/* A manifest by tag or digest, or a blob by digest. `size` is the most that may come. */
-typedef struct { slice reference; bool manifest; uint64_t size; } FetchRequest;
+/* A manifest by tag or digest, or a blob by digest. `size` is the most that may come; the first
+ * `offset` bytes of it are here already. */
+typedef struct { slice reference; bool manifest; uint64_t size, offset; } FetchRequest;
 PB_TABLE(FetchRequest,
     PB(1, STRING, FetchRequest, reference),
     PB(2, BOOL, FetchRequest, manifest),
-    PB(3, UINT64, FetchRequest, size));
+    PB(3, UINT64, FetchRequest, size),
+    PB(4, UINT64, FetchRequest, offset));
 
 typedef struct { int32_t code; slice message, media_type, digest; } FetchAnswer;
 PB_TABLE(FetchAnswer,
@@ -11077,7 +11077,7 @@ static int fetch_main(int argc, char **argv)
         task = (fetch_task){ 0 };
         if (frame_read(STDIN_FILENO, &a, &wire) != 1) return 0;
         if (pb_decode(&FetchRequest_msg, wire, &a, &task.ask, &e) == 0 &&
-            fetch_serve(&f, &task, &e) == 0)
+            (task.sent = task.ask.offset, fetch_serve(&f, &task, &e)) == 0)
             answer = (FetchAnswer){ .media_type = task.media_type, .digest = task.digest };
         else answer = (FetchAnswer){ .code = e.code, .message = slice_of(e.text) };
         if (!frame_write(STDOUT_FILENO, (slice){ NULL, 0 }) ||
@@ -11275,13 +11275,20 @@ PB_TABLE(UnpackAnswer,
     PB(4, UINT64, UnpackAnswer, bytes),
     PB(5, UINT64, UnpackAnswer, entries));
 
-/* A layer's own record, layers/<diff-id>.json: what ImageFsInfo adds up instead of walking. */
-typedef struct { uint32_t version; slice diff_id; uint64_t bytes, entries; } LayerRecord;
+/* A layer's own record, layers/<diff-id>.json: what ImageFsInfo adds up instead of walking. `blob`
+ * is the digest of what it was unpacked from, if that is kept. */
+typedef struct {
+    uint32_t version;
+    slice diff_id;
+    uint64_t bytes, entries;
+    slice blob;
+} LayerRecord;
 PB_TABLE(LayerRecord,
     PB(1, UINT32, LayerRecord, version),
     PB(2, STRING, LayerRecord, diff_id),
     PB(3, UINT64, LayerRecord, bytes),
-    PB(4, UINT64, LayerRecord, entries));
+    PB(4, UINT64, LayerRecord, entries),
+    PB(10, STRING, LayerRecord, blob));
 
 /* The digits of "sha256:<hex>": what the store's files are called. */
 static slice id_hex(slice id)
@@ -11598,22 +11605,50 @@ static int confine_to(int fd, uint32_t capabilities, error *e)
     return keep_capabilities(capabilities, e);
 }
 
-enum { UNPACK_ROOT = 3 };
+/* A file that is still being written: `sizes` tells how far it has come, eight bytes little-endian
+ * each time, and ends when the file does. So its writer never waits for us, and a download that was
+ * cut off can go on from what lies there. */
+typedef struct { source source; int file, sizes; uint64_t at, end; } growing_source;
+
+static ssize_t growing_read(source *s, uint8_t *p, size_t n, error *e)
+{
+    growing_source *g = OWNER(s, growing_source, source);
+    uint8_t told[512]; /* the last one counts */
+    while (g->at == g->end) {
+        ssize_t got = read(g->sizes, told, sizeof told);
+        if (got < 0 && errno == EINTR) continue;
+        if (got == 0) return 0;
+        if (got < 0 || got % 8) return fail_sys(e, GRPC_INTERNAL, "read the layer's size");
+        g->end = load_le64(told + got - 8);
+    }
+    ssize_t got = pread(g->file, p, (size_t)MIN((uint64_t)n, g->end - g->at), (off_t)g->at);
+    if (got < 0) return fail_sys(e, GRPC_INTERNAL, "read the layer's blob");
+    if (got == 0) return fail(e, GRPC_DATA_LOSS, "the layer's blob is shorter than was told");
+    g->at += (uint64_t)got;
+    return got;
+}
+
+static source *growing_open(growing_source *g, int file, int sizes)
+{
+    *g = (growing_source){ .source = { growing_read }, .file = file, .sizes = sizes };
+    return &g->source;
+}
+
+enum { UNPACK_ROOT = 3, UNPACK_BLOB = 4 };
 static const tar_options unpack_limits = { .allow_devices = true,
                                            .max_bytes = UINT64_C(64) << 30,
                                            .max_entries = 4 * MIB };
 
 /* The whole stream is hashed, also what follows the archive's end: the diff-id is of all bytes. */
-static int unpack_stream(int in, int root, UnpackAnswer *answer, char diff_id[DIGEST_TEXT],
+static int unpack_stream(source *in, int root, UnpackAnswer *answer, char diff_id[DIGEST_TEXT],
                          error *e)
 {
-    fd_source file;
     hash_source hash;
     decompressor d;
     ahead_source ahead;
     tar_totals totals = { 0 };
     uint8_t digest[32];
-    source *plain = decompress_open(&d, fd_source_open(&file, in), e);
+    source *plain = decompress_open(&d, in, e);
     if (!plain) return -1;
     source *hashed = hash_source_open(&hash, ahead_open(&ahead, plain));
     int failed =
@@ -11628,19 +11663,21 @@ static int unpack_stream(int in, int root, UnpackAnswer *answer, char diff_id[DI
     return 0;
 }
 
-/* `krun unpack`: fd 0 is the layer as the registry has it, fd 3 the directory to fill; one
- * UnpackAnswer goes to fd 1. */
+/* `krun unpack`: fd 4 is the layer as the registry has it, fd 0 tells how much of it is there, fd 3
+ * is the directory to fill; one UnpackAnswer goes to fd 1. */
 static int unpack_main(int argc, char **argv)
 {
     const uint32_t needed = CAP_BIT_CHOWN | CAP_BIT_DAC_OVERRIDE | CAP_BIT_FOWNER | CAP_BIT_FSETID |
                             CAP_BIT_SYS_ADMIN | CAP_BIT_MKNOD | (uint32_t)CAP_BIT_SETFCAP;
     error e = { 0 };
     UnpackAnswer answer = { 0 };
+    growing_source blob;
     char diff_id[DIGEST_TEXT];
     (void)argc, (void)argv;
     umask(0);
+    source *in = growing_open(&blob, UNPACK_BLOB, STDIN_FILENO);
     if (confine_to(UNPACK_ROOT, needed, &e) < 0 ||
-        unpack_stream(STDIN_FILENO, UNPACK_ROOT, &answer, diff_id, &e) < 0)
+        unpack_stream(in, UNPACK_ROOT, &answer, diff_id, &e) < 0)
         answer = (UnpackAnswer){ .code = e.code, .message = slice_of(e.text) };
     return frame_write_message(STDOUT_FILENO, &UnpackAnswer_msg, &answer) ? 0 : 1;
 }
@@ -12003,11 +12040,13 @@ typedef struct {
 } image_options;
 
 enum { LAYER_NAME = 65, STORE_BUCKETS = 256, LAYERS_AT_ONCE = 3 };
+enum { BLOB_PART_LIFE = 24 * 60 * 60 }; /* seconds that the beginning of a blob is kept */
 
 /* A layer that is whole on disk. Guarded by the store's lock. */
 typedef struct store_layer {
     struct store_layer *next;
     char name[LAYER_NAME];
+    char blob[LAYER_NAME]; /* the digits of its blob's digest, if that is kept; or "" */
     unsigned users;
     uint64_t bytes, entries;
 } store_layer;
@@ -12036,7 +12075,7 @@ typedef struct flight {
 
 typedef struct image_store {
     image_options o;
-    int images_fd, layers_fd;
+    int images_fd, layers_fd, blobs_fd;
     pthread_mutex_t writing; /* held while records on disk change; taken before `lock` */
     pthread_mutex_t lock;    /* guards all that follows; never held across what can block */
     pthread_cond_t idle;     /* `threads` has become 0 */
@@ -12066,6 +12105,7 @@ static bool layer_add(image_store *s, slice name, const LayerRecord *r, unsigned
     store_layer *l = calloc(1, sizeof *l), **at = layer_slot(s, name);
     if (!l || *at) return free(l), false;
     snprintf(l->name, sizeof l->name, "%.*s", PR(name));
+    snprintf(l->blob, sizeof l->blob, "%.*s", PR(id_hex(r->blob)));
     l->bytes = r->bytes;
     l->entries = r->entries;
     l->users = users;
@@ -12236,13 +12276,13 @@ static void store_thread_ends(image_store *s) /* under the lock */
 /* -- layers that nobody needs ------------------------------------------------------------------ */
 
 /* Takes a layer that has no user out of the table. False: there is none. Under the lock. */
-static bool layer_take_unused(image_store *s, char name[LAYER_NAME])
+static bool layer_take_unused(image_store *s, store_layer *out)
 {
     for (size_t b = 0; b < STORE_BUCKETS; b++)
         for (store_layer **at = &s->layers[b]; *at; at = &(*at)->next) {
             store_layer *l = *at;
             if (l->users) continue;
-            memcpy(name, l->name, LAYER_NAME);
+            *out = *l;
             s->bytes -= l->bytes;
             s->entries -= l->entries;
             *at = l->next;
@@ -12253,14 +12293,16 @@ static bool layer_take_unused(image_store *s, char name[LAYER_NAME])
 }
 
 /* Removes a layer from disk: out of sight in one step, so that a kill leaves a .partial. */
-static void layer_delete(image_store *s, const char *name)
+static void layer_delete(image_store *s, const store_layer *l)
 {
     error e;
+    const char *name = l->name;
     char file[LAYER_NAME + 16], partial[LAYER_NAME + 16];
     snprintf(file, sizeof file, "%s.json", name);
     snprintf(partial, sizeof partial, "%s.partial", name);
     unlinkat(s->layers_fd, file, 0);
     fault_point("layer.remove");
+    if (*l->blob) unlinkat(s->blobs_fd, l->blob, 0);
     if (renameat(s->layers_fd, name, s->layers_fd, partial) < 0 && errno != ENOENT)
         log_warn("layer %s: rename: %s", name, strerror(errno));
     if (tree_remove(s->layers_fd, partial, &e) < 0) log_warn("layer %s: %s", name, e.text);
@@ -12272,13 +12314,13 @@ static void layer_delete(image_store *s, const char *name)
 static void *store_sweep(void *arg)
 {
     image_store *s = arg;
-    char name[LAYER_NAME];
+    store_layer gone;
     pthread_mutex_lock(&s->lock);
-    while (!s->closing && layer_take_unused(s, name)) {
+    while (!s->closing && layer_take_unused(s, &gone)) {
         bool first;
-        flight *f = flight_join(s, name, &first);
+        flight *f = flight_join(s, gone.name, &first);
         pthread_mutex_unlock(&s->lock);
-        layer_delete(s, name);
+        layer_delete(s, &gone);
         pthread_mutex_lock(&s->lock);
         if (!f) continue;
         flight_land(s, f, NULL);
@@ -12732,24 +12774,56 @@ static int helper_receive(const helper *h, const pb_message *m, arena *a, void *
     return pb_decode(m, (slice){ p, n }, a, out, e);
 }
 
-/* Where the bytes of a blob go on their way through the daemon, which hashes them all; what the
- * source says their media type is. */
+/* Where the bytes of a blob go on their way through the daemon, which hashes them all: into memory,
+ * or into a file, of which `unpack` is told how far it has come. What the source says their media
+ * type is. */
 typedef struct {
     sha256 hash;
     uint64_t bytes;
     buf *memory;
+    int file;
     const helper *unpack;
     slice media_type;
 } blob_sink;
 
-static int sink_add(blob_sink *s, const uint8_t *p, size_t n, error *e)
+static void sink_open(blob_sink *s, buf *memory)
 {
+    *s = (blob_sink){ .memory = memory, .file = -1 };
+    sha256_init(&s->hash);
+}
+
+/* Hashes what has got to its place, and says that it is there. */
+static int sink_count(blob_sink *s, const uint8_t *p, size_t n, error *e)
+{
+    uint8_t told[8];
     sha256_add(&s->hash, p, n);
     s->bytes += n;
+    for (int i = 0; i < 8; i++) told[i] = (uint8_t)(s->bytes >> (8 * i));
+    return s->unpack ? helper_write(s->unpack, told, sizeof told, e) : 0;
+}
+
+static int sink_add(blob_sink *s, const uint8_t *p, size_t n, error *e)
+{
     if (s->memory) buf_add(s->memory, p, n);
     if (s->memory && s->memory->oom)
         return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a blob");
-    return s->unpack ? helper_write(s->unpack, p, n, e) : 0;
+    fault_point("pull.bytes");
+    if (s->file >= 0 && write_all(s->file, p, n) < 0)
+        return fail_sys(e, errno == ENOSPC ? GRPC_RESOURCE_EXHAUSTED : GRPC_INTERNAL,
+                        "write the blob to disk");
+    return sink_count(s, p, n, e);
+}
+
+/* Takes in what the file has already, from an earlier try; what is added comes after that. */
+static int sink_resume(blob_sink *s, error *e)
+{
+    uint8_t chunk[16 * KIB];
+    ssize_t n;
+    while ((n = pread(s->file, chunk, sizeof chunk, (off_t)s->bytes)) > 0)
+        if (sink_count(s, chunk, (size_t)n, e) < 0) return -1;
+    if (n < 0 || lseek(s->file, (off_t)s->bytes, SEEK_SET) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "read a blob that had been begun");
+    return 0;
 }
 
 /* Asks a source (fetch or archive) for a blob and hands on its bytes. `answer` is the arena's. */
@@ -12757,7 +12831,6 @@ static int source_get(const helper *from, const FetchRequest *q, blob_sink *to, 
 {
     uint8_t size[4], *chunk = arena_alloc(a, CHUNK);
     FetchAnswer answer;
-    sha256_init(&to->hash);
     if (!chunk) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a blob");
     if (helper_send(from, &FetchRequest_msg, q, e) < 0) return -1;
     for (;;) {
@@ -12817,7 +12890,8 @@ static int pull_document(pull_state *p, const FetchRequest *q, const Descriptor 
     uint8_t hash[32];
     char digest[DIGEST_TEXT];
     OWNED_BUF body = { 0 };
-    blob_sink sink = { .memory = &body };
+    blob_sink sink;
+    sink_open(&sink, &body);
     const char *what = q->manifest ? "manifest" : "config";
     if (source_get(&p->source, q, &sink, &p->a, e) < 0) return -1;
     sha256_end(&sink.hash, hash);
@@ -12908,25 +12982,116 @@ static int pull_config(pull_state *p, error *e)
     return 0;
 }
 
+/* Calls `each` for every name in a directory but "." and "..". */
+static int dir_each(image_store *s, int fd, int (*each)(image_store *, const char *, error *),
+                    error *e)
+{
+    int again = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), failed = 0;
+    DIR *d = again < 0 ? NULL : fdopendir(again);
+    if (!d) return close_fd(&again), fail_sys(e, GRPC_INTERNAL, "read the image store");
+    for (struct dirent *entry; !failed && (entry = readdir(d));)
+        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
+            failed = each(s, entry->d_name, e);
+    closedir(d);
+    return failed;
+}
+
 /* -- one layer --------------------------------------------------------------------------------- */
 
-/* A layer on its way: its final name, its blob, and the directory it is made in. */
+/* A blob while it comes, in blobs/<digest>.part: so that a download goes on where it was cut off,
+ * also by the end of the daemon, and is never slower than the network. It goes when its layer is
+ * made, or stays as blobs/<digest> where blobs are kept. The lock on it tells a download that is
+ * going on from one that was; who finds it locked takes a file without a name. */
+typedef struct {
+    char name[LAYER_NAME], part[LAYER_NAME + 8]; /* "": it has no name */
+    int write, read;
+    bool resumes; /* it has bytes of an earlier try, or all of them */
+} blob_spool;
+
+static void spool_close(blob_spool *b)
+{
+    close_fd(&b->write);
+    close_fd(&b->read);
+    b->part[0] = '\0';
+}
+
+static int spool_open_nameless(const image_store *s, blob_spool *b, error *e)
+{
+    char self[64];
+    b->write = openat(s->blobs_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (b->write < 0) return fail_sys(e, GRPC_INTERNAL, "create a file in blobs/");
+    snprintf(self, sizeof self, "/proc/self/fd/%d", b->write);
+    b->read = open(self, O_RDONLY | O_CLOEXEC);
+    if (b->read >= 0) return 0;
+    return fail_sys(e, GRPC_INTERNAL, "open a file in blobs/ again"), spool_close(b), -1;
+}
+
+/* Opens what there is of a blob, or begins it; `fresh` throws away what there is. */
+static int spool_open(const image_store *s, const Descriptor *d, bool fresh, blob_spool *b,
+                      error *e)
+{
+    struct stat st;
+    *b = (blob_spool){ .write = -1, .read = -1 };
+    snprintf(b->name, sizeof b->name, "%.*s", PR(id_hex(d->digest)));
+    snprintf(b->part, sizeof b->part, "%s.part", b->name);
+    renameat(s->blobs_fd, b->name, s->blobs_fd, b->part); /* kept, but its layer is not */
+    b->write = openat(s->blobs_fd, b->part, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+    b->read = openat(s->blobs_fd, b->part, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    if (b->write < 0 || b->read < 0 || fstat(b->write, &st) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "open blobs/%s", b->part), spool_close(b), -1;
+    if (flock(b->write, LOCK_EX | LOCK_NB) < 0)
+        return spool_close(b), spool_open_nameless(s, b, e);
+    b->resumes = st.st_size > 0 && (uint64_t)st.st_size <= d->size && !fresh;
+    if (b->resumes || ftruncate(b->write, 0) == 0) return 0;
+    return fail_sys(e, GRPC_INTERNAL, "empty blobs/%s", b->part), spool_close(b), -1;
+}
+
+/* Ends a spool. Bytes that the network cut off are worth keeping; all others have either done their
+ * work or cannot be right. */
+static void spool_end(const image_store *s, blob_spool *b, bool cut_off)
+{
+    if (b->part[0] && !cut_off) unlinkat(s->blobs_fd, b->part, 0);
+    spool_close(b);
+}
+
+/* Removes the beginning of a blob that nobody has gone on with for a day: for dir_each. */
+static int blob_expire(image_store *s, const char *name, error *e)
+{
+    struct stat st;
+    if (!slice_ends(slice_of(name), ".part")) return 0;
+    bool there = fstatat(s->blobs_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0;
+    if (there && S_ISREG(st.st_mode) && st.st_mtime > clock_wall() / NS_PER_SEC - BLOB_PART_LIFE)
+        return 0;
+    log_info("blobs/%s is the beginning of a download that nobody went on with: removed", name);
+    return tree_remove(s->blobs_fd, name, e);
+}
+
+/* Makes a whole blob one that is kept. False: it is not, and that is no error. */
+static bool spool_keep(const image_store *s, blob_spool *b)
+{
+    if (!s->o.keep_blobs || !b->part[0]) return false;
+    fault_point("pull.blob");
+    return renameat(s->blobs_fd, b->part, s->blobs_fd, b->name) == 0;
+}
+
+/* A layer on its way: its final name, the directory it is made in, its blob and where that lies. */
 typedef struct {
     char name[LAYER_NAME], partial[LAYER_NAME + 16];
     const Descriptor *blob;
     slice diff_id;
+    blob_spool spool;
 } layer_plan;
 
 static layer_plan layer_plan_of(slice diff_id, const Descriptor *blob)
 {
-    layer_plan l = { .blob = blob, .diff_id = diff_id };
+    layer_plan l = { .blob = blob, .diff_id = diff_id, .spool = { .write = -1, .read = -1 } };
     snprintf(l.name, sizeof l.name, "%.*s", PR(id_hex(diff_id)));
     snprintf(l.partial, sizeof l.partial, "%s.partial", l.name);
     return l;
 }
 
-/* The bytes from the source through the hash into unpack, and both digests held against what the
- * manifest and the config promise. */
+/* The bytes from the source through the hash to where unpack reads them, and both digests held
+ * against what the manifest and the config promise. */
 static int layer_stream(const helper *from, helper *unpack, const layer_plan *l, LayerRecord *out,
                         error *e)
 {
@@ -12934,10 +13099,15 @@ static int layer_stream(const helper *from, helper *unpack, const layer_plan *l,
     char digest[DIGEST_TEXT];
     UnpackAnswer answer;
     error late;
-    blob_sink sink = { .unpack = unpack };
-    FetchRequest get = { .reference = l->blob->digest, .size = l->blob->size };
+    blob_sink sink;
     OWNED_ARENA a = arena_make(MIB);
-    int got = source_get(from, &get, &sink, &a, e);
+    sink_open(&sink, NULL);
+    sink.file = l->spool.write;
+    sink.unpack = unpack;
+    int got = l->spool.resumes ? sink_resume(&sink, e) : 0;
+    FetchRequest get = { .reference = l->blob->digest, .size = l->blob->size,
+                         .offset = sink.bytes };
+    if (!got && sink.bytes < l->blob->size) got = source_get(from, &get, &sink, &a, e);
     bool it_stopped = got < 0 && e->sys == EPIPE; /* then its answer says why */
     close_fd(&unpack->to);
     unpack->to = -1;
@@ -12955,7 +13125,8 @@ static int layer_stream(const helper *from, helper *unpack, const layer_plan *l,
     if (!slice_eq(answer.diff_id, l->diff_id))
         return fail(e, GRPC_DATA_LOSS, "its diff-id is %.*s, but the config says %.*s",
                     PR(answer.diff_id), PR(l->diff_id));
-    *out = (LayerRecord){ RECORD_VERSION, l->diff_id, answer.bytes, answer.entries };
+    *out = (LayerRecord){ .version = RECORD_VERSION, .diff_id = l->diff_id,
+                          .bytes = answer.bytes, .entries = answer.entries };
     return 0;
 }
 
@@ -12970,17 +13141,41 @@ static int layer_begin(image_store *s, const layer_plan *l, int cancel_fd, helpe
         openat(s->layers_fd, l->partial, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (dir < 0 || fchmod(dir, 0755) < 0)
         return fail_sys(e, GRPC_INTERNAL, "open layers/%s", l->partial);
-    return helper_start(unpack, "unpack", (int[]){ dir, -1 }, cancel_fd, e);
+    return helper_start(unpack, "unpack", (int[]){ dir, l->spool.read }, cancel_fd, e);
 }
 
-static int layer_fill(pull_state *p, const helper *from, const layer_plan *l, LayerRecord *out,
-                      error *e)
+/* Whether what has come of a blob is worth keeping: the network failed, here or for another layer
+ * of this pull, or the daemon is about to end. Who cancels a pull does not want it. */
+static bool layer_cut_off(pull_state *p, const error *e)
 {
-    helper unpack = helper_none;
-    int failed = layer_begin(p->store, l, p->cancel_fd, &unpack, e);
-    if (!failed) failed = layer_stream(from, &unpack, l, out, e);
-    helper_stop(&unpack);
-    return failed;
+    pthread_mutex_lock(&p->lock);
+    bool by_other = p->failed && p->why.code == GRPC_UNAVAILABLE;
+    pthread_mutex_unlock(&p->lock);
+    pthread_mutex_lock(&p->store->lock);
+    bool ending = p->store->closing;
+    pthread_mutex_unlock(&p->store->lock);
+    return e->code == GRPC_UNAVAILABLE || (e->code == GRPC_CANCELLED && (by_other || ending));
+}
+
+/* Fills the .partial directory. What an earlier try has left of the blob may be damaged: then the
+ * digest says so, and the second time all is asked for. */
+static int layer_fill(pull_state *p, const helper *from, layer_plan *l, LayerRecord *out, error *e)
+{
+    bool fresh = !p->setup; /* an archive is here already */
+    for (;;) {
+        helper unpack = helper_none;
+        if (spool_open(p->store, l->blob, fresh, &l->spool, e) < 0) return -1;
+        int failed = layer_begin(p->store, l, p->cancel_fd, &unpack, e);
+        if (!failed) failed = layer_stream(from, &unpack, l, out, e);
+        helper_stop(&unpack);
+        if (!failed) return 0;
+        bool again = l->spool.resumes && e->code != GRPC_UNAVAILABLE && e->code != GRPC_CANCELLED;
+        spool_end(p->store, &l->spool, layer_cut_off(p, e));
+        if (!again) return -1;
+        log_warn("layer %.*s: what an earlier try had left of it is no good (%s): asked for anew",
+                 PR(l->blob->digest), e->text);
+        fresh = true;
+    }
 }
 
 /* Names what was filled: its record first, then the rename, which is what makes the layer be. */
@@ -12999,14 +13194,16 @@ static int layer_commit(image_store *s, const layer_plan *l, const LayerRecord *
     return 0;
 }
 
-static int layer_make(pull_state *p, helper *from, const layer_plan *l, error *e)
+static int layer_make(pull_state *p, helper *from, layer_plan *l, error *e)
 {
     LayerRecord r = { 0 };
     error ignored;
     int failed =
         from->pidfd < 0 ? pull_source(p, from, e) : 0; /* a source of its own for each thread */
     if (!failed) failed = layer_fill(p, from, l, &r, e);
+    if (!failed && spool_keep(p->store, &l->spool)) r.blob = l->blob->digest;
     if (!failed) failed = layer_commit(p->store, l, &r, e);
+    spool_end(p->store, &l->spool, r.blob.n > 0);
     if (failed) {
         tree_remove(p->store->layers_fd, l->partial, &ignored);
         return fail_in(e, "layer %.*s", PR(l->blob->digest));
@@ -13212,8 +13409,10 @@ static int pull_order_run(pull_order *o, char id[DIGEST_TEXT], error *e)
         log_info("pulled %.*s as %s: %zu layers in %.2f s", PR(ref.full), id, p.manifest.layers.n,
                  seconds);
     pull_end(&p);
-    if (failed) pull_explain(e, ref.full);
-    return failed ? -1 : 0;
+    if (!failed) return 0;
+    error ignored;
+    dir_each(s, s->blobs_fd, blob_expire, &ignored); /* a failed pull may have left one more */
+    return pull_explain(e, ref.full), -1;
 }
 
 static void *pull_thread(void *arg)
@@ -13415,14 +13614,19 @@ static bool self_describe(self_image *self, arena *a)
     return !self->head.oom && !self->tail.oom && !self->config.oom;
 }
 
-/* Sends the tar to an unpack that is running, and takes its answer. */
-static int self_unpack(const self_image *self, helper *unpack, LayerRecord *out, error *e)
+/* Writes the tar to the file that an unpack is reading, and takes its answer. */
+static int self_unpack(const self_image *self, int file, helper *unpack, LayerRecord *out,
+                       error *e)
 {
     UnpackAnswer answer;
     OWNED_ARENA a = arena_make(MIB);
-    if (helper_write(unpack, self->head.p, self->head.n, e) < 0 ||
-        helper_write(unpack, self->program.p, self->program.n, e) < 0 ||
-        helper_write(unpack, self->tail.p, self->tail.n, e) < 0)
+    blob_sink sink;
+    sink_open(&sink, NULL);
+    sink.file = file;
+    sink.unpack = unpack;
+    if (sink_add(&sink, self->head.p, self->head.n, e) < 0 ||
+        sink_add(&sink, self->program.p, self->program.n, e) < 0 ||
+        sink_add(&sink, self->tail.p, self->tail.n, e) < 0)
         return -1;
     close_fd(&unpack->to);
     unpack->to = -1;
@@ -13430,7 +13634,8 @@ static int self_unpack(const self_image *self, helper *unpack, LayerRecord *out,
     if (answer.code) return fail(e, answer.code, "%.*s", PR(answer.message));
     if (!slice_is(answer.diff_id, self->diff_id))
         return fail(e, GRPC_DATA_LOSS, "its diff-id is %.*s", PR(answer.diff_id));
-    *out = (LayerRecord){ RECORD_VERSION, slice_of(self->diff_id), answer.bytes, answer.entries };
+    *out = (LayerRecord){ .version = RECORD_VERSION, .diff_id = slice_of(self->diff_id),
+                          .bytes = answer.bytes, .entries = answer.entries };
     return 0;
 }
 
@@ -13441,8 +13646,9 @@ static int self_layer(image_store *s, const self_image *self, error *e)
     helper unpack = helper_none;
     layer_plan l = layer_plan_of(slice_of(self->diff_id), NULL);
     if (*layer_slot(s, slice_of(l.name))) return 0;
-    int failed = layer_begin(s, &l, -1, &unpack, e);
-    if (!failed) failed = self_unpack(self, &unpack, &r, e);
+    int failed = spool_open_nameless(s, &l.spool, e) < 0 || layer_begin(s, &l, -1, &unpack, e) < 0;
+    if (!failed) failed = self_unpack(self, l.spool.write, &unpack, &r, e);
+    spool_close(&l.spool);
     helper_stop(&unpack);
     if (!failed) failed = layer_commit(s, &l, &r, e);
     if (failed) tree_remove(s->layers_fd, l.partial, &ignored);
@@ -13505,20 +13711,6 @@ static bool name_is_record(const char *name, slice *hex) /* <64 digits>.json */
     return s.n == 69 && slice_ends(s, ".json") && hex_decode(*hex, hash, sizeof hash);
 }
 
-/* Calls `each` for every name in a directory but "." and "..". */
-static int dir_each(image_store *s, int fd, int (*each)(image_store *, const char *, error *),
-                    error *e)
-{
-    int again = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), failed = 0;
-    DIR *d = again < 0 ? NULL : fdopendir(again);
-    if (!d) return close_fd(&again), fail_sys(e, GRPC_INTERNAL, "read the image store");
-    for (struct dirent *entry; !failed && (entry = readdir(d));)
-        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
-            failed = each(s, entry->d_name, e);
-    closedir(d);
-    return failed;
-}
-
 /* Puts a record that cannot be used out of the way, for whoever wants to look. */
 static void quarantine(int dir, const char *name, const char *why)
 {
@@ -13556,6 +13748,17 @@ static int open_clean(image_store *s, const char *name, error *e)
     if (name_is_record(name, &hex) || *layer_slot(s, slice_of(name))) return 0;
     log_info("layers/%s is incomplete and removed", name);
     return tree_remove(s->layers_fd, name, e);
+}
+
+/* What is in blobs/: kept blobs of layers that are there, and beginnings. */
+static int open_blob(image_store *s, const char *name, error *e)
+{
+    if (slice_ends(slice_of(name), ".part")) return blob_expire(s, name, e);
+    for (size_t b = 0; b < STORE_BUCKETS; b++)
+        for (const store_layer *l = s->layers[b]; l; l = l->next)
+            if (!strcmp(l->blob, name)) return 0;
+    log_info("blobs/%s belongs to no layer and is removed", name);
+    return tree_remove(s->blobs_fd, name, e);
 }
 
 /* Why a record cannot be used; NULL when it can. */
@@ -13646,6 +13849,7 @@ static void images_close(image_store *s)
     pthread_mutex_unlock(&s->lock);
     close_fd(&s->images_fd);
     close_fd(&s->layers_fd);
+    close_fd(&s->blobs_fd);
     free(s);
 }
 
@@ -13661,13 +13865,15 @@ static image_store *images_open(const image_options *o, error *e)
     pthread_mutex_init(&s->writing, NULL);
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->idle, NULL);
-    s->layers_fd = -1;
+    s->layers_fd = s->blobs_fd = -1;
     s->images_fd = open_directory(o->root_fd, "images", e);
     if (s->images_fd >= 0) s->layers_fd = open_directory(o->root_fd, "layers", e);
     if (s->layers_fd >= 0) spread_directories(s->layers_fd);
-    bool good = s->layers_fd >= 0 && dir_each(s, s->layers_fd, open_layer, e) == 0 &&
+    if (s->layers_fd >= 0) s->blobs_fd = open_directory(o->root_fd, "blobs", e);
+    bool good = s->blobs_fd >= 0 && dir_each(s, s->layers_fd, open_layer, e) == 0 &&
                 dir_each(s, s->images_fd, open_image, e) == 0 &&
-                dir_each(s, s->layers_fd, open_clean, e) == 0 && open_tags(s, e) == 0;
+                dir_each(s, s->layers_fd, open_clean, e) == 0 &&
+                dir_each(s, s->blobs_fd, open_blob, e) == 0 && open_tags(s, e) == 0;
     if (!good) return images_close(s), NULL;
     if (self_ensure(s, &self) < 0)
         log_warn("%s", self.text); /* a full disk must not stop the node */
