@@ -13076,7 +13076,7 @@ static bool spool_keep(const image_store *s, blob_spool *b)
 
 /* A layer on its way: its final name, the directory it is made in, its blob and where that lies. */
 typedef struct {
-    char name[LAYER_NAME], partial[LAYER_NAME + 16];
+    char name[LAYER_NAME], partial[LAYER_NAME + 32];
     const Descriptor *blob;
     slice diff_id;
     blob_spool spool;
@@ -13085,8 +13085,10 @@ typedef struct {
 static layer_plan layer_plan_of(slice diff_id, const Descriptor *blob)
 {
     layer_plan l = { .blob = blob, .diff_id = diff_id, .spool = { .write = -1, .read = -1 } };
+    uint32_t salt = 0; /* ext4 chooses the block group by the name: not that of the last try again */
     snprintf(l.name, sizeof l.name, "%.*s", PR(id_hex(diff_id)));
-    snprintf(l.partial, sizeof l.partial, "%s.partial", l.name);
+    random_bytes(&salt, sizeof salt);
+    snprintf(l.partial, sizeof l.partial, "%s-%08x.partial", l.name, salt);
     return l;
 }
 
