@@ -209,7 +209,7 @@ static int http_reply_of(slice raw, http_reply *r, buf *body, error *e)
     setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &big, sizeof big);
     if (raw.n && send(pair[1], raw.p, raw.n, 0) < 0) abort();
     close(pair[1]);
-    c = (http_conn){ .fd = pair[0] };
+    c = (http_conn){ .fd = pair[0], .carrier = -1 };
     int got = http_read_head(&c, &a, r, e);
     if (got == 0) got = http_body_all(&c, r, 1000, body, e);
     close(pair[0]);

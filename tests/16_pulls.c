@@ -592,7 +592,7 @@ TEST(image_pull_ends_where_it_must)
 {
     static const struct { fake_trick *trick; int code; const char *text; int most_requests; } rows[] = {
         { trick_always_401, GRPC_UNAUTHENTICATED, "401", 2 },
-        { trick_realm_metadata, GRPC_UNKNOWN, "RegistryUnavailable", 4 },
+        { trick_realm_metadata, GRPC_PERMISSION_DENIED, "169.254.169.254 is a link-local address", 1 },
         { trick_realm_file, GRPC_INVALID_ARGUMENT, "file:///", 1 },
         { trick_redirect_loop, GRPC_UNKNOWN, "redirects", 12 },
         { trick_retry_in_30_years, GRPC_UNKNOWN, "RegistryUnavailable: ", 1 },
