@@ -10191,7 +10191,8 @@ static int proxy_parse(slice text, http_proxy *out, error *e)
         return fail(e, GRPC_INVALID_ARGUMENT, "proxy %s: its user and password are malformed",
                     url_shown(text, shown));
     if (at) rest = (slice){ at + 1, rest.n - user.n - 1 };
-    char *url = arena_printf(&a, "http://%.*s/", PR(slice_cut(&rest, '/')));
+    slice authority = slice_cut(&rest, '/');
+    char *url = arena_printf(&a, "http://%.*s/", PR(authority));
     if (url_parse(slice_of(url), &a, &out->at, e) < 0) return fail_in(e, "proxy");
     out->at.path = "/";
     return 0;
@@ -23931,7 +23932,8 @@ static int cli_helper_auth(cli *c, slice name, slice registry, AuthConfig *out, 
     if (status < 0) return fail_in(e, "%s", program);
     if (status && slice_starts(text, "credentials not found")) return 0;
     const json *tree = status ? NULL : json_parse(text, a, &ignored);
-    slice user = json_text(json_get(tree, "Username")), secret = json_text(json_get(tree, "Secret"));
+    slice user = json_text(json_get(tree, "Username"));
+    slice secret = json_text(json_get(tree, "Secret"));
     if (status) return fail(e, GRPC_UNKNOWN, "%s: exit status %d", program, status);
     if (!user.n && !secret.n)
         return fail(e, GRPC_UNKNOWN, "%s: its output has no Username and Secret", program);
