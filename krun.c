@@ -10473,8 +10473,9 @@ typedef struct {
     slice base;
     bool resolve, pull, credentials, skip_verify;
     LIST(pb_pair) headers;
-    LIST(slice) ca;        /* paths of certificates to believe */
-    slice cert, key;       /* paths of the certificate to show, and of its key */
+    LIST(slice) ca;        /* paths of certificates to believe, */
+    slice cert, key;       /* of the certificate to show, and of its key: from `dir` */
+    slice dir;
     uint64_t dial_timeout; /* ns; 0: ours */
 } FetchHost;
 PB_TABLE(FetchHost,
@@ -10487,7 +10488,8 @@ PB_TABLE(FetchHost,
     PB(7, STRING, FetchHost, cert),
     PB(8, STRING, FetchHost, key),
     PB(9, BOOL, FetchHost, skip_verify),
-    PB(10, UINT64, FetchHost, dial_timeout));
+    PB(10, UINT64, FetchHost, dial_timeout),
+    PB(11, STRING, FetchHost, dir));
 
 /* What one fetch process is for: one repository, until its fd 0 ends. */
 typedef struct {
@@ -10587,11 +10589,13 @@ static int become_nobody(error *e)
  *   %h and %p in its arguments     host and port of the server; appended when neither is there
  *   KRUN_TLS_FD=3                  descriptor 3 is a connection to the server, by way of a proxy;
  *                                  without it the program makes one of its own
- *   KRUN_TLS_CA=/a.pem:/b.pem      whom to believe about the server, besides those it knows
+ *   KRUN_TLS_CA=/a.pem:b.pem       whom to believe about the server, besides those it knows
  *   KRUN_TLS_CERT, KRUN_TLS_KEY    what to show the server; without a key the first file holds both
  *   KRUN_TLS_SKIP_VERIFY=1         the administrator does not want the server's name verified
  *
- * and has to verify the server before it passes on a byte. */
+ * and has to verify the server before it passes on a byte. It works in the directory of the
+ * hosts.toml that says so: paths that start there are relative. (The directory is often called
+ * host:port, and would be split at its ':'.) */
 
 enum { TLS_WORDS = 32 };
 #define TLS_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -10664,6 +10668,7 @@ static int tls_connect(const FetchSetup *s, const tls_peer *to, int under, int *
                                            "tls-helper, or an http mirror in hosts.toml");
     if (tls_arguments(s, to, &a, argv, e) < 0) return -1;
     tls_environment(to, under >= 0, &a, envp);
+    const char *dir = to->trust->dir.n ? arena_str(&a, to->trust->dir) : NULL;
     if (a.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "tls-helper: out of memory");
     if (!program_find(argv[0], TLS_PATH, program))
         return fail_sys(e, GRPC_FAILED_PRECONDITION, "tls-helper: program \"%s\"", argv[0]);
@@ -10673,7 +10678,7 @@ static int tls_connect(const FetchSetup *s, const tls_peer *to, int under, int *
     if (under >= 0) (void)fcntl(under, F_SETFL, 0); /* a plain program expects to block */
     spawn_args args = { .exec_fd = -1, .path = program, .argv = argv, .envp = envp,
                         .fds = (int[]){ theirs, theirs, STDERR_FILENO, under },
-                        .nfds = under >= 0 ? 4 : 3, .dies_with_us = true };
+                        .nfds = under >= 0 ? 4 : 3, .dies_with_us = true, .dir = dir };
     *carrier = spawn(&args, NULL, e);
     if (*carrier < 0) return fail_in(e, "tls-helper");
     if (fcntl(ours, F_SETFL, O_NONBLOCK) < 0) return fail_sys(e, GRPC_INTERNAL, "tls-helper");
@@ -11084,13 +11089,19 @@ static const char *refusal_text(fetch_session *f, http_conn *c, http_reply *r)
     return shown.oom ? "" : arena_str(f->a, buf_view(&shown));
 }
 
-/* What a status says and what the server adds to it; by which way it came, since a proxy answers in
- * the place of a server that it cannot reach. */
+/* Adds to an error by whom the reply came: a proxy can answer in its server's place. Returns -1. */
+static int fetch_by_proxy(const http_conn *c, error *e)
+{
+    char shown[URL_SHOWN];
+    return proxy_there(&c->via) && !c->to.tls ? fail_in(e, "proxy %s", proxy_text(&c->via, shown))
+                                              : -1;
+}
+
+/* What a status says and what the server adds to it. */
 static int fetch_refused(fetch_session *f, http_conn *c, http_reply *r, error *e)
 {
-    char proxy[URL_SHOWN], wait[64] = "";
+    char wait[64] = "";
     int status = r->status;
-    bool by_proxy = proxy_there(&c->via) && !c->to.tls;
     fetch_note_retry(f, r);
     if (f->retry_after > FETCH_PATIENCE)
         snprintf(wait, sizeof wait, ", to be tried again after %" PRId64 " s",
@@ -11098,7 +11109,7 @@ static int fetch_refused(fetch_session *f, http_conn *c, http_reply *r, error *e
     const char *words = refusal_text(f, c, r);
     http_done(c, r);
     fail(e, status_code(status), "HTTP status %d%s%s", status, words, wait);
-    return by_proxy ? fail_in(e, "proxy %s", proxy_text(&c->via, proxy)) : -1;
+    return fetch_by_proxy(c, e);
 }
 
 static bool status_redirects(int status)
@@ -11141,7 +11152,7 @@ static http_conn *fetch_follow(fetch_session *f, fetch_host *h, const http_reque
         if (r->status == 401 && home && !logged_in) {
             http_close(c);
             logged_in = true;
-            if (fetch_authorize(f, h, &f->at, r, e) < 0) return NULL;
+            if (fetch_authorize(f, h, &f->at, r, e) < 0) return fetch_by_proxy(c, e), NULL;
         } else if (status_redirects(r->status)) {
             hops++;
             if (fetch_redirect(f, c, r, &f->at, e) < 0) return http_close(c), NULL;
@@ -11428,13 +11439,18 @@ static int hosts_headers(const json *table, arena *a, FetchHost *out, error *e)
     return 0;
 }
 
-/* A path as it stands in the file. A ':' would split it where a list of paths is told to others. */
-static int hosts_path(const hosts_reader *r, const json *v, slice *out, error *e)
+/* A path, relative to the file's own directory if it lies there. A ':' in it would split it where a
+ * list of paths is told to others. */
+static int hosts_path(const hosts_reader *r, const json *v, slice *out, FetchHost *h, error *e)
 {
-    slice text = json_text(v);
+    slice text = json_text(v), ignored;
+    size_t n = strlen(r->dir);
+    if (slice_starts(text, r->dir) && text.n > n && text.p[n] == '/')
+        slice_take(&text, n + 1, &ignored);
     if (!text.n || slice_has(text, ':') || slice_has(text, '\0'))
         return fail(e, GRPC_INVALID_ARGUMENT, "\"%.*s\" is no path without ':'", PR(text));
-    *out = text.p[0] == '/' ? text : slice_of(arena_printf(r->a, "%s/%.*s", r->dir, PR(text)));
+    if (text.p[0] != '/') h->dir = slice_of(r->dir);
+    *out = text;
     return 0;
 }
 
@@ -11446,9 +11462,9 @@ static int hosts_client(const hosts_reader *r, const json *v, FetchHost *out, er
     bool pair = first->kind == JSON_ARRAY;
     if (pair && first->n != 2)
         return fail(e, GRPC_INVALID_ARGUMENT, "client has %zu paths in a pair", first->n);
-    if (hosts_path(r, list_item(first, 0), &out->cert, e) < 0) return fail_in(e, "client");
+    if (hosts_path(r, list_item(first, 0), &out->cert, out, e) < 0) return fail_in(e, "client");
     if (!pair || !json_text(&first->items[1]).n) return 0;
-    return hosts_path(r, &first->items[1], &out->key, e) < 0 ? fail_in(e, "client") : 0;
+    return hosts_path(r, &first->items[1], &out->key, out, e) < 0 ? fail_in(e, "client") : 0;
 }
 
 static int hosts_tls(const hosts_reader *r, const json *table, FetchHost *out, error *e)
@@ -11458,7 +11474,7 @@ static int hosts_tls(const hosts_reader *r, const json *table, FetchHost *out, e
     out->ca.p = arena_alloc(r->a, (list_size(ca) + 1) * sizeof *out->ca.p);
     if (!out->ca.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
     for (size_t i = 0; i < list_size(ca); i++)
-        if (hosts_path(r, list_item(ca, i), &out->ca.p[out->ca.n++], e) < 0)
+        if (hosts_path(r, list_item(ca, i), &out->ca.p[out->ca.n++], out, e) < 0)
             return fail_in(e, "ca");
     return hosts_client(r, json_get(table, "client"), out, e);
 }
@@ -11572,6 +11588,20 @@ static const json *hosts_read(hosts_reader *r, const char *dir, slice domain, er
     return NULL;
 }
 
+/* The registry itself gets the credentials, also where [host."..."] names it again, as is done to
+ * give it settings of its own; a mirror does not. */
+static void hosts_trust(const hosts_reader *r)
+{
+    FetchSetup *setup = r->setup;
+    url_parts own, one;
+    error ignored;
+    if (url_parse(setup->hosts.p[setup->hosts.n - 1].base, r->a, &own, &ignored) < 0) return;
+    for (size_t i = 0; i < setup->hosts.n; i++)
+        setup->hosts.p[i].credentials =
+            url_parse(setup->hosts.p[i].base, r->a, &one, &ignored) == 0 &&
+            url_same_server(&own, &one);
+}
+
 /* Every [host."..."] of the file, then the registry itself. */
 static int hosts_all(const hosts_reader *r, const json *tree, slice server, error *e)
 {
@@ -11582,7 +11612,7 @@ static int hosts_all(const hosts_reader *r, const json *tree, slice server, erro
         if (hosts_add(r, hosts->items[i].key, &hosts->items[i], e) < 0) return -1;
     }
     if (hosts_add(r, server, tree, e) < 0) return -1;
-    r->setup->hosts.p[r->setup->hosts.n - 1].credentials = true;
+    hosts_trust(r);
     return 0;
 }
 

@@ -75,12 +75,14 @@ TEST(hosts_toml_says_whom_to_ask)
         { "registry.k8s.io/pause:1", "http://127.0.0.1:5000/v2rp https://registry.k8s.io/v2rp* " },
         { "gcr.io/x", "http://m1/v2r http://m2/pathp https://h3:9/v2rp http://127.0.0.1:7/v2rp* " },
         { "ghcr.io:443/x", "http://underscored/v2rp https://ghcr.io:443/v2rp* " },
+        { "own.example/x", "https://own.example:443/v2rp* http://own.example/v2rp https://own.example:1/v2rp https://own.example/v2rp* " },
     };
     error e;
     close(temp_dir(dir));
     put_hosts_toml(dir, "registry.k8s.io", "[host.\"http://127.0.0.1:5000\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
     put_hosts_toml(dir, "gcr.io", "server = \"http://127.0.0.1:7/\"\n[host.\"http://m1\"]\ncapabilities = [\"resolve\"]\n"
                    "[host.\"http://m2/path\"]\ncapabilities = [\"pull\"]\noverride_path = true\n[host.\"h3:9/v2\"]\n");
+    put_hosts_toml(dir, "own.example", "[host.\"https://own.example:443\"]\n[host.\"http://own.example\"]\n[host.\"https://own.example:1\"]\n");
     put_hosts_toml(dir, "ghcr.io_443_", "[host.\"http://underscored\"]\n");
     for (size_t i = 0; i < COUNT(rows); i++) {
         OWNED_BUF got = { 0 };
@@ -118,6 +120,7 @@ static void host_settings(const FetchHost *h, buf *out)
     for (size_t i = 0; i < h->ca.n; i++) buf_printf(out, "ca=%.*s ", PR(h->ca.p[i]));
     if (h->cert.n) buf_printf(out, "cert=%.*s ", PR(h->cert));
     if (h->key.n) buf_printf(out, "key=%.*s ", PR(h->key));
+    if (h->dir.n) buf_printf(out, "dir=%.*s ", PR(h->dir));
     if (h->skip_verify) buf_str(out, "skip ");
     if (h->dial_timeout) buf_printf(out, "dial=%" PRIu64 " ", h->dial_timeout);
     for (size_t i = 0; i < h->headers.n; i++)
@@ -128,10 +131,11 @@ TEST(hosts_toml_has_containerds_other_settings)
 {
     static const struct { const char *toml, *want; } rows[] = {
         { "ca = \"/a.pem\"", "ca=/a.pem " },
-        { "ca = [\"/a.pem\", \"b.pem\"]", "ca=/a.pem ca=$/b.pem " },
+        { "ca = [\"/a.pem\", \"b.pem\"]", "ca=/a.pem ca=b.pem dir=$ " },
+        { "ca = \"@/b.pem\"", "ca=b.pem dir=$ " },
         { "ca = []", "" },
         { "client = \"/me.pem\"", "cert=/me.pem " },
-        { "client = [\"me.pem\", \"/other.pem\"]", "cert=$/me.pem " },
+        { "client = [\"me.pem\", \"/other.pem\"]", "cert=me.pem dir=$ " },
         { "client = [[\"/me.cert\", \"/me.key\"], [\"/x\", \"\"]]", "cert=/me.cert key=/me.key " },
         { "client = [[\"/me.pem\", \"\"]]", "cert=/me.pem " },
         { "skip_verify = true", "skip " },
@@ -147,14 +151,18 @@ TEST(hosts_toml_has_containerds_other_settings)
     for (size_t i = 0; i < COUNT(rows); i++) {
         image_ref ref;
         FetchSetup setup = { 0 };
-        OWNED_BUF got = { 0 }, want = { 0 };
+        OWNED_BUF got = { 0 }, want = { 0 }, toml = { 0 };
         OWNED_ARENA a = arena_make(MIB);
-        put_hosts_toml(dir, "reg.example", arena_printf(&a, "[host.\"http://h\"]\n%s\n", rows[i].toml));
-        CHECK_INT(image_ref_parse(SLICE("reg.example/x"), &a, &ref, &e), 0);
+        buf_str(&toml, "[host.\"http://h\"]\n");
+        for (const char *p = rows[i].toml; *p; p++)
+            if (*p == '@') buf_printf(&toml, "%s/reg.example:5000", dir);
+            else buf_byte(&toml, (uint8_t)*p);
+        put_hosts_toml(dir, "reg.example:5000", arena_str(&a, buf_view(&toml)));
+        CHECK_INT(image_ref_parse(SLICE("reg.example:5000/x"), &a, &ref, &e), 0);
         CHECK_INT(registry_hosts(dir, &ref, &a, &setup, &e), 0);
         host_settings(&setup.hosts.p[0], &got);
         for (const char *p = rows[i].want; *p; p++)
-            if (*p == '$') buf_printf(&want, "%s/reg.example", dir);
+            if (*p == '$') buf_printf(&want, "%s/reg.example:5000", dir);
             else buf_byte(&want, (uint8_t)*p);
         buf_byte(&want, '\0');
         CHECK_TEXT(buf_view(&got), (char *)want.p);
