@@ -462,3 +462,33 @@ TEST(dns_reads_a_long_answer_by_tcp_and_follows_no_loop)
     pthread_join(d.thread, NULL);
     close(d.udp), close(d.tcp);
 }
+
+/* A server that sends a byte whenever it was waited for a moment. */
+static void *http_drip(void *arg)
+{
+    int *fd = arg;
+    while (send(*fd, "x", 1, MSG_NOSIGNAL) == 1) poll(NULL, 0, 2);
+    return NULL;
+}
+
+/* Covers T41: a body that stops, and one that comes byte by byte. All but 100 ms of the wait has passed. */
+TEST(http_body_that_stops_or_drips_is_given_up)
+{
+    for (int drips = 0; drips < 2; drips++) {
+        int pair[2];
+        static http_conn c;
+        http_reply r = { .status = 200, .left = 1 << 30 };
+        error e = { 0 };
+        uint8_t got[16];
+        pthread_t t;
+        CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
+        c = (http_conn){ .fd = pair[0], .carrier = -1, .waited = HTTP_STALL - 100 * NS_PER_MS };
+        if (drips) pthread_create(&t, NULL, http_drip, &pair[1]);
+        while (http_body(&c, &r, got, sizeof got, &e) > 0) {}
+        CHECK_INT(e.code, GRPC_UNAVAILABLE);
+        CHECK(strstr(e.text, "stalled"));
+        http_close(&c);
+        if (drips) pthread_join(t, NULL);
+        close(pair[1]);
+    }
+}

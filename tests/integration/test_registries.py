@@ -342,6 +342,24 @@ def a_redirect_takes_no_credentials_and_its_query_is_no_ones_business(k):
     check(all("Authorization" not in h for h in k.other.headers), "it got no password when it asked")
 
 
+@test
+def nothing_from_the_network_leads_to_a_link_local_address(k):
+    """Not by a name either: 169.254.0.0/16 is where clouds serve a machine its own secrets."""
+    name, _ = faked(k, "metadata")
+    path = k.directory + "/hosts"
+    with open(path, "w") as f:
+        f.write("127.0.0.1 localhost\n169.254.1.1 metadata.example\n")
+    subprocess.check_call(["mount", "--bind", path, "/etc/hosts"])
+    try:
+        k.fake.trick = lambda h: h.answer(307, Location="http://metadata.example/latest?x=y")
+        refused("PERMISSION_DENIED", lambda: pull(k, name),
+                "redirected to http://metadata.example/latest: no address of metadata.example may be used")
+        k.fake.trick = lambda h: h.answer(401, WWW_Authenticate='Bearer realm="http://169.254.1.1/t"')
+        refused("PERMISSION_DENIED", lambda: pull(k, name, auth=AUTH), "169.254.1.1 is a link-local")
+    finally:
+        subprocess.check_call(["umount", "/etc/hosts"])
+
+
 # -- proxies --------------------------------------------------------------------------------------
 
 def proxy_url(port=TINY, user="proxyuser:proxypass@"):
