@@ -822,6 +822,7 @@ typedef struct {
     int nfds;
     const char *dir;          /* working directory, or NULL for "/" */
     bool new_session;         /* setsid(2): signals for our terminal's group do not reach it */
+    bool dies_with_us;        /* killed when the thread that started it ends: prctl(2) */
     int cgroup;               /* a cgroup2 directory to be born in; 0: the caller's own cgroup */
 } spawn_args;
 
@@ -853,6 +854,7 @@ static int spawn_child_main(void *arg)
         if (dup2(c->moved[i], i) < 0) { c->failed = errno; _exit(127); }
     sys_close_range((unsigned)s->nfds, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */);
     if (s->new_session) setsid();
+    if (s->dies_with_us) prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (chdir(s->dir ? s->dir : "/") < 0) { c->failed = errno; _exit(127); }
     sigset_t none;
     sigemptyset(&none);
@@ -925,6 +927,21 @@ static int reap(int pidfd, int64_t deadline)
     while (waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED) < 0)
         if (errno != EINTR) return 255;
     return info.si_code == CLD_EXITED ? info.si_status : 128 + info.si_status;
+}
+
+/* Finds a program as a shell does: a name with a slash is a path, any other is looked for in the
+ * directories of `path`, split by ':'. False if there is none. */
+static bool program_find(const char *name, const char *path, char out[PATH_MAX])
+{
+    slice dirs = slice_of(strchr(name, '/') ? "" : path);
+    snprintf(out, PATH_MAX, "%s", name);
+    if (strchr(name, '/')) return access(out, X_OK) == 0;
+    while (dirs.n) {
+        slice dir = slice_cut(&dirs, ':');
+        int n = snprintf(out, PATH_MAX, "%.*s/%s", PR(dir), name);
+        if (dir.n && n < PATH_MAX && access(out, X_OK) == 0) return true;
+    }
+    return false;
 }
 
 /* krun's own program as a sealed memfd, made once: nothing that runs from it can be written to
@@ -9605,9 +9622,10 @@ static int grpc_invoke(grpc_client *k, const grpc_request *r, arena *a, error *e
  * three reads what anybody may have written. So each bound stands here, beside what it bounds.
  *
  * Defined by  github.com/distribution/reference (names), RFC 3986 (URLs), RFC 1035 and
- *             resolv.conf(5) (DNS), RFC 9110 and 9112 (HTTP)
+ *             resolv.conf(5) (DNS), RFC 9110 and 9112 (HTTP), golang.org/x/net/http/httpproxy
  * Uses        1, 2, 4 (digests)
- * Gives       image_ref_parse, url_parse, url_follow, host_addresses, connect_address, http_*
+ * Gives       image_ref_parse, url_parse, url_follow, url_shown, host_addresses, connect_address,
+ *             proxy_for, http_*
  * Bounds      reply header 32 KiB and 100 fields; 16 KiB every 30 s or it has stalled; 16 addresses
  *             a name, 3 name servers */
 
@@ -9814,15 +9832,28 @@ static const char *url_authority(const url_parts *u, char out[AUTHORITY_TEXT])
     return out;
 }
 
+/* A URL as errors and logs may have it: without the query, where storage services put signatures,
+ * and without a user and password. */
+enum { URL_SHOWN = 160 };
+static const char *url_shown(slice text, char out[URL_SHOWN])
+{
+    slice rest = slice_cut(&text, '?'), scheme = { NULL, 0 };
+    const uint8_t *mark = rest.n ? memmem(rest.p, rest.n, "://", 3) : NULL;
+    if (mark) slice_take(&rest, (size_t)(mark - rest.p) + 3, &scheme);
+    const uint8_t *at = rest.n ? memrchr(rest.p, '@', rest.n) : NULL;
+    if (at) rest = (slice){ at + 1, rest.n - (size_t)(at - rest.p) - 1 };
+    snprintf(out, URL_SHOWN, "%.*s%.*s", PR(scheme), PR(rest));
+    return out;
+}
+
 /* Parses an absolute http or https URL. Names with user or password, control characters or spaces
  * are refused: what is parsed here is later written into a request line. */
 static int url_parse(slice text, arena *a, url_parts *out, error *e)
 {
     slice rest = text, host;
     bool tls = slice_starts(text, "https://");
-    char shown[160];
-    snprintf(shown, sizeof shown, "%.*s", (int)MIN(text.n, 150U),
-             (const char *)(text.n ? text.p : (const uint8_t *)""));
+    char shown[URL_SHOWN];
+    url_shown(text, shown);
     if (!tls && !slice_starts(text, "http://"))
         return fail(e, GRPC_INVALID_ARGUMENT, "URL \"%s\" starts neither with http:// nor https://",
                     shown);
@@ -10205,6 +10236,160 @@ static int host_addresses(const url_parts *u, ip_addresses *out, error *e)
     return dns_resolve(&c, u->host, u->port, out, e);
 }
 
+/* -- proxies --------------------------------------------------------------------------------------
+ *
+ * Where a machine may not reach the Internet itself, three variables of the daemon's environment
+ * say who does it in its place: HTTP_PROXY and HTTPS_PROXY name a proxy for URLs of that scheme,
+ * NO_PROXY the servers that are asked directly. They were never standardized; what is done here is
+ * what Go's net/http does, since that is what every other part of a Kubernetes node does. */
+
+typedef struct { slice http, https, no; } proxy_settings;
+
+/* A proxy; at.host is "" for none. */
+typedef struct {
+    url_parts at;
+    char authorization[1024]; /* "Basic ..." for Proxy-Authorization, or "" */
+} http_proxy;
+
+/* An address as 16 bytes, IPv4 in its mapped form (RFC 4291, 2.5.5.2). True if it is IPv4. */
+static bool address_bytes(const ip_address *a, uint8_t out[16])
+{
+    static const uint8_t mapped[12] = { [10] = 0xFF, [11] = 0xFF };
+    memcpy(out, mapped, 12);
+    if (a->any.sa_family == AF_INET) memcpy(out + 12, &a->v4.sin_addr, 4);
+    else memcpy(out, &a->v6.sin6_addr, 16);
+    return !memcmp(out, mapped, 12);
+}
+
+static bool address_literal(slice text, ip_address *out)
+{
+    char name[INET6_ADDRSTRLEN];
+    snprintf(name, sizeof name, "%.*s", PR(text));
+    return text.n < sizeof name && address_parse(name, 0, out);
+}
+
+static bool address_is_loopback(const ip_address *a)
+{
+    uint8_t bytes[16];
+    if (address_bytes(a, bytes)) return bytes[12] == 127;
+    return IN6_IS_ADDR_LOOPBACK(&a->v6.sin6_addr);
+}
+
+/* Whether `ip` lies in a network written as "10.0.0.0/8" or "fd00::/8". */
+static bool address_in(const ip_address *ip, slice network)
+{
+    ip_address base;
+    uint8_t a[16], b[16];
+    uint64_t bits;
+    slice length = network, text = slice_cut(&length, '/');
+    if (!address_literal(text, &base)) return false;
+    bool v4 = base.any.sa_family == AF_INET;
+    if (!parse_u64(length, 10, v4 ? 32 : 128, &bits)) return false;
+    if (address_bytes(ip, a) != address_bytes(&base, b)) return false;
+    bits += v4 ? 96 : 0;
+    size_t whole = (size_t)bits / 8, more = (size_t)bits % 8;
+    return !memcmp(a, b, whole) && (!more || (a[whole] ^ b[whole]) >> (8 - more) == 0);
+}
+
+static bool slice_ends_word(slice s, slice suffix) /* letters of both cases are the same */
+{
+    return s.n >= suffix.n &&
+           !strncasecmp((const char *)s.p + s.n - suffix.n, (const char *)suffix.p, suffix.n);
+}
+
+/* Whether one entry of NO_PROXY means this server; `ip` is its address if it was named by one. A
+ * name means itself and all below it, ".name" and "*.name" only those below. */
+static bool no_proxy_entry(slice entry, const url_parts *u, const ip_address *ip)
+{
+    ip_address one;
+    uint8_t a[16], b[16];
+    uint16_t port = 0;
+    slice name = entry, host = slice_of(u->host);
+    if (slice_has(entry, '/')) return ip && address_in(ip, entry);
+    if (!host_split(entry, &name, &port)) name = entry, port = 0; /* IPv6 without brackets */
+    if (port && port != u->port) return false;
+    if (address_literal(name, &one)) {
+        if (!ip) return false;
+        address_bytes(ip, a), address_bytes(&one, b);
+        return !memcmp(a, b, 16);
+    }
+    if (ip || !name.n) return false;
+    if (slice_starts(name, "*.")) name = (slice){ name.p + 1, name.n - 1 };
+    if (!slice_ends_word(host, name)) return false;
+    return name.p[0] == '.' || host.n == name.n || host.p[host.n - name.n - 1] == '.';
+}
+
+/* Whether a server is asked directly, whatever proxies there are. This machine's own are always. */
+static bool no_proxy_for(slice list, const url_parts *u)
+{
+    ip_address one, *ip = address_literal(slice_of(u->host), &one) ? &one : NULL;
+    if (!strcasecmp(u->host, "localhost") || (ip && address_is_loopback(ip))) return true;
+    while (list.n) {
+        slice entry = slice_trim(slice_cut(&list, ','));
+        if (slice_is(entry, "*") || (entry.n && no_proxy_entry(entry, u, ip))) return true;
+    }
+    return false;
+}
+
+static bool url_unescape(slice s, buf *out) /* RFC 3986, section 2.1 */
+{
+    while (s.n) {
+        slice part;
+        uint8_t byte = s.p[0];
+        if (byte == '%' && (s.n < 3 || !hex_decode((slice){ s.p + 1, 2 }, &byte, 1))) return false;
+        slice_take(&s, s.p[0] == '%' ? 3 : 1, &part);
+        buf_byte(out, byte);
+    }
+    return !out->oom;
+}
+
+/* "user:password@" of a proxy's URL, as Basic wants it (RFC 7617). */
+static bool proxy_user(slice text, http_proxy *out)
+{
+    OWNED_BUF plain = { 0 }, coded = { 0 };
+    if (!url_unescape(text, &plain)) return false;
+    if (!slice_has(text, ':')) buf_byte(&plain, ':');
+    base64_encode(buf_view(&plain), &coded);
+    int n = snprintf(out->authorization, sizeof out->authorization, "Basic %.*s",
+                     PR(buf_view(&coded)));
+    return !coded.oom && n < (int)sizeof out->authorization;
+}
+
+/* Parses what HTTP_PROXY holds: [http://][user:password@]host[:port][/]. */
+static int proxy_parse(slice text, http_proxy *out, error *e)
+{
+    slice rest = text;
+    OWNED_ARENA a = arena_make(32 * KIB);
+    char shown[URL_SHOWN];
+    bool scheme = rest.n && memmem(rest.p, rest.n, "://", 3);
+    *out = (http_proxy){ .at.host = "" };
+    if (scheme && !slice_starts(rest, "http://"))
+        return fail(e, GRPC_INVALID_ARGUMENT, "proxy %s: only http:// proxies are supported",
+                    url_shown(text, shown));
+    if (scheme) rest = (slice){ rest.p + 7, rest.n - 7 };
+    const uint8_t *at = rest.n ? memrchr(rest.p, '@', rest.n) : NULL;
+    slice user = { rest.p, at ? (size_t)(at - rest.p) : 0 };
+    if (at && !proxy_user(user, out))
+        return fail(e, GRPC_INVALID_ARGUMENT, "proxy %s: its user and password are malformed",
+                    url_shown(text, shown));
+    if (at) rest = (slice){ at + 1, rest.n - user.n - 1 };
+    slice authority = slice_cut(&rest, '/');
+    char *url = arena_printf(&a, "http://%.*s/", PR(authority));
+    if (url_parse(slice_of(url), &a, &out->at, e) < 0) return fail_in(e, "proxy");
+    out->at.path = "/";
+    return 0;
+}
+
+/* By whom a server is asked: *out is the proxy, or none. -1: the variable holds no proxy. */
+static int proxy_for(const proxy_settings *s, const url_parts *u, http_proxy *out, error *e)
+{
+    slice text = slice_trim(u->tls ? s->https : s->http);
+    *out = (http_proxy){ .at.host = "" };
+    return !text.n || no_proxy_for(s->no, u) ? 0 : proxy_parse(text, out, e);
+}
+
+static bool proxy_there(const http_proxy *p) { return p->at.host[0]; }
+
 /* -- one HTTP/1.1 connection ------------------------------------------------------------------- */
 
 enum {
@@ -10218,7 +10403,10 @@ enum {
  * the peer: a slow disk on our side is not its fault. */
 typedef struct {
     int fd;
+    int carrier;       /* pidfd of the process that holds the other end of a TLS stream, or -1 */
     url_parts to;
+    http_proxy via;
+    const void *trust; /* with whose settings it was made: for others it is another connection */
     int64_t waited;
     size_t little, start, end;
     uint8_t in[HTTP_HEAD_MAX];
@@ -10235,7 +10423,11 @@ typedef struct {
 static void http_close(http_conn *c)
 {
     close_fd(&c->fd);
-    c->fd = -1;
+    if (c->carrier >= 0) {
+        sys_pidfd_kill(c->carrier, SIGKILL);
+        reap(c->carrier, 0);
+    }
+    close_fd(&c->carrier);
 }
 
 /* read(2) that gives up on a slow peer: a byte a second is a way to hold us for ever. */
@@ -10422,6 +10614,19 @@ static void http_done(http_conn *c, const http_reply *r)
     if (!r->ended || r->last) http_close(c);
 }
 
+static int http_send(http_conn *c, slice bytes, error *e)
+{
+    while (bytes.n) {
+        ssize_t n = send(c->fd, bytes.p, bytes.n, MSG_NOSIGNAL);
+        if (n < 0 && errno == EAGAIN && wait_fd(c->fd, POLLOUT, clock_mono() + HTTP_STALL))
+            continue;
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return fail_sys(e, GRPC_UNAVAILABLE, "send the request");
+        bytes = (slice){ bytes.p + n, bytes.n - (size_t)n };
+    }
+    return 0;
+}
+
 /* == 13. Registries ==========================================================================
  *
  * An image is a tree of blobs, each named by the SHA-256 of its bytes: an index (one entry a
@@ -10435,9 +10640,10 @@ static void http_done(http_conn *c, const http_reply *r)
  *   daemon --FetchSetup, FetchRequest...--> fetch      fd 0: frames (4 bytes little-endian length,
  *   daemon <--bytes..., empty, FetchAnswer-- fetch     fd 1: then as many bytes)
  *
- * Defined by  OCI distribution-spec 1.1; RFC 6750 and 7617 (Bearer, Basic); containerd's hosts.toml
+ * Defined by  OCI distribution-spec 1.1; RFC 6750 and 7617 (Bearer, Basic); containerd's
+ *             hosts.toml; docker's config.json and containers-auth.json(5)
  * Uses        1, 2, 3 (JSON, TOML), 4 (base64), 8, 12
- * Gives       frame_*, become_nobody, registry_hosts, fetch_main
+ * Gives       frame_*, become_nobody, registry_hosts, auth_is_for, auth_file_*, fetch_main
  * Bounds      10 redirects, 4 tries a host, token 1 MiB, manifest 4 MiB, config 8 MiB, 128
  *             layers */
 
@@ -10445,13 +10651,27 @@ static void http_done(http_conn *c, const http_reply *r)
 
 /* A server to ask, best first. `base` is a URL up to and with "/v2". Credentials go only to those
  * that the administrator made the image's own registry, never to a mirror (R11). */
-typedef struct { slice base; bool resolve, pull, credentials; LIST(pb_pair) headers; } FetchHost;
+typedef struct {
+    slice base;
+    bool resolve, pull, credentials, skip_verify;
+    LIST(pb_pair) headers;
+    LIST(slice) ca;        /* paths of certificates to believe, */
+    slice cert, key;       /* of the certificate to show, and of its key: from `dir` */
+    slice dir;
+    uint64_t dial_timeout; /* ns; 0: ours */
+} FetchHost;
 PB_TABLE(FetchHost,
     PB(1, STRING, FetchHost, base),
     PB(2, BOOL, FetchHost, resolve),
     PB(3, BOOL, FetchHost, pull),
     PB(4, BOOL, FetchHost, credentials),
-    PB_PAIRS(5, FetchHost, headers));
+    PB_PAIRS(5, FetchHost, headers),
+    PB_LIST(6, STRING, FetchHost, ca),
+    PB(7, STRING, FetchHost, cert),
+    PB(8, STRING, FetchHost, key),
+    PB(9, BOOL, FetchHost, skip_verify),
+    PB(10, UINT64, FetchHost, dial_timeout),
+    PB(11, STRING, FetchHost, dir));
 
 /* What one fetch process is for: one repository, until its fd 0 ends. */
 typedef struct {
@@ -10459,13 +10679,17 @@ typedef struct {
     LIST(FetchHost) hosts;
     AuthConfig *auth;
     LIST(slice) tls_helper;
+    slice http_proxy, https_proxy, no_proxy; /* as the daemon's environment has them */
 } FetchSetup;
 PB_TABLE(FetchSetup,
     PB(1, STRING, FetchSetup, domain),
     PB(2, STRING, FetchSetup, path),
     PB_SUBS(3, FetchHost, FetchSetup, hosts),
     PB_SUB(4, AuthConfig, FetchSetup, auth),
-    PB_LIST(5, STRING, FetchSetup, tls_helper));
+    PB_LIST(5, STRING, FetchSetup, tls_helper),
+    PB(6, STRING, FetchSetup, http_proxy),
+    PB(7, STRING, FetchSetup, https_proxy),
+    PB(8, STRING, FetchSetup, no_proxy));
 
 /* A manifest by tag or digest, or a blob by digest. `size` is the most that may come; the first
  * `offset` bytes of it are here already. */
@@ -10541,14 +10765,118 @@ static int become_nobody(error *e)
     return 0;
 }
 
+/* -- TLS, by another program ----------------------------------------------------------------------
+ *
+ * The setting tls-helper is a program and its arguments. It runs as nobody, once for a connection;
+ * its standard input and output are what is said inside the TLS stream. It is told
+ *
+ *   %h and %p in its arguments     host and port of the server; appended when neither is there
+ *   KRUN_TLS_FD=3                  descriptor 3 is a connection to the server, by way of a proxy;
+ *                                  without it the program makes one of its own
+ *   KRUN_TLS_CA=/a.pem:b.pem       whom to believe about the server, besides those it knows
+ *   KRUN_TLS_CERT, KRUN_TLS_KEY    what to show the server; without a key the first file holds both
+ *   KRUN_TLS_SKIP_VERIFY=1         the administrator does not want the server's name verified
+ *
+ * and has to verify the server before it passes on a byte. It works in the directory of the
+ * hosts.toml that says so: paths that start there are relative. (The directory is often called
+ * host:port, and would be split at its ':'.) */
+
+enum { TLS_WORDS = 32 };
+#define TLS_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+/* Whom a stream is to end at, and what hosts.toml says about how. */
+typedef struct {
+    const char *host;
+    uint16_t port;
+    const FetchHost *trust;
+    bool show; /* our certificate, which is for the host itself alone */
+} tls_peer;
+
+/* One argument with its marks filled in. An IPv6 address before a ':' is put in brackets, as
+ * whoever takes "host:port" wants it. */
+static char *tls_word(slice word, const tls_peer *to, arena *a, bool *named)
+{
+    OWNED_BUF out = { 0 };
+    for (size_t i = 0; i < word.n; i++) {
+        uint8_t mark = word.p[i] == '%' && i + 1 < word.n ? word.p[i + 1] : 0;
+        if (mark != 'h' && mark != 'p') { buf_byte(&out, word.p[i]); continue; }
+        i++;
+        *named = true;
+        bool brackets = strchr(to->host, ':') && i + 1 < word.n && word.p[i + 1] == ':';
+        if (mark == 'h') buf_printf(&out, brackets ? "[%s]" : "%s", to->host);
+        else buf_printf(&out, "%u", to->port);
+    }
+    return arena_str(a, buf_view(&out));
+}
+
+static int tls_arguments(const FetchSetup *s, const tls_peer *to, arena *a,
+                         char *argv[TLS_WORDS + 3], error *e)
+{
+    size_t n = 0;
+    bool named = false;
+    if (s->tls_helper.n > TLS_WORDS)
+        return fail(e, GRPC_INVALID_ARGUMENT, "tls-helper: more than %d words", TLS_WORDS);
+    for (; n < s->tls_helper.n; n++) argv[n] = tls_word(s->tls_helper.p[n], to, a, &named);
+    if (!named) argv[n++] = arena_str(a, slice_of(to->host));
+    if (!named) argv[n++] = arena_printf(a, "%u", to->port);
+    argv[n] = NULL;
+    return 0;
+}
+
+static void tls_environment(const tls_peer *to, bool tunnel, arena *a, char *env[8])
+{
+    const FetchHost *h = to->trust;
+    OWNED_BUF ca = { 0 };
+    size_t n = 0;
+    env[n++] = "PATH=" TLS_PATH;
+    if (tunnel) env[n++] = "KRUN_TLS_FD=3";
+    for (size_t i = 0; i < h->ca.n; i++) buf_printf(&ca, "%s%.*s", i ? ":" : "", PR(h->ca.p[i]));
+    if (ca.n) env[n++] = arena_printf(a, "KRUN_TLS_CA=%.*s", PR(buf_view(&ca)));
+    if (to->show && h->cert.n) env[n++] = arena_printf(a, "KRUN_TLS_CERT=%.*s", PR(h->cert));
+    if (to->show && h->key.n) env[n++] = arena_printf(a, "KRUN_TLS_KEY=%.*s", PR(h->key));
+    if (h->skip_verify) env[n++] = "KRUN_TLS_SKIP_VERIFY=1";
+    env[n] = NULL;
+}
+
+/* Makes a TLS stream to a server, which is all that this chapter wants of TLS.
+ * under    a connected socket to the server, maybe a proxy's tunnel, borrowed; or -1
+ * carrier  gets a pidfd, the caller's, of the process that has to end with the stream
+ * Returns  a non-blocking descriptor of what is said inside the stream, the caller's; or -1 */
+static int tls_connect(const FetchSetup *s, const tls_peer *to, int under, int *carrier, error *e)
+{
+    char *argv[TLS_WORDS + 3], *envp[8], program[PATH_MAX];
+    int pair[2];
+    OWNED_ARENA a = arena_make(MIB);
+    if (!s->tls_helper.n)
+        return fail(e, GRPC_UNIMPLEMENTED, "https is not supported in this build yet: set "
+                                           "tls-helper, or an http mirror in hosts.toml");
+    if (tls_arguments(s, to, &a, argv, e) < 0) return -1;
+    tls_environment(to, under >= 0, &a, envp);
+    const char *dir = to->trust->dir.n ? arena_str(&a, to->trust->dir) : NULL;
+    if (a.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "tls-helper: out of memory");
+    if (!program_find(argv[0], TLS_PATH, program))
+        return fail_sys(e, GRPC_FAILED_PRECONDITION, "tls-helper: program \"%s\"", argv[0]);
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
+        return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "tls-helper");
+    OWNED_FD ours = pair[0], theirs = pair[1];
+    if (under >= 0) (void)fcntl(under, F_SETFL, 0); /* a plain program expects to block */
+    spawn_args args = { .exec_fd = -1, .path = program, .argv = argv, .envp = envp,
+                        .fds = (int[]){ theirs, theirs, STDERR_FILENO, under },
+                        .nfds = under >= 0 ? 4 : 3, .dies_with_us = true, .dir = dir };
+    *carrier = spawn(&args, NULL, e);
+    if (*carrier < 0) return fail_in(e, "tls-helper");
+    if (fcntl(ours, F_SETFL, O_NONBLOCK) < 0) return fail_sys(e, GRPC_INTERNAL, "tls-helper");
+    return give_fd(&ours);
+}
+
 /* -- a session with a registry ----------------------------------------------------------------- */
 
 enum { FETCH_HOSTS = 8, FETCH_TRIES = 4, TOKEN_MAX = MIB };
 #define FETCH_PATIENCE (30 * NS_PER_SEC) /* the longest Retry-After that is waited for */
 
 /* A server, and what it wants to see in Authorization: "Bearer ..." or "Basic ...", NULL before it
- * has asked for something. */
-typedef struct { const FetchHost *conf; char *authorization; } fetch_host;
+ * has asked for something. `down` when it was given up in this session. */
+typedef struct { const FetchHost *conf; char *authorization; bool down; } fetch_host;
 
 /* The whole state of a fetch process: it serves one repository, one request at a time. */
 typedef struct {
@@ -10557,95 +10885,158 @@ typedef struct {
     http_conn conns[HTTP_CONNS];
     size_t next_conn;            /* the one that is given up when a fifth is wanted */
     int64_t retry_after;         /* ns, as the last refusal said; 0 when it did not */
+    url_parts at;                /* where redirects have led */
     arena *a;                    /* of the request that is being served */
     arena session;               /* of the setup and the tokens */
 } fetch_session;
 
-/* One request as it goes out. */
+/* One request as it goes out. `trust` has the TLS settings of all connections that are made for a
+ * host; `host` its headers, and is NULL where a redirect or a challenge has led elsewhere. */
 typedef struct {
     const url_parts *to;
     const char *accept, *authorization;
     uint64_t offset;
-    const FetchHost *host;
+    const FetchHost *host, *trust;
     slice form;
 } http_request;
 
-/* A TLS stream as a descriptor: the administrator's tls_helper, a program that is given host and
- * port as its last two arguments and whose stdin and stdout are the stream. */
-static int fetch_tls(const fetch_session *f, const url_parts *u, error *e)
+/* scheme://host:port/path, for errors: see url_shown. */
+static const char *url_text(const url_parts *u, char out[URL_SHOWN])
 {
-    char port[8], *argv[16] = { NULL };
-    int pair[2];
-    size_t n = 0;
-    if (!f->setup.tls_helper.n)
-        return fail(
-            e, GRPC_UNIMPLEMENTED,
-            "https is not supported in this build yet: configure an http mirror in hosts.toml");
-    for (; n < f->setup.tls_helper.n && n < 12; n++)
-        argv[n] = arena_str(f->a, f->setup.tls_helper.p[n]);
-    snprintf(port, sizeof port, "%u", u->port);
-    argv[n++] = arena_str(f->a, slice_of(u->host));
-    argv[n] = port;
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
-        return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "tls_helper");
-    OWNED_FD ours = pair[0], theirs = pair[1];
-    char *envp[] = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin", NULL };
-    spawn_args args = { .exec_fd = -1,
-                        .path = argv[0],
-                        .argv = argv,
-                        .envp = envp,
-                        .fds = (int[]){ theirs, theirs, 2 },
-                        .nfds = 3 };
-    OWNED_FD pidfd = spawn(
-        &args, NULL, e); /* nobody waits for it: it ends with its stream, and its zombie with us */
-    if (pidfd < 0) return fail_in(e, "tls_helper");
-    if (fcntl(ours, F_SETFL, O_NONBLOCK) < 0) return fail_sys(e, GRPC_INTERNAL, "tls_helper");
-    return give_fd(&ours);
+    char authority[AUTHORITY_TEXT];
+    int path = (int)strcspn(u->path, "?");
+    snprintf(out, URL_SHOWN, "%s://%s%.*s", u->tls ? "https" : "http", url_authority(u, authority),
+             path, u->path);
+    return out;
+}
+
+/* "http://host:port" of a proxy */
+static const char *proxy_text(const http_proxy *p, char out[URL_SHOWN])
+{
+    char authority[AUTHORITY_TEXT];
+    snprintf(out, URL_SHOWN, "http://%s", url_authority(&p->at, authority));
+    return out;
+}
+
+/* What a status that is no success means for the caller. UNAVAILABLE is what a retry may cure. */
+static int status_code(int status)
+{
+    switch (status) {
+    case 401: case 407: return GRPC_UNAUTHENTICATED;
+    case 403: return GRPC_PERMISSION_DENIED;
+    case 404: return GRPC_NOT_FOUND;
+    case 408: case 429: return GRPC_UNAVAILABLE;
+    default: return status >= 500 ? GRPC_UNAVAILABLE : GRPC_UNKNOWN;
+    }
 }
 
 /* Connects to the first address that answers. What came from the network may not name a link-local
  * address: `trusted` says that a configuration did. */
-static int fetch_connect(const fetch_session *f, const url_parts *u, bool trusted, error *e)
+static int fetch_dial(const url_parts *u, bool trusted, int64_t patience, error *e)
 {
     ip_addresses list;
-    if (u->tls) return fetch_tls(f, u, e);
     if (host_addresses(u, &list, e) < 0) return -1;
-    fail(e, GRPC_UNAVAILABLE, "no address of %s may be used", u->host);
+    fail(e, GRPC_PERMISSION_DENIED, "no address of %s may be used", u->host);
     for (int i = 0; i < list.n; i++) {
         if (!trusted && address_is_link_local(&list.list[i])) continue;
-        int fd = connect_address(&list.list[i], SOCK_STREAM, clock_mono() + HTTP_CONNECT);
+        int fd = connect_address(&list.list[i], SOCK_STREAM, clock_mono() + patience);
         if (fd >= 0) return fd;
         fail_sys(e, GRPC_UNAVAILABLE, "connect to %s port %u", u->host, u->port);
     }
     return -1;
 }
 
-/* A connection to u's server: one that is kept, or a new one. *fresh says which. */
-static http_conn *fetch_open(fetch_session *f, const url_parts *u, bool trusted, bool *fresh,
+/* Makes a connection to a proxy one to the server behind it: RFC 9110, section 9.3.6. */
+static int fetch_tunnel(fetch_session *f, http_conn *c, const url_parts *u, error *e)
+{
+    char to[AUTHORITY_TEXT], proxy[URL_SHOWN];
+    http_reply r;
+    OWNED_BUF out = { 0 };
+    snprintf(to, sizeof to, strchr(u->host, ':') ? "[%s]:%u" : "%s:%u", u->host, u->port);
+    buf_printf(&out, "CONNECT %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: krun/%s\r\n", to, to,
+               KRUN_VERSION);
+    if (c->via.authorization[0])
+        buf_printf(&out, "Proxy-Authorization: %s\r\n", c->via.authorization);
+    buf_str(&out, "\r\n");
+    proxy_text(&c->via, proxy);
+    if (out.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "proxy %s: out of memory", proxy);
+    if (http_send(c, buf_view(&out), e) < 0 || http_read_head(c, f->a, &r, e) < 0)
+        return fail_in(e, "proxy %s", proxy);
+    if (r.status / 100 != 2)
+        return fail(e, status_code(r.status), "proxy %s: CONNECT %s: HTTP status %d", proxy, to,
+                    r.status);
+    if (c->start != c->end) /* TLS servers do not speak first */
+        return fail(e, GRPC_UNKNOWN, "proxy %s: something follows its reply to CONNECT", proxy);
+    return 0;
+}
+
+/* A literal link-local address, which no proxy and no TLS helper is told to go to either. */
+static bool url_is_link_local(const url_parts *u)
+{
+    ip_address one;
+    return address_parse(u->host, u->port, &one) && address_is_link_local(&one);
+}
+
+/* Connects c to q's server: directly or by a proxy, in clear or inside TLS. */
+static int fetch_connect(fetch_session *f, http_conn *c, const http_request *q, bool trusted,
+                         error *e)
+{
+    char shown[URL_SHOWN];
+    url_parts home;
+    const url_parts *u = q->to;
+    int64_t patience = q->trust->dial_timeout ? (int64_t)q->trust->dial_timeout : HTTP_CONNECT;
+    const proxy_settings proxies = { f->setup.http_proxy, f->setup.https_proxy, f->setup.no_proxy };
+    tls_peer peer = { u->host, u->port, q->trust, false };
+    if (url_parse(q->trust->base, f->a, &home, e) < 0) return -1;
+    peer.show = url_same_server(u, &home);
+    if (!trusted && url_is_link_local(u))
+        return fail(e, GRPC_PERMISSION_DENIED, "%s is a link-local address", u->host);
+    if (proxy_for(&proxies, u, &c->via, e) < 0) return -1;
+    bool proxied = proxy_there(&c->via);
+    if (proxied) c->fd = fetch_dial(&c->via.at, true, patience, e);
+    else if (!u->tls) c->fd = fetch_dial(u, trusted, patience, e);
+    if (proxied && c->fd < 0) return fail_in(e, "proxy %s", proxy_text(&c->via, shown));
+    if (!u->tls) return c->fd < 0 ? -1 : 0;
+    if (proxied && fetch_tunnel(f, c, u, e) < 0) return -1;
+    int inside = tls_connect(&f->setup, &peer, c->fd, &c->carrier, e);
+    close_fd(&c->fd);
+    c->fd = inside;
+    return inside < 0 ? -1 : 0;
+}
+
+/* A connection to q's server: one that is kept, or a new one. *fresh says which. */
+static http_conn *fetch_open(fetch_session *f, const http_request *q, bool trusted, bool *fresh,
                              error *e)
 {
+    int one = 1;
     *fresh = false;
     for (size_t i = 0; i < HTTP_CONNS; i++)
-        if (f->conns[i].fd >= 0 && url_same_server(&f->conns[i].to, u)) return &f->conns[i];
-    int one = 1, fd = fetch_connect(f, u, trusted, e);
-    if (fd < 0) return NULL;
+        if (f->conns[i].fd >= 0 && url_same_server(&f->conns[i].to, q->to) &&
+            f->conns[i].trust == q->trust)
+            return &f->conns[i];
     http_conn *c = &f->conns[f->next_conn++ % HTTP_CONNS];
     http_close(c);
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    c->fd = fd;
-    c->to = *u;
+    c->to = *q->to;
+    c->trust = q->trust;
     c->start = c->end = c->little = 0;
     c->waited = 0;
     *fresh = true;
+    if (fetch_connect(f, c, q, trusted, e) < 0) return http_close(c), NULL;
+    (void)setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     return c;
 }
 
-static void http_write_request(const http_request *q, buf *out)
+/* To a proxy the target is the whole URL (RFC 9112, 3.2.2); through a tunnel of one it is not. */
+static void http_write_request(const http_request *q, const http_proxy *via, buf *out)
 {
     char authority[AUTHORITY_TEXT];
-    buf_printf(
-        out, "%s %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: krun/%s\r\nAccept-Encoding: identity\r\n",
-        q->form.n ? "POST" : "GET", q->to->path, url_authority(q->to, authority), KRUN_VERSION);
+    bool whole = proxy_there(via) && !q->to->tls;
+    url_authority(q->to, authority);
+    buf_printf(out, "%s %s%s%s HTTP/1.1\r\nHost: %s\r\n", q->form.n ? "POST" : "GET",
+               whole ? "http://" : "", whole ? authority : "", q->to->path, authority);
+    buf_printf(out, "User-Agent: krun/%s\r\nAccept-Encoding: identity\r\n", KRUN_VERSION);
+    if (whole && via->authorization[0])
+        buf_printf(out, "Proxy-Authorization: %s\r\n", via->authorization);
     if (q->accept) buf_printf(out, "Accept: %s\r\n", q->accept);
     if (q->authorization) buf_printf(out, "Authorization: %s\r\n", q->authorization);
     if (q->offset) buf_printf(out, "Range: bytes=%" PRIu64 "-\r\n", q->offset);
@@ -10660,17 +11051,15 @@ static void http_write_request(const http_request *q, buf *out)
     buf_slice(out, q->form);
 }
 
-static int http_send(http_conn *c, slice bytes, error *e)
+/* Why there was no reply: a TLS helper that refuses a server ends, with a status of its own. */
+static void http_blame_carrier(http_conn *c, error *e)
 {
-    while (bytes.n) {
-        ssize_t n = send(c->fd, bytes.p, bytes.n, MSG_NOSIGNAL);
-        if (n < 0 && errno == EAGAIN && wait_fd(c->fd, POLLOUT, clock_mono() + HTTP_STALL))
-            continue;
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return fail_sys(e, GRPC_UNAVAILABLE, "send the request");
-        bytes = (slice){ bytes.p + n, bytes.n - (size_t)n };
-    }
-    return 0;
+    if (c->carrier < 0 || e->code != GRPC_UNAVAILABLE) return;
+    int status = reap(c->carrier, clock_mono() + NS_PER_SEC);
+    if (status < 0) return;
+    close_fd(&c->carrier); /* reaped: nothing is left to kill */
+    fail(e, GRPC_UNAVAILABLE, "the TLS helper ended with status %d (krun's log has what it said)",
+         status);
 }
 
 /* Sends a request and reads the reply's header. A kept connection may have been closed by the
@@ -10681,15 +11070,45 @@ static http_conn *http_ask(fetch_session *f, const http_request *q, bool trusted
     for (;;) {
         bool fresh;
         OWNED_BUF out = { 0 };
-        http_conn *c = fetch_open(f, q->to, trusted, &fresh, e);
+        http_conn *c = fetch_open(f, q, trusted, &fresh, e);
         if (!c) return NULL;
-        http_write_request(q, &out);
+        http_write_request(q, &c->via, &out);
         c->waited = 0;
-        if (!out.oom && http_send(c, buf_view(&out), e) == 0 && http_read_head(c, f->a, r, e) == 0)
+        if (out.oom) fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a request");
+        else if (http_send(c, buf_view(&out), e) == 0 && http_read_head(c, f->a, r, e) == 0)
             return c;
+        if (fresh) http_blame_carrier(c, e);
         http_close(c);
         if (fresh || e->code != GRPC_UNAVAILABLE) return NULL;
     }
+}
+
+/* The time of an HTTP date ("Wed, 21 Oct 2015 07:28:00 GMT": RFC 9110, 5.6.7, the one form that may
+ * be sent today), ns since 1970. */
+static bool http_date(slice text, int64_t *ns)
+{
+    char copy[40];
+    struct tm t = { 0 };
+    snprintf(copy, sizeof copy, "%.*s", PR(text));
+    const char *end = strptime(copy, "%a, %d %b %Y %H:%M:%S GMT", &t);
+    if (text.n >= sizeof copy || !end || *end) return false;
+    *ns = (int64_t)timegm(&t) * NS_PER_SEC;
+    return true;
+}
+
+/* How long Retry-After asks to wait: in seconds, or until a date (RFC 9110, 10.2.3). ns. */
+static int64_t retry_wait(slice value, int64_t now)
+{
+    uint64_t seconds;
+    int64_t at;
+    if (parse_u64(value, 10, UINT64_MAX, &seconds))
+        return (int64_t)MIN(seconds, UINT64_C(1000000000)) * NS_PER_SEC;
+    return http_date(value, &at) ? MAX(at - now, 0) : 0;
+}
+
+static void fetch_note_retry(fetch_session *f, const http_reply *r)
+{
+    f->retry_after = retry_wait(http_field(r, "retry-after"), clock_wall());
 }
 
 /* -- proving who we are ------------------------------------------------------------------------ */
@@ -10765,7 +11184,7 @@ static int token_parse(fetch_session *f, fetch_host *h, slice body, error *e)
     slice token = json_text(json_get(tree, "token"));
     if (!token.n) token = json_text(json_get(tree, "access_token"));
     if (!tree || !token_valid(token))
-        return fail(e, GRPC_UNAUTHENTICATED, "the token server's reply holds no token");
+        return fail(e, GRPC_UNAUTHENTICATED, "its reply holds no token");
     h->authorization = arena_printf(&f->session, "Bearer %.*s", PR(token));
     return f->session.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a token") : 0;
 }
@@ -10777,6 +11196,7 @@ static int token_fetch(fetch_session *f, fetch_host *h, const url_parts *registr
 {
     url_parts realm;
     http_reply r;
+    char shown[URL_SHOWN];
     OWNED_BUF query = { 0 }, body = { 0 };
     const AuthConfig *auth = h->conf->credentials ? f->setup.auth : NULL;
     if (url_parse(challenge_get(challenge, "realm", f->a), f->a, &realm, e) < 0)
@@ -10785,25 +11205,32 @@ static int token_fetch(fetch_session *f, fetch_host *h, const url_parts *registr
         return fail(e, GRPC_PERMISSION_DENIED, "token server %s is not https as its registry is",
                     realm.host);
     if (!realm_trusted(&realm, registry)) auth = NULL;
-    slice identity = auth ? auth->identity_token : (slice){ NULL, 0 },
+    bool named = auth && auth->username.n && auth->password.n; /* as containerd: before a token */
+    slice identity = auth && !named ? auth->identity_token : (slice){ NULL, 0 },
           basic = auth_basic(auth, f->a);
     token_query(f, challenge, identity, &query);
-    http_request q = { .to = &realm, .accept = "application/json" };
+    bool own = !strcasecmp(realm.host, registry->host);
+    http_request q = { .to = &realm, .accept = "application/json", .trust = h->conf };
     if (basic.n && !identity.n) q.authorization = arena_printf(f->a, "Basic %.*s", PR(basic));
     if (identity.n) q.form = buf_view(&query);
     else
         realm.path = arena_printf(f->a, "%s%c%.*s", realm.path, strchr(realm.path, '?') ? '&' : '?',
                                   PR(query));
-    bool own = !strcasecmp(realm.host, registry->host);
     http_conn *c = http_ask(f, &q, own, &r, e);
-    if (!c) return fail_in(e, "token server %s", realm.host);
+    if (!c) return fail_in(e, "token server %s", url_text(&realm, shown));
     if (http_body_all(c, &r, TOKEN_MAX, &body, e) < 0)
-        return http_close(c), fail_in(e, "token server %s", realm.host);
+        return http_close(c), fail_in(e, "token server %s", url_text(&realm, shown));
     http_done(c, &r);
-    int refused = r.status == 429 || r.status >= 500 ? GRPC_UNAVAILABLE : GRPC_UNAUTHENTICATED;
+    fetch_note_retry(f, &r);
+    int refused = status_code(r.status);
+    if (refused != GRPC_UNAVAILABLE && refused != GRPC_PERMISSION_DENIED)
+        refused = GRPC_UNAUTHENTICATED;
     if (r.status != 200)
-        return fail(e, refused, "token server %s: HTTP status %d", realm.host, r.status);
-    return token_parse(f, h, buf_view(&body), e);
+        return fail(e, refused, "token server %s: HTTP status %d", url_text(&realm, shown),
+                    r.status);
+    return token_parse(f, h, buf_view(&body), e) < 0
+               ? fail_in(e, "token server %s", url_text(&realm, shown))
+               : 0;
 }
 
 /* Answers a 401: finds the challenge that we can meet and makes the Authorization value for it. */
@@ -10830,18 +11257,6 @@ static int fetch_authorize(fetch_session *f, fetch_host *h, const url_parts *reg
 
 /* -- asking a registry ------------------------------------------------------------------------- */
 
-/* What a status that is no success means for the caller. UNAVAILABLE is what a retry may cure. */
-static int status_code(int status)
-{
-    switch (status) {
-    case 401: return GRPC_UNAUTHENTICATED;
-    case 403: return GRPC_PERMISSION_DENIED;
-    case 404: return GRPC_NOT_FOUND;
-    case 408: case 429: return GRPC_UNAVAILABLE;
-    default: return status >= 500 ? GRPC_UNAVAILABLE : GRPC_UNKNOWN;
-    }
-}
-
 /* The registry's own words for a refusal: {"errors": [{"code": ..., "message": ...}]}. */
 static const char *refusal_text(fetch_session *f, http_conn *c, http_reply *r)
 {
@@ -10858,17 +11273,27 @@ static const char *refusal_text(fetch_session *f, http_conn *c, http_reply *r)
     return shown.oom ? "" : arena_str(f->a, buf_view(&shown));
 }
 
+/* Adds to an error by whom the reply came: a proxy can answer in its server's place. Returns -1. */
+static int fetch_by_proxy(const http_conn *c, error *e)
+{
+    char shown[URL_SHOWN];
+    return proxy_there(&c->via) && !c->to.tls ? fail_in(e, "proxy %s", proxy_text(&c->via, shown))
+                                              : -1;
+}
+
+/* What a status says and what the server adds to it. */
 static int fetch_refused(fetch_session *f, http_conn *c, http_reply *r, error *e)
 {
-    uint64_t seconds;
-    if (parse_u64(http_field(r, "retry-after"), 10, 1000000, &seconds))
-        f->retry_after = (int64_t)seconds * NS_PER_SEC;
-    else if (http_field(r, "retry-after").n)
-        f->retry_after = INT64_MAX; /* a date, or past all patience */
+    char wait[64] = "";
     int status = r->status;
+    fetch_note_retry(f, r);
+    if (f->retry_after > FETCH_PATIENCE)
+        snprintf(wait, sizeof wait, ", to be tried again after %" PRId64 " s",
+                 f->retry_after / NS_PER_SEC);
     const char *words = refusal_text(f, c, r);
     http_done(c, r);
-    return fail(e, status_code(status), "HTTP status %d%s", status, words);
+    fail(e, status_code(status), "HTTP status %d%s%s", status, words, wait);
+    return fetch_by_proxy(c, e);
 }
 
 static bool status_redirects(int status)
@@ -10890,34 +11315,47 @@ static int fetch_redirect(fetch_session *f, http_conn *c, http_reply *r, url_par
     return 0;
 }
 
-/* GETs `q->to` with all that HTTP asks for on the way: a login once, redirects. Comes back with a
- * connection whose reply is 200 or 206 and whose body is to be read; or NULL. Credentials and the
- * host's own headers go to the server that we were told to ask, and nowhere else. */
-static http_conn *fetch_get(fetch_session *f, fetch_host *h, const http_request *q, http_reply *r,
-                            error *e)
+/* GETs `q->to` with all that HTTP asks for on the way: a login once, redirects. Credentials and the
+ * host's own headers go to the server that we were told to ask, and nowhere else. f->at is where it
+ * ended. */
+static http_conn *fetch_follow(fetch_session *f, fetch_host *h, const http_request *q,
+                               http_reply *r, error *e)
 {
-    url_parts u = *q->to;
     bool logged_in = false;
     for (int hops = 0; hops <= HTTP_REDIRECTS;) {
-        bool home = url_same_server(&u, q->to);
-        http_request one = { .to = &u,
+        bool home = url_same_server(&f->at, q->to);
+        http_request one = { .to = &f->at,
                              .accept = q->accept,
                              .offset = q->offset,
                              .authorization = home ? h->authorization : NULL,
-                             .host = home ? h->conf : NULL };
+                             .host = home ? h->conf : NULL,
+                             .trust = h->conf };
         http_conn *c = http_ask(f, &one, home, r, e);
         if (!c) return NULL;
         if (r->status == 200 || r->status == 206) return c;
         if (r->status == 401 && home && !logged_in) {
             http_close(c);
             logged_in = true;
-            if (fetch_authorize(f, h, &u, r, e) < 0) return NULL;
+            if (fetch_authorize(f, h, &f->at, r, e) < 0) return fetch_by_proxy(c, e), NULL;
         } else if (status_redirects(r->status)) {
             hops++;
-            if (fetch_redirect(f, c, r, &u, e) < 0) return http_close(c), NULL;
+            if (fetch_redirect(f, c, r, &f->at, e) < 0) return http_close(c), NULL;
         } else return fetch_refused(f, c, r, e), NULL;
     }
     return fail(e, GRPC_UNKNOWN, "more than %d redirects", HTTP_REDIRECTS), NULL;
+}
+
+/* Comes back with a connection whose reply is 200 or 206 and whose body is to be read; or NULL, and
+ * the error says where a redirect had led. */
+static http_conn *fetch_get(fetch_session *f, fetch_host *h, const http_request *q, http_reply *r,
+                            error *e)
+{
+    char shown[URL_SHOWN];
+    f->at = *q->to;
+    http_conn *c = fetch_follow(f, h, q, r, e);
+    if (!c && (!url_same_server(&f->at, q->to) || strcmp(f->at.path, q->to->path)))
+        fail_in(e, "redirected to %s", url_text(&f->at, shown));
+    return c;
 }
 
 /* A request that is being served: how much of the body has gone to the daemon already, so that a
@@ -10976,12 +11414,16 @@ static int fetch_once(fetch_session *f, fetch_host *h, const url_parts *u, fetch
                       error *e)
 {
     http_reply r;
+    char shown[URL_SHOWN];
     http_request q = { .to = u,
                        .accept = task->ask.manifest ? fetch_accept : NULL,
                        .offset = task->sent };
     http_conn *c = fetch_get(f, h, &q, &r, e);
     if (!c) return -1;
-    if (fetch_copy(c, &r, task, e) < 0) return http_close(c), -1;
+    if (fetch_copy(c, &r, task, e) < 0) {
+        if (!url_same_server(&f->at, u)) fail_in(e, "redirected to %s", url_text(&f->at, shown));
+        return http_close(c), -1;
+    }
     slice type = http_field(&r, "content-type");
     task->media_type = slice_trim(slice_cut(&type, ';'));
     task->digest = http_field(&r, "docker-content-digest");
@@ -11017,25 +11459,34 @@ static int fetch_from(fetch_session *f, fetch_host *h, fetch_task *task, error *
             break;
         sleep_ns(MAX(f->retry_after, 100 * NS_PER_MS << (2 * (tries - 1))));
     }
-    return fail_in(e, "GET %s", text);
+    h->down = e->code == GRPC_UNAVAILABLE;
+    return fail_in(e, "GET %.*s", (int)strcspn(text, "?"), text);
+}
+
+static bool fetch_asks(const fetch_session *f, size_t i, bool manifest)
+{
+    return manifest ? f->hosts[i].conf->resolve : f->hosts[i].conf->pull;
 }
 
 /* Asks the hosts in order until one has it. The last one's error counts, since it is the registry
- * itself; what its mirrors said stands in front. */
+ * itself; what its mirrors said is added. A host that was given up is passed over from then on:
+ * each of an image's requests would wait for it again. The last one is always asked. */
 static int fetch_serve(fetch_session *f, fetch_task *task, error *e)
 {
     error last;
+    size_t end = f->setup.hosts.n;
     OWNED_BUF before = { 0 };
     fail(e, GRPC_FAILED_PRECONDITION, "no host of %.*s is configured for this",
          PR(f->setup.domain));
-    for (size_t i = 0; i < f->setup.hosts.n; i++) {
-        const FetchHost *conf = f->hosts[i].conf;
-        if (!(task->ask.manifest ? conf->resolve : conf->pull)) continue;
+    while (end && !fetch_asks(f, end - 1, task->ask.manifest)) end--;
+    for (size_t i = 0; i < end; i++) {
+        if (!fetch_asks(f, i, task->ask.manifest) || (f->hosts[i].down && i + 1 < end)) continue;
         if (fetch_from(f, &f->hosts[i], task, &last) == 0) return 0;
-        if (before.n) fail_with(e, last.code, 0, "%.*s; %s", PR(buf_view(&before)), last.text);
-        else *e = last;
-        before.n = 0;
-        buf_str(&before, e->text);
+        *e = last;
+        if (before.n)
+            fail_with(e, last.code, 0, "%s; before: %.*s", last.text, PR(buf_view(&before)));
+        if (before.n) buf_str(&before, "; ");
+        buf_str(&before, last.text);
     }
     return -1;
 }
@@ -11048,7 +11499,7 @@ static int fetch_begin(fetch_session *f, error *e)
         return fail(e, GRPC_INTERNAL, "fetch: no setup on descriptor 0");
     if (pb_decode(&FetchSetup_msg, wire, &f->session, &f->setup, e) < 0) return -1;
     f->setup.hosts.n = MIN(f->setup.hosts.n, (size_t)FETCH_HOSTS);
-    for (size_t i = 0; i < HTTP_CONNS; i++) f->conns[i].fd = -1;
+    for (size_t i = 0; i < HTTP_CONNS; i++) f->conns[i].fd = f->conns[i].carrier = -1;
     for (size_t i = 0; i < f->setup.hosts.n; i++) {
         const AuthConfig *auth = f->setup.hosts.p[i].credentials ? f->setup.auth : NULL;
         f->hosts[i].conf = &f->setup.hosts.p[i];
@@ -11095,7 +11546,12 @@ static int fetch_main(int argc, char **argv)
  *   server = "https://registry.example"          the registry itself, asked last
  *   [host."http://127.0.0.1:5000"]               asked first, in the order of the file
  *     capabilities = ["pull", "resolve"]         all, when it is left out
- *     override_path = true                       the URL's path is used without "/v2" after it */
+ *     override_path = true                       the URL's path is used without "/v2" after it
+ *     header = { x-name = ["value"] }            more fields for each request to it
+ *     ca = "/etc/mirror.pem"                     or a list; relative to the file's own directory
+ *     client = [["/etc/me.pem", "/etc/me.key"]]  or one file with both, or a list of such
+ *     skip_verify = true
+ *     dial_timeout = "5s" */
 
 static bool host_is_loopback(slice authority)
 {
@@ -11119,7 +11575,7 @@ static int hosts_base(slice given, bool override_path, arena *a, slice *out, err
     if (url_parse(text, a, &ignored, e) < 0) return -1;
     bool whole = override_path || slice_ends(text, "/v2");
     *out = whole ? text : slice_of(arena_printf(a, "%.*s/v2", PR(text)));
-    return a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "hosts.toml: out of memory") : 0;
+    return a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory") : 0;
 }
 
 static bool hosts_can(const json *capabilities, const char *what)
@@ -11130,59 +11586,218 @@ static bool hosts_can(const json *capabilities, const char *what)
     return can;
 }
 
-/* [host."...".header]: a value is a text or a list of them. A line end in one would be a second
- * header, so it is refused. */
+/* A hosts.toml that is being read. `dir` is where it lies. */
+typedef struct { const char *dir; arena *a; FetchSetup *setup; } hosts_reader;
+
+static size_t list_size(const json *v) /* of what may be one value or a list of them */
+{
+    return !v ? 0 : v->kind == JSON_ARRAY ? v->n : 1;
+}
+
+static const json *list_item(const json *v, size_t i)
+{
+    return v->kind == JSON_ARRAY ? &v->items[i] : v;
+}
+
+/* [host."...".header]: a value is a text or a list of them, which becomes one field with commas
+ * (RFC 9110, 5.3). A line end in one would be a second header, so it is refused. */
 static int hosts_headers(const json *table, arena *a, FetchHost *out, error *e)
 {
     if (!table || !table->n) return 0;
     out->headers.p = arena_alloc(a, table->n * sizeof *out->headers.p);
-    if (!out->headers.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "hosts.toml: out of memory");
+    if (!out->headers.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
     for (size_t i = 0; i < table->n; i++) {
         const json *value = &table->items[i];
-        if (value->kind == JSON_ARRAY && value->n) value = &value->items[0];
-        slice text = json_text(value), name = table->items[i].key;
-        if (slice_has(text, '\n') || slice_has(text, '\r') || slice_has(name, '\n') ||
+        slice name = value->key;
+        OWNED_BUF text = { 0 };
+        for (size_t k = 0; k < list_size(value); k++) {
+            if (k) buf_str(&text, ", ");
+            buf_slice(&text, json_text(list_item(value, k)));
+        }
+        slice all = buf_view(&text);
+        if (slice_has(all, '\n') || slice_has(all, '\r') || slice_has(name, '\n') ||
             slice_has(name, ':'))
-            return fail(e, GRPC_INVALID_ARGUMENT, "hosts.toml: header \"%.*s\" is not one line",
-                        PR(name));
-        out->headers.p[out->headers.n++] = (pb_pair){ name, text };
+            return fail(e, GRPC_INVALID_ARGUMENT, "header \"%.*s\" is not one line", PR(name));
+        out->headers.p[out->headers.n++] = (pb_pair){ name, arena_copy(a, all) };
     }
     return 0;
 }
 
-static int hosts_add(FetchSetup *setup, slice given, const json *table, arena *a, error *e)
+/* A path, relative to the file's own directory if it lies there. A ':' in it would split it where a
+ * list of paths is told to others. */
+static int hosts_path(const hosts_reader *r, const json *v, slice *out, FetchHost *h, error *e)
 {
+    slice text = json_text(v), ignored;
+    size_t n = strlen(r->dir);
+    if (slice_starts(text, r->dir) && text.n > n && text.p[n] == '/')
+        slice_take(&text, n + 1, &ignored);
+    if (!text.n || slice_has(text, ':') || slice_has(text, '\0'))
+        return fail(e, GRPC_INVALID_ARGUMENT, "\"%.*s\" is no path without ':'", PR(text));
+    if (text.p[0] != '/') h->dir = slice_of(r->dir);
+    *out = text;
+    return 0;
+}
+
+/* `client`: one file, or a list of files, or a list of pairs; the first of them is used. */
+static int hosts_client(const hosts_reader *r, const json *v, FetchHost *out, error *e)
+{
+    const json *first = list_size(v) ? list_item(v, 0) : NULL;
+    if (!first) return 0;
+    bool pair = first->kind == JSON_ARRAY;
+    if (pair && first->n != 2)
+        return fail(e, GRPC_INVALID_ARGUMENT, "client has %zu paths in a pair", first->n);
+    if (hosts_path(r, list_item(first, 0), &out->cert, out, e) < 0) return fail_in(e, "client");
+    if (!pair || !json_text(&first->items[1]).n) return 0;
+    return hosts_path(r, &first->items[1], &out->key, out, e) < 0 ? fail_in(e, "client") : 0;
+}
+
+static int hosts_tls(const hosts_reader *r, const json *table, FetchHost *out, error *e)
+{
+    const json *ca = json_get(table, "ca");
+    out->skip_verify = json_true(json_get(table, "skip_verify"));
+    out->ca.p = arena_alloc(r->a, (list_size(ca) + 1) * sizeof *out->ca.p);
+    if (!out->ca.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
+    for (size_t i = 0; i < list_size(ca); i++)
+        if (hosts_path(r, list_item(ca, i), &out->ca.p[out->ca.n++], out, e) < 0)
+            return fail_in(e, "ca");
+    return hosts_client(r, json_get(table, "client"), out, e);
+}
+
+/* Takes "1.5s", "500ms" or "1m30s", which is how Go writes a time: nanoseconds, at most an hour. */
+static bool duration_parse(slice text, uint64_t *ns)
+{
+    static const struct { const char *name; uint64_t ns; } units[] = {
+        { "ms", 1000000 }, { "s", 1000000000 }, { "m", 60000000000 }, { "h", 3600000000000 },
+        { "us", 1000 }, { "ns", 1 },
+    };
+    *ns = 0;
+    if (!text.n) return false;
+    while (text.n) {
+        slice whole = { NULL, 0 }, part = { NULL, 0 }, unit;
+        uint64_t value = 0, thousandths = 0;
+        size_t n = 0, used = 0, u = 0;
+        while (n < text.n && (isdigit(text.p[n]) || text.p[n] == '.')) n++;
+        slice_take(&text, n, &whole);
+        while (used < text.n && isalpha(text.p[used])) used++;
+        slice_take(&text, used, &unit);
+        part = whole, whole = slice_cut(&part, '.');
+        while (u < COUNT(units) && !slice_is(unit, units[u].name)) u++;
+        if (u == COUNT(units) || !parse_u64(whole, 10, 1000000, &value) || part.n > 3) return false;
+        if (part.n && !parse_u64(part, 10, 999, &thousandths)) return false;
+        for (size_t i = part.n; i < 3; i++) thousandths *= 10;
+        *ns += value * units[u].ns + thousandths * units[u].ns / 1000;
+        if (*ns > UINT64_C(3600000000000)) return false;
+    }
+    return true;
+}
+
+static int hosts_dial_timeout(const json *v, uint64_t *out, error *e)
+{
+    if (!v || duration_parse(json_text(v), out)) return 0;
+    return fail(e, GRPC_INVALID_ARGUMENT, "dial_timeout \"%.*s\" is no time such as \"5s\"",
+                PR(json_text(v)));
+}
+
+/* Whether a complaint is new in this process's life: these files are read at each pull. */
+static bool hosts_is_news(const char *dir, slice key)
+{
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static uint32_t told[64]; /* sums of what was said */
+    static size_t n;
+    uint32_t sum = crc32_add(crc32_add(0, dir, strlen(dir)), key.p, key.n);
+    pthread_mutex_lock(&lock);
+    size_t i = 0;
+    while (i < n && told[i] != sum) i++;
+    bool news = i == n && n < COUNT(told);
+    if (news) told[n++] = sum;
+    pthread_mutex_unlock(&lock);
+    return news;
+}
+
+/* A key that we do not know may be a newer containerd's, so it is no error; or a slip of the pen,
+ * so it is said. */
+static void hosts_unknown(const hosts_reader *r, const json *table, bool top)
+{
+    static const char *const known[] = { "server", "host", "capabilities", "ca", "client", "header",
+                                         "skip_verify", "override_path", "dial_timeout" };
+    for (size_t i = 0; table && table->kind == JSON_OBJECT && i < table->n; i++) {
+        slice key = table->items[i].key;
+        size_t k = top ? 0 : 2;
+        while (k < COUNT(known) && !slice_is(key, known[k])) k++;
+        if (k == COUNT(known) && hosts_is_news(r->dir, key))
+            log_warn("%s/hosts.toml: \"%.*s\" is not known and ignored", r->dir, PR(key));
+    }
+}
+
+static int hosts_add(const hosts_reader *r, slice given, const json *table, error *e)
+{
+    FetchSetup *setup = r->setup;
     if (setup->hosts.n == FETCH_HOSTS)
-        return fail(e, GRPC_INVALID_ARGUMENT, "hosts.toml: more than %d hosts", FETCH_HOSTS);
+        return fail(e, GRPC_INVALID_ARGUMENT, "more than %d hosts", FETCH_HOSTS);
     FetchHost *h = &setup->hosts.p[setup->hosts.n++];
     const json *capabilities = json_get(table, "capabilities");
     *h = (FetchHost){ .resolve = hosts_can(capabilities, "resolve") };
     h->pull = hosts_can(capabilities, "pull");
-    if (hosts_base(given, json_true(json_get(table, "override_path")), a, &h->base, e) < 0)
-        return fail_in(e, "hosts.toml");
-    return hosts_headers(json_get(table, "header"), a, h, e);
+    if (hosts_base(given, json_true(json_get(table, "override_path")), r->a, &h->base, e) < 0)
+        return -1;
+    if (hosts_tls(r, table, h, e) < 0) return -1;
+    if (hosts_dial_timeout(json_get(table, "dial_timeout"), &h->dial_timeout, e) < 0) return -1;
+    return hosts_headers(json_get(table, "header"), r->a, h, e);
 }
 
 /* Reads the first hosts.toml that there is for a registry. NULL with e->code 0: there is none. */
-static const json *hosts_read(const char *dir, slice domain, arena *a, error *e)
+static const json *hosts_read(hosts_reader *r, const char *dir, slice domain, error *e)
 {
     slice text, host = domain, rest;
     uint16_t port;
-    char *names[3] = { NULL, arena_str(a, domain), arena_str(a, SLICE("_default")) };
+    char *names[3] = { NULL, arena_str(r->a, domain), arena_str(r->a, SLICE("_default")) };
     *e = (error){ 0 };
     if (host_split(domain, &rest, &port) &&
         port) { /* containerd's own name for a directory without ':' */
         const uint8_t *colon = memrchr(host.p, ':', host.n);
-        names[0] = arena_printf(a, "%.*s_%u_", (int)(colon - host.p), (const char *)host.p, port);
+        names[0] =
+            arena_printf(r->a, "%.*s_%u_", (int)(colon - host.p), (const char *)host.p, port);
     }
     for (size_t i = 0; i < COUNT(names); i++) {
-        char *path = names[i] ? arena_printf(a, "%s/%s/hosts.toml", dir, names[i]) : NULL;
+        char *at = names[i] ? arena_printf(r->a, "%s/%s", dir, names[i]) : NULL;
+        char *path = at ? arena_printf(r->a, "%s/hosts.toml", at) : NULL;
         if (!path) continue;
-        if ((text = file_read(AT_FDCWD, path, MIB, a, e)).p) return toml_parse(text, path, a, e);
+        r->dir = at;
+        if ((text = file_read(AT_FDCWD, path, MIB, r->a, e)).p)
+            return toml_parse(text, path, r->a, e);
         if (e->code != GRPC_NOT_FOUND) return NULL;
         *e = (error){ 0 };
     }
+    r->dir = "";
     return NULL;
+}
+
+/* The registry itself gets the credentials, also where [host."..."] names it again, as is done to
+ * give it settings of its own; a mirror does not. */
+static void hosts_trust(const hosts_reader *r)
+{
+    FetchSetup *setup = r->setup;
+    url_parts own, one;
+    error ignored;
+    if (url_parse(setup->hosts.p[setup->hosts.n - 1].base, r->a, &own, &ignored) < 0) return;
+    for (size_t i = 0; i < setup->hosts.n; i++)
+        setup->hosts.p[i].credentials =
+            url_parse(setup->hosts.p[i].base, r->a, &one, &ignored) == 0 &&
+            url_same_server(&own, &one);
+}
+
+/* Every [host."..."] of the file, then the registry itself. */
+static int hosts_all(const hosts_reader *r, const json *tree, slice server, error *e)
+{
+    const json *hosts = json_get(tree, "host");
+    hosts_unknown(r, tree, true);
+    for (size_t i = 0; hosts && hosts->kind == JSON_OBJECT && i < hosts->n; i++) {
+        hosts_unknown(r, &hosts->items[i], false);
+        if (hosts_add(r, hosts->items[i].key, &hosts->items[i], e) < 0) return -1;
+    }
+    if (hosts_add(r, server, tree, e) < 0) return -1;
+    hosts_trust(r);
+    return 0;
 }
 
 /* Fills out->domain, path and hosts for a reference. `dir` may be NULL; a file that cannot be read
@@ -11190,23 +11805,125 @@ static const json *hosts_read(const char *dir, slice domain, arena *a, error *e)
 static int registry_hosts(const char *dir, const image_ref *ref, arena *a, FetchSetup *out,
                           error *e)
 {
-    const json *tree = dir ? hosts_read(dir, ref->domain, a, e) : NULL;
+    hosts_reader r = { "", a, out };
+    const json *tree = dir ? hosts_read(&r, dir, ref->domain, e) : NULL;
     if (dir && !tree && e->code) return -1;
-    const json *hosts = json_get(tree, "host");
     slice server = json_text(json_get(tree, "server"));
     out->domain = ref->domain;
     out->path = ref->path;
     out->hosts.n = 0;
     out->hosts.p = arena_alloc(a, FETCH_HOSTS * sizeof *out->hosts.p);
     if (!out->hosts.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "hosts.toml: out of memory");
-    for (size_t i = 0; hosts && hosts->kind == JSON_OBJECT && i < hosts->n; i++)
-        if (hosts_add(out, hosts->items[i].key, &hosts->items[i], a, e) < 0) return -1;
     if (!server.n)
         server = slice_is(ref->domain, "docker.io") ? SLICE("registry-1.docker.io") : ref->domain;
-    if (hosts_add(out, server, tree, a, e) < 0) return -1;
-    out->hosts.p[out->hosts.n - 1].credentials = true;
-    return 0;
+    return hosts_all(&r, tree, server, e) < 0 ? fail_in(e, "%s/hosts.toml", r.dir) : 0;
 }
+
+/* -- whose credentials they are -------------------------------------------------------------------
+ *
+ * They come with the request (the kubelet's imagePullSecrets), or from a file of this machine in
+ * the form of docker's config.json and of podman's auth.json:
+ *
+ *   {"auths": {"registry.example": {"auth": "dXNlcjpwYXNzd29yZA=="},
+ *              "registry.example/team": {"username": "u", "password": "p"},
+ *              "https://index.docker.io/v1/": {"identitytoken": "..."}}}
+ *
+ * A key is a host or the beginning of an image's name; the longest that fits counts. */
+
+static slice url_host(slice text, slice *path) /* without scheme; Docker Hub by its short name */
+{
+    static const char *const hub[] = { "index.docker.io", "registry-1.docker.io", "docker.io" };
+    bool scheme = slice_starts(text, "https://") || slice_starts(text, "http://");
+    slice ignored;
+    if (scheme) slice_take(&text, slice_starts(text, "https://") ? 8 : 7, &ignored);
+    while (text.n && text.p[text.n - 1] == '/') text.n--;
+    if (scheme && (slice_ends(text, "/v1") || slice_ends(text, "/v2"))) text.n -= 3;
+    *path = text;
+    slice host = slice_cut(path, '/');
+    for (size_t i = 0; i < COUNT(hub); i++)
+        if (slice_same_word(host, hub[i])) return SLICE("docker.io");
+    return host;
+}
+
+static bool slice_same_letters(slice a, slice b)
+{
+    return a.n == b.n && slice_ends_word(a, b);
+}
+
+/* Whether the credentials of a request are for the image's registry: those that name a server are
+ * for that one alone. */
+static bool auth_is_for(const AuthConfig *auth, const FetchSetup *setup)
+{
+    slice path, host = url_host(auth->server_address, &path);
+    slice registry = setup->hosts.n ? setup->hosts.p[setup->hosts.n - 1].base : setup->domain;
+    return !auth->server_address.n || slice_same_letters(host, setup->domain) ||
+           slice_same_letters(host, url_host(registry, &path));
+}
+
+static bool auth_is_empty(const AuthConfig *a)
+{
+    return !a || (!a->username.n && !a->password.n && !a->auth.n && !a->identity_token.n &&
+                  !a->registry_token.n);
+}
+
+/* How many bytes of an image's name a key fits; 0 if it is another's. */
+static size_t auth_key_fits(slice key, const image_ref *ref)
+{
+    slice path, host = url_host(key, &path);
+    bool inside = path.n <= ref->path.n && slice_eq(path, (slice){ ref->path.p, path.n });
+    if (!slice_same_letters(host, ref->domain) || !inside) return 0;
+    if (path.n && path.n < ref->path.n && ref->path.p[path.n] != '/') return 0;
+    return host.n + path.n;
+}
+
+/* The member of a table that fits an image best; NULL if none does. */
+static const json *auth_best(const json *table, const image_ref *ref)
+{
+    const json *best = NULL;
+    size_t most = 0;
+    for (size_t i = 0; table && table->kind == JSON_OBJECT && i < table->n; i++) {
+        size_t fits = auth_key_fits(table->items[i].key, ref);
+        if (fits && fits >= most) most = fits, best = &table->items[i];
+    }
+    return best;
+}
+
+/* A file of credentials as a tree, the arena's. NULL: NOT_FOUND, or what is wrong with it. What
+ * stands in it is never in the error. */
+static const json *auth_file_load(const char *path, arena *a, error *e)
+{
+    slice text = file_read(AT_FDCWD, path, MIB, a, e);
+    const json *tree = text.p ? json_parse(text, a, e) : NULL;
+    const json *auths = json_get(tree, "auths");
+    bool good = tree && tree->kind == JSON_OBJECT && (!auths || auths->kind == JSON_OBJECT);
+    if (tree && !good)
+        fail(e, GRPC_INVALID_ARGUMENT, "it is no object with an object \"auths\"");
+    return good ? tree : NULL;
+}
+
+static bool auth_text_valid(slice coded) /* user:password in base64 */
+{
+    OWNED_BUF plain = { 0 };
+    return base64_decode(coded, &plain) && slice_has(buf_view(&plain), ':');
+}
+
+/* What a file says for an image. 1 and *out, which borrows from the tree; 0: nothing; -1: the entry
+ * is broken. */
+static int auth_file_find(const json *tree, const image_ref *ref, AuthConfig *out, error *e)
+{
+    const json *entry = auth_best(json_get(tree, "auths"), ref);
+    *out = (AuthConfig){ .username = json_text(json_get(entry, "username")),
+                         .password = json_text(json_get(entry, "password")),
+                         .auth = json_text(json_get(entry, "auth")),
+                         .identity_token = json_text(json_get(entry, "identitytoken")),
+                         .registry_token = json_text(json_get(entry, "registrytoken")) };
+    if (!entry || auth_is_empty(out)) return 0;
+    if (out->auth.n && !auth_text_valid(out->auth))
+        return fail(e, GRPC_INVALID_ARGUMENT, "auths \"%.*s\": auth is not user:password in base64",
+                    PR(entry->key));
+    return 1;
+}
+
 /* == 14. Readers of images ===================================================================
  *
  * Parts of krun that take apart what strangers have written: manifests, archives, layers. Each is a
@@ -12776,14 +13493,14 @@ static int helper_receive(const helper *h, const pb_message *m, arena *a, void *
 
 /* Where the bytes of a blob go on their way through the daemon, which hashes them all: into memory,
  * or into a file, of which `unpack` is told how far it has come. What the source says their media
- * type is. */
+ * type and digest are. */
 typedef struct {
     sha256 hash;
     uint64_t bytes;
     buf *memory;
     int file;
     const helper *unpack;
-    slice media_type;
+    slice media_type, digest;
 } blob_sink;
 
 static void sink_open(blob_sink *s, buf *memory)
@@ -12844,6 +13561,7 @@ static int source_get(const helper *from, const FetchRequest *q, blob_sink *to, 
     if (helper_receive(from, &FetchAnswer_msg, a, &answer, e) < 0) return -1;
     if (answer.code) return fail(e, answer.code, "%.*s", PR(answer.message));
     to->media_type = answer.media_type;
+    to->digest = answer.digest;
     return 0;
 }
 
@@ -12899,6 +13617,9 @@ static int pull_document(pull_state *p, const FetchRequest *q, const Descriptor 
     if (want && !slice_is(want->digest, digest))
         return fail(e, GRPC_DATA_LOSS, "%s: its digest is %s, not %.*s", what, digest,
                     PR(want->digest));
+    if (!want && digest_valid(sink.digest) && !slice_is(sink.digest, digest))
+        return fail(e, GRPC_DATA_LOSS, "%s: its digest is %s, but the registry says %.*s", what,
+                    digest, PR(sink.digest));
     if (want && want->size && want->size != sink.bytes)
         return fail(e, GRPC_DATA_LOSS, "%s: its size is %" PRIu64 ", not %" PRIu64, what,
                     sink.bytes, want->size);
@@ -13387,6 +14108,37 @@ static int pull_tls_helper(const image_store *s, arena *a, FetchSetup *out, erro
     return 0;
 }
 
+/* The proxies of our environment. Go looks at the names in capitals first, so we do too. */
+static void pull_proxies(FetchSetup *out)
+{
+    static const char *const names[3][2] = { { "HTTP_PROXY", "http_proxy" },
+                                             { "HTTPS_PROXY", "https_proxy" },
+                                             { "NO_PROXY", "no_proxy" } };
+    slice *to[3] = { &out->http_proxy, &out->https_proxy, &out->no_proxy };
+    for (size_t i = 0; i < COUNT(to); i++) {
+        const char *value = getenv(names[i][0]);
+        *to[i] = slice_of(value && *value ? value : getenv(names[i][1]));
+    }
+}
+
+/* Whose credentials are used: the request's if they are for this registry, else the node's own. A
+ * file that is named and cannot be used fails the pull: without it the registry would only say that
+ * there is no such image. */
+static int pull_credentials(const image_store *s, const image_ref *ref, arena *a, FetchSetup *out,
+                            error *e)
+{
+    if (out->auth && (auth_is_empty(out->auth) || !auth_is_for(out->auth, out))) out->auth = NULL;
+    if (out->auth || !s->o.auth_file || !*s->o.auth_file) return 0;
+    const json *tree = auth_file_load(s->o.auth_file, a, e);
+    AuthConfig *found = tree ? arena_alloc(a, sizeof *found) : NULL;
+    if (tree && !found) fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
+    int got = found ? auth_file_find(tree, ref, found, e) : -1;
+    if (got > 0) out->auth = found;
+    if (got >= 0) return 0;
+    e->code = e->code == GRPC_RESOURCE_EXHAUSTED ? e->code : GRPC_FAILED_PRECONDITION;
+    return fail_in(e, "image-auth-file %s", s->o.auth_file);
+}
+
 static int pull_order_run(pull_order *o, char id[DIGEST_TEXT], error *e)
 {
     pull_state p;
@@ -13397,6 +14149,8 @@ static int pull_order_run(pull_order *o, char id[DIGEST_TEXT], error *e)
     if (image_ref_parse(o->request.image->image, &o->a, &ref, e) < 0) return -1;
     if (registry_hosts(s->o.hosts_dir, &ref, &o->a, &setup, e) < 0) return -1;
     if (pull_tls_helper(s, &o->a, &setup, e) < 0) return -1;
+    if (pull_credentials(s, &ref, &o->a, &setup, e) < 0) return -1;
+    pull_proxies(&setup);
     pull_wish wish = { .reference = ref.digest.n ? ref.digest : ref.tag,
                        .tags = &ref.full,
                        .ntags = !ref.digest.n,
@@ -23133,6 +23887,7 @@ typedef struct {
     krun_pod pod;        /* of `run` */
     cli_words env, volumes;
     const char *socket, *output, *pull, *of_pod;
+    const char *creds, *auth, *authfile; /* for a pull */
     int64_t timeout, tail;
     bool quiet, all, follow, timestamps, detach, rm, force, privileged, read_only, help, version;
 } cli;
@@ -23571,13 +24326,125 @@ static int cli_do_images(cli *c, error *e)
 
 /* -- images ------------------------------------------------------------------------------------ */
 
+/* Runs one of docker's credential helpers and gives what it prints: a registry on its standard
+ * input, JSON on its output (github.com/docker/docker-credential-helpers). It may ask the user for
+ * a password, so it has our environment and all the time it wants. */
+static int cli_ask_helper(const char *program, slice registry, buf *said, error *e)
+{
+    char path[PATH_MAX], *argv[] = { (char *)program, NULL }, *get[] = { argv[0], "get", NULL };
+    int in[2], out[2];
+    if (!program_find(program, getenv("PATH") ? getenv("PATH") : "/usr/bin:/bin", path))
+        return fail(e, GRPC_FAILED_PRECONDITION, "there is no such program");
+    if (pipe2(in, O_CLOEXEC) < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "pipe");
+    OWNED_FD their_in = in[0], our_in = in[1];
+    if (pipe2(out, O_CLOEXEC) < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "pipe");
+    OWNED_FD our_out = out[0], their_out = out[1];
+    spawn_args how = { .exec_fd = -1, .path = path, .argv = get, .envp = environ,
+                       .fds = (int[]){ their_in, their_out, STDERR_FILENO }, .nfds = 3 };
+    OWNED_FD child = spawn(&how, NULL, e);
+    if (child < 0) return -1;
+    close_fd(&their_in), close_fd(&their_out);
+    (void)write_all(our_in, registry.p, registry.n); /* it fits into the pipe */
+    close_fd(&our_in);
+    while (buf_reserve(said, 4 * KIB) && said->n < MIB) {
+        ssize_t n = read(our_out, said->p + said->n, 4 * KIB);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) break;
+        said->n += (size_t)n;
+    }
+    close_fd(&our_out);
+    return reap(child, 0);
+}
+
+/* What a helper knows of a registry. 1 and *out; 0: nothing; -1. */
+static int cli_helper_auth(cli *c, slice name, slice registry, AuthConfig *out, error *e)
+{
+    arena *a = &c->client.arena;
+    error ignored;
+    OWNED_BUF said = { 0 };
+    const char *program = arena_printf(a, "docker-credential-%.*s", PR(name));
+    if (slice_is(registry, "docker.io")) registry = SLICE("https://index.docker.io/v1/");
+    if (slice_has(name, '/'))
+        return fail(e, GRPC_INVALID_ARGUMENT, "credential helper \"%.*s\" is a path", PR(name));
+    int status = cli_ask_helper(program, registry, &said, e);
+    slice text = slice_trim(buf_view(&said));
+    if (status < 0) return fail_in(e, "%s", program);
+    if (status && slice_starts(text, "credentials not found")) return 0;
+    const json *tree = status ? NULL : json_parse(text, a, &ignored);
+    slice user = json_text(json_get(tree, "Username"));
+    slice secret = json_text(json_get(tree, "Secret"));
+    if (status) return fail(e, GRPC_UNKNOWN, "%s: exit status %d", program, status);
+    if (!user.n && !secret.n)
+        return fail(e, GRPC_UNKNOWN, "%s: its output has no Username and Secret", program);
+    if (slice_is(user, "<token>")) *out = (AuthConfig){ .identity_token = secret };
+    else *out = (AuthConfig){ .username = user, .password = secret };
+    return 1;
+}
+
+/* What a file of docker's or podman's says: the registry's own helper, an entry, everybody's
+ * helper, in this order. 1 and *out; 0: nothing, or no such file; -1. */
+static int cli_file_auth(cli *c, const char *path, const image_ref *ref, AuthConfig *out, error *e)
+{
+    const json *tree = auth_file_load(path, &c->client.arena, e);
+    if (!tree && e->code == GRPC_NOT_FOUND) return 0;
+    if (!tree) return fail_in(e, "credentials file %s", path);
+    slice own = json_text(auth_best(json_get(tree, "credHelpers"), ref));
+    slice all = json_text(json_get(tree, "credsStore"));
+    int got = own.n ? cli_helper_auth(c, own, ref->domain, out, e) : 0;
+    if (got == 0) got = auth_file_find(tree, ref, out, e);
+    if (got == 0 && all.n) got = cli_helper_auth(c, all, ref->domain, out, e);
+    return got < 0 ? fail_in(e, "credentials file %s", path) : got;
+}
+
+/* The first of the user's files that knows the registry: containers-auth.json(5), docker-login(1).
+ * One that was named has to be there. */
+static int cli_files_auth(cli *c, const image_ref *ref, AuthConfig *out, error *e)
+{
+    arena *a = &c->client.arena;
+    const char *docker = getenv("DOCKER_CONFIG"), *home = getenv("HOME");
+    const char *files[3] = { getenv("REGISTRY_AUTH_FILE"), NULL, NULL };
+    if (docker && *docker) files[1] = arena_printf(a, "%s/config.json", docker);
+    if (home && *home) files[2] = arena_printf(a, "%s/.docker/config.json", home);
+    for (size_t i = 0; i < COUNT(files); i++) {
+        int got = files[i] && *files[i] ? cli_file_auth(c, files[i], ref, out, e) : 0;
+        if (got) return got;
+    }
+    return 0;
+}
+
+/* The credentials for an image: --creds, --auth, --authfile, else the user's files. 1 and *out; 0:
+ * none; -1. */
+static int cli_auth(cli *c, slice name, AuthConfig *out, error *e)
+{
+    image_ref ref;
+    error ignored;
+    slice password = slice_of(c->creds), user = slice_cut(&password, ':');
+    *out = (AuthConfig){ .username = user, .password = password, .auth = slice_of(c->auth) };
+    if (!!c->creds + !!c->auth + !!c->authfile > 1)
+        return fail(e, GRPC_INVALID_ARGUMENT, "more than one of --creds, --auth and --authfile");
+    if ((c->creds && !user.n) || (c->auth && !auth_text_valid(out->auth)))
+        return fail(e, GRPC_INVALID_ARGUMENT, "%s is not user:password%s",
+                    c->creds ? "--creds" : "--auth", c->creds ? "" : " in base64");
+    if (c->creds || c->auth) return 1;
+    if (image_ref_parse(name, &c->client.arena, &ref, &ignored) < 0)
+        return 0; /* the daemon says what is wrong with it */
+    if (!c->authfile) return cli_files_auth(c, &ref, out, e);
+    if (access(c->authfile, F_OK) < 0)
+        return fail_sys(e, GRPC_NOT_FOUND, "credentials file %s", c->authfile);
+    return cli_file_auth(c, c->authfile, &ref, out, e);
+}
+
 /* A pull lasts as long as it lasts, so no deadline is sent with it. Asked twice at once, the daemon
  * does it once. */
 static int cli_pull_image(cli *c, const char *name, slice *id, error *e)
 {
     ImageSpec spec = { .image = slice_of(name) };
+    AuthConfig auth;
     PullImageRequest in = { .image = &spec };
     PullImageResponse out = { 0 };
+    int known = cli_auth(c, spec.image, &auth, e);
+    if (known < 0) return fail_in(e, "pull %s", name);
+    if (known) in.auth = &auth;
     if (CLIENT_WAIT(&c->client, ImageService, PullImage, &in, &out, e) < 0)
         return fail_in(e, "pull %s", name);
     *id = out.image_ref;
@@ -24057,7 +24924,8 @@ static const cli_command cli_commands[CLI_COMMANDS] = {
         "  krun images\n" },
     [CLI_PULL] = { cli_do_pull, "pull", "IMAGE...", 1, CLI_ANY, CLI_PLAIN,
         "fetch images from a registry",
-        "  krun pull localhost:5000/busybox:latest\n" },
+        "  krun pull localhost:5000/busybox:latest\n"
+        "  krun pull --creds user:password registry.example/app\n" },
     [CLI_LOAD] = { cli_do_load, "load", "FILE|DIRECTORY|-", 1, 1, CLI_PLAIN,
         "load images from an archive; - is standard input",
         "  krun load busybox.tar\n"
@@ -24087,6 +24955,7 @@ enum cli_kind { CLI_FLAG, CLI_WORD, CLI_WORDS, CLI_NUMBER, CLI_SIZE, CLI_DECIMAL
 
 #define ON(command) (1U << CLI_##command)
 #define ON_EVERY (~0U)
+#define ON_PULLS (ON(PULL) | ON(RUN))
 #define ON_LISTS (ON(PODS) | ON(PS) | ON(IMAGES))
 
 typedef struct {
@@ -24121,6 +24990,9 @@ static const cli_option cli_options[] = {
     FLAG(ON(RUN), 0, "read-only", read_only, "the root file system cannot be written"),
     OPTION(ON(RUN), 0, "pull", "always|missing|never", WORD, pull,
            "when to pull the image; missing"),
+    OPTION(ON_PULLS, 0, "creds", "USER[:PASSWORD]", WORD, creds, "for the registry"),
+    OPTION(ON_PULLS, 0, "auth", "BASE64", WORD, auth, "user:password in base64"),
+    OPTION(ON_PULLS, 0, "authfile", "FILE", WORD, authfile, "instead of ~/.docker/config.json"),
     OPTION(ON(EXEC), 't', "timeout", "SECONDS", NUMBER, timeout, "kill it after that; 0: never"),
     OPTION(ON(STOP), 't', "timeout", "SECONDS", NUMBER, timeout, "kill after that; 10"),
     FLAG(ON(LOGS), 'f', "follow", follow, "go on until the container ends"),

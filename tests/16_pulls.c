@@ -460,6 +460,19 @@ static bool trick_wants_token(fake *f, const char *request, int fd)
     return fake_send(fd, head, (slice){ NULL, 0 }), true;
 }
 
+static bool trick_no_length(fake *f, const char *request, int fd) /* the end of the connection is the end */
+{
+    if (!strstr(request, f->image.layer_digest)) return false;
+    fake_send(fd, "HTTP/1.1 200 OK\r\n\r\n", buf_view(&f->image.layer));
+    return shutdown(fd, SHUT_RDWR), true;
+}
+
+static bool trick_come_back_yesterday(fake *f, const char *request, int fd)
+{
+    if (!strstr(request, "/manifests/") || f->trick_calls) return false;
+    return fake_send(fd, "HTTP/1.1 503 T\r\nRetry-After: Wed, 21 Oct 2015 07:28:00 GMT\r\nContent-Length: 0\r\n\r\n", (slice){ NULL, 0 }), true;
+}
+
 static fake *elsewhere; /* the other server of a redirect */
 static bool trick_redirects_blobs(fake *f, const char *request, int fd)
 {
@@ -476,7 +489,8 @@ TEST(image_pull_goes_on_where_it_can)
     static const struct { fake_trick *trick; const char *what; } rows[] = {
         { trick_500_twice, "two 500" }, { trick_cut_layer, "a cut" }, { trick_cut_no_ranges, "a cut without ranges" },
         { trick_chunked, "chunks" }, { trick_wants_basic, "Basic" }, { trick_wants_token, "Bearer" },
-        { trick_redirects_blobs, "a redirect" },
+        { trick_redirects_blobs, "a redirect" }, { trick_no_length, "a layer without a length" },
+        { trick_come_back_yesterday, "Retry-After a date that is past" },
     };
     AuthConfig auth = { .username = SLICE("u"), .password = SLICE("p") };
     fake other;
@@ -655,6 +669,47 @@ static bool trick_realm_file(fake *f, const char *request, int fd)
     (void)f, (void)request;
     return fake_send(fd, "HTTP/1.1 401 No\r\nWWW-Authenticate: Bearer realm=\"file:///etc/passwd\"\r\nContent-Length: 0\r\n\r\n", (slice){ NULL, 0 }), true;
 }
+static bool trick_realm_of_a_megabyte(fake *f, const char *request, int fd)
+{
+    char *long_one = malloc(MIB);
+    (void)f, (void)request;
+    memset(long_one, 'a', MIB);
+    fake_send(fd, "HTTP/1.1 401 No\r\nWWW-Authenticate: Bearer realm=\"http://127.0.0.1/", (slice){ (uint8_t *)long_one, MIB });
+    free(long_one);
+    return fake_send(fd, "\"\r\nContent-Length: 0\r\n\r\n", (slice){ NULL, 0 }), true;
+}
+static bool trick_redirect_to_metadata(fake *f, const char *request, int fd)
+{
+    (void)f, (void)request;
+    return fake_send(fd, "HTTP/1.1 307 T\r\nLocation: http://[fe80::1]/x?secret\r\nContent-Length: 0\r\n\r\n", (slice){ NULL, 0 }), true;
+}
+static bool trick_token_is_html(fake *f, const char *request, int fd)
+{
+    char head[256];
+    if (strstr(request, "GET /token")) return fake_send_blob(fd, "text/html", SLICE("<html>log in</html>")), true;
+    snprintf(head, sizeof head, "HTTP/1.1 401 No\r\nWWW-Authenticate: Bearer realm=\"http://127.0.0.1:%d/token?x=secret\"\r\nContent-Length: 0\r\n\r\n", f->port);
+    return fake_send(fd, head, (slice){ NULL, 0 }), true;
+}
+static bool trick_wrong_digest_header(fake *f, const char *request, int fd)
+{
+    if (!strstr(request, "/manifests/")) return false;
+    char head[512];
+    snprintf(head, sizeof head, "HTTP/1.1 200 T\r\nContent-Type: %s\r\nDocker-Content-Digest: %s\r\nContent-Length: %zu\r\n\r\n",
+             f->manifest_type, f->image.config_digest, f->image.manifest.n);
+    return fake_send(fd, head, buf_view(&f->image.manifest)), true;
+}
+static bool trick_layer_without_end(fake *f, const char *request, int fd) /* no length, and more than the manifest says */
+{
+    if (!strstr(request, f->image.layer_digest)) return false;
+    fake_send(fd, "HTTP/1.1 200 OK\r\n\r\n", buf_view(&f->image.layer));
+    fake_send(fd, "more", (slice){ NULL, 0 });
+    return shutdown(fd, SHUT_RDWR), true;
+}
+static bool trick_chunk_too_big(fake *f, const char *request, int fd)
+{
+    if (!strstr(request, f->image.layer_digest)) return false;
+    return fake_send(fd, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10000000000000000\r\nabc", (slice){ NULL, 0 }), true;
+}
 static bool trick_redirect_loop(fake *f, const char *request, int fd)
 {
     (void)f, (void)request;
@@ -704,7 +759,7 @@ TEST(image_pull_ends_where_it_must)
 {
     static const struct { fake_trick *trick; int code; const char *text; int most_requests; } rows[] = {
         { trick_always_401, GRPC_UNAUTHENTICATED, "401", 2 },
-        { trick_realm_metadata, GRPC_UNKNOWN, "RegistryUnavailable", 4 },
+        { trick_realm_metadata, GRPC_PERMISSION_DENIED, "169.254.169.254 is a link-local address", 1 },
         { trick_realm_file, GRPC_INVALID_ARGUMENT, "file:///", 1 },
         { trick_redirect_loop, GRPC_UNKNOWN, "redirects", 12 },
         { trick_retry_in_30_years, GRPC_UNKNOWN, "RegistryUnavailable: ", 1 },
@@ -714,6 +769,12 @@ TEST(image_pull_ends_where_it_must)
         { trick_endless_manifest, GRPC_UNKNOWN, "more than the 4194304 bytes", 1 },
         { trick_wrong_range, GRPC_UNKNOWN, "range", 3 },
         { trick_wrong_bytes, GRPC_DATA_LOSS, "its digest is", 3 },
+        { trick_realm_of_a_megabyte, GRPC_UNKNOWN, "longer than 32768 bytes", 1 },
+        { trick_redirect_to_metadata, GRPC_PERMISSION_DENIED, "redirected to http://[fe80::1]/x: fe80::1 is a link-local address", 1 },
+        { trick_token_is_html, GRPC_UNAUTHENTICATED, "/token: its reply holds no token", 2 },
+        { trick_wrong_digest_header, GRPC_DATA_LOSS, "but the registry says sha256:", 1 },
+        { trick_layer_without_end, GRPC_UNKNOWN, "more than the", 3 },
+        { trick_chunk_too_big, GRPC_UNKNOWN, "a chunk's size is no number", 3 },
     };
     AuthConfig auth = { .username = SLICE("u"), .password = SLICE("p") };
     store_fixture x;
@@ -730,6 +791,7 @@ TEST(image_pull_ends_where_it_must)
         CHECK_INT(e.code, rows[i].code);
         CHECK(strstr(e.text, rows[i].text));
         CHECK(f.requests <= rows[i].most_requests);
+        CHECK(!strstr(e.text, "secret"));
         CHECK(clock_mono() - start < 10 * NS_PER_SEC);
         if (checks_failed > before) fprintf(stderr, "row %zu: %d requests, %d %s\n", i, f.requests, e.code, e.text);
         fake_down(&f);

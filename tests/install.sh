@@ -36,6 +36,10 @@ need_for_check()
     need python3-protobuf have_python google.protobuf
     need protobuf-compiler have_command protoc
     need docker-registry have_command docker-registry
+    need apache2-utils have_command htpasswd
+    need openssl have_command openssl
+    need squid have_command squid
+    need tinyproxy have_command tinyproxy
     need containernetworking-plugins test -x /usr/lib/cni/bridge
     need busybox-static static_busybox
     need iproute2 have_command ip
