@@ -18455,6 +18455,9 @@ static int check_mount(const Mount *m, error *e)
     if (!image && check_absolute(m->host_path, "mounts.host_path", e) < 0) return -1;
     if (!image && m->image_sub_path.n)
         return fail(e, GRPC_INVALID_ARGUMENT, "mounts.image_sub_path without mounts.image");
+    if (check_path(m->image_sub_path, "mounts.image_sub_path", e) < 0) return -1;
+    if (path_goes_up(m->image_sub_path))
+        return fail(e, GRPC_INVALID_ARGUMENT, "mounts.image_sub_path must not hold \"..\"");
     if (m->propagation < MountPropagation_PROPAGATION_PRIVATE ||
         m->propagation > MountPropagation_PROPAGATION_BIDIRECTIONAL)
         return fail(e, GRPC_INVALID_ARGUMENT, "mounts.propagation %d is not known", m->propagation);
@@ -18509,6 +18512,10 @@ static int spec_check_container(const CreateContainerRequest *in, error *e)
 
 /* -- containers: the whole specification ------------------------------------------------------- */
 
+/* Images, held while a container is being made from them: until image_layers_hold has run, nothing
+ * else keeps a RemoveImage from taking their layers away. p has room for all. */
+typedef struct { const ImageRecord **p; size_t n; } spec_images;
+
 /* What a container's specification is made from. `a` gets all that is new in it. */
 typedef struct {
     const runtime_options *options;
@@ -18517,6 +18524,7 @@ typedef struct {
     int root;                 /* the --root directory */
     const PodRecord *pod;
     const ImageRecord *image;
+    spec_images *held;        /* gets those of the volumes */
     arena *a;
 } spec_context;
 
@@ -18733,20 +18741,38 @@ static int spec_bind(const spec_context *x, const Mount *m, MountSpec *out, erro
     return 0;
 }
 
+/* Looks for the part of an image that a volume is to show, in the image's own tree, so that its
+ * links lead nowhere else. A pod's author is told now and not when the container starts. */
+static int spec_sub_path(const spec_context *x, const MountSpec *m, error *e)
+{
+    const char *path = arena_printf(x->a, "./%.*s", PR(m->sub_path));
+    OWNED_FD layers = openat(x->root, "layers", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    OWNED_FD whole = rootfs_open_layers(layers, m->layers.p, m->layers.n, e);
+    OWNED_FD part = whole < 0 ? -1 : open_inside(whole, path, O_PATH, e);
+    return part < 0 ? -1 : 0;
+}
+
+/* A volume of an image's files: which image that is now, the request's copy is told, because a tag
+ * may be another's by the time somebody asks for the container's status. Devices in it open for
+ * nobody, as those of the container's own image do not. */
 static int spec_image_volume(const spec_context *x, const Mount *m, MountSpec *out, error *e)
 {
-    const ImageRecord *image = image_hold(x->images, m->image->image);
+    slice name = m->image->image;
+    const ImageRecord *image = image_hold(x->images, name);
     if (!image)
         return fail(e, GRPC_NOT_FOUND,
-                    "ImageVolumeMountFailed: image \"%.*s\" not found: pull it first",
-                    PR(m->image->image));
+                    "ImageVolumeMountFailed: image \"%.*s\" not found: pull it first", PR(name));
+    x->held->p[x->held->n++] = image;
+    m->image->image_ref = arena_copy(x->a, image->id);
     out->layers.p = list_of(x->a, image->layers.n);
     for (size_t i = 0; out->layers.p && i < image->layers.n; i++)
         out->layers.p[out->layers.n++] = arena_copy(x->a, image->layers.p[i]);
-    image_drop(x->images, image);
     out->sub_path = m->image_sub_path;
-    out->readonly = true;
-    return out->layers.p ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for mounts");
+    out->readonly = out->nodev = true;
+    if (x->a->oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for mounts");
+    if (!out->sub_path.n || spec_sub_path(x, out, e) == 0) return 0;
+    return fail_in(e, "ImageVolumeMountFailed: image \"%.*s\", image_sub_path \"%.*s\"", PR(name),
+                   PR(out->sub_path));
 }
 
 static bool mounts_hold(const ContainerSpec *s, const char *destination)
@@ -20163,11 +20189,13 @@ static int container_join(runtime *r, slice key, grpc_call *call, slice *id, err
     return done;
 }
 
-/* Fills the record: what the request says, and what follows from it, the image and the pod. */
-static int container_describe(container *c, const CreateContainerRequest *in,
-                              const ImageRecord *image, error *e)
+/* Fills the record: what the request says, and what follows from it, the image and the pod. `held`
+ * has the image, and gets those of the volumes. */
+static int container_describe(container *c, const CreateContainerRequest *in, spec_images *held,
+                              error *e)
 {
     runtime *r = c->pod->runtime;
+    const ImageRecord *image = held->p[0];
     char id[65];
     ContainerRecord *rec = &c->record;
     if (!new_id(id)) return fail_sys(e, GRPC_INTERNAL, "getrandom");
@@ -20188,6 +20216,7 @@ static int container_describe(container *c, const CreateContainerRequest *in,
                              .root = r->root,
                              .pod = &c->pod->record,
                              .image = image,
+                             .held = held,
                              .a = &c->memory };
     return spec_container(&context, rec, e);
 }
@@ -20273,15 +20302,19 @@ static int container_make(pod *p, const CreateContainerRequest *in, grpc_call *c
                           error *e)
 {
     runtime *r = p->runtime;
-    const ImageRecord *image = image_hold(r->images, in->config->image->image);
+    spec_images held = { 0 };
+    held.p = arena_alloc(&call->arena, (1 + in->config->mounts.n) * sizeof *held.p);
+    const ImageRecord *image = held.p ? image_hold(r->images, in->config->image->image) : NULL;
+    if (!held.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a container");
     if (!image)
         return fail(e, GRPC_NOT_FOUND, "image \"%.*s\" not found: pull it first",
                     PR(in->config->image->image));
+    held.p[held.n++] = image;
     lock_state(r);
     container *c = container_new(p);
     unlock_state(r);
     int done = !c ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a container")
-                  : container_describe(c, in, image, e);
+                  : container_describe(c, in, &held, e);
     if (done == 0) done = container_check_target(c, e);
     lock_state(r);
     if (done == 0) done = container_join(r, c->key, call, id, e);
@@ -20304,7 +20337,7 @@ static int container_make(pod *p, const CreateContainerRequest *in, grpc_call *c
         container_drop(c);
         unlock_state(r);
     } else if (c) container_free(&c->release);
-    image_drop(r->images, image);
+    while (held.n) image_drop(r->images, held.p[--held.n]);
     return done < 0 ? -1 : 0;
 }
 
