@@ -166,6 +166,15 @@ TEST(spec_mounts_are_in_the_order_in_which_they_can_be_made)
     CHECK_TEXT(mounts[3].destination, "/a/b/c");
 }
 
+static unsigned layer_users(store_fixture *x, slice name)
+{
+    pthread_mutex_lock(&x->s->lock);
+    const store_layer *layer = *layer_slot(x->s, name);
+    unsigned users = layer ? layer->users : 0;
+    pthread_mutex_unlock(&x->s->lock);
+    return users;
+}
+
 /* A removal between a volume's resolution and the container's own claim must not take the layers. */
 TEST(spec_image_volume_holds_its_image_until_the_container_does)
 {
@@ -191,12 +200,11 @@ TEST(spec_image_volume_holds_its_image_until_the_container_does)
     CHECK(!store_has(&x, f.image.config_digest));
     ContainerSpec spec = { .mounts = { &got, 1 } };
     ContainerRecord c = { .spec = &spec };
+    CHECK_INT(layer_users(&x, got.layers.p[0]), 1); /* 0 would be the sweeper's at any moment */
     image_layers_hold(x.s, &c);
+    CHECK_INT(layer_users(&x, got.layers.p[0]), 2);
     while (held.n) image_drop(x.s, held.p[--held.n]);
-    pthread_mutex_lock(&x.s->lock);
-    const store_layer *layer = *layer_slot(x.s, got.layers.p[0]);
-    CHECK(layer && layer->users == 1); /* had it gone in between, there would be none to hold */
-    pthread_mutex_unlock(&x.s->lock);
+    CHECK_INT(layer_users(&x, got.layers.p[0]), 1);
     image_layers_release(x.s, &c);
     fake_down(&f);
     store_down(&x);
