@@ -12437,7 +12437,7 @@ static int images_fs_info(image_store *s, arena *a, ImageFsInfoResponse *out, er
  * Defined by  OCI image-spec 1.1; the CRI's PullImage and what the kubelet reads of its errors
  * Uses        1, 2, 4, 8, 9, 12-15
  * Gives       images_open, images_close, images_collect, image_pull, image_load
- * Bounds      three layers at once; those of chapters 13 and 14 */
+ * Bounds      three layers at once; image-verify 60 s; those of chapters 13 and 14 */
 
 /* -- helper processes, as the daemon sees them ------------------------------------------------- */
 
@@ -12599,6 +12599,7 @@ typedef struct {
     int cancel_fd;
     arena a;
     char digest[DIGEST_TEXT];  /* of the index or manifest that was asked for */
+    char platform[DIGEST_TEXT]; /* of the manifest that is this machine's */
     uint64_t size;             /* compressed bytes of all that is the image's */
     ReadAnswer manifest, config;
     slice config_json;
@@ -12643,6 +12644,7 @@ static int pull_document(pull_state *p, const FetchRequest *q, const Descriptor 
         return fail(e, GRPC_DATA_LOSS, "%s: its size is %" PRIu64 ", not %" PRIu64, what,
                     sink.bytes, want->size);
     if (!p->digest[0]) memcpy(p->digest, digest, sizeof digest);
+    if (q->manifest) memcpy(p->platform, digest, sizeof digest);
     p->size += sink.bytes;
     *out = (ReadRequest){ .is_config = !q->manifest, .media_type = sink.media_type };
     out->body = arena_copy(&p->a, buf_view(&body));
@@ -12941,6 +12943,132 @@ static int pull_record(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], 
     return store_publish(p->store, &r, e);
 }
 
+/* -- whether an image may come: image-verify ------------------------------------------------------
+ *
+ * A program of the administrator's says whether a name may stand for a digest on this machine: by
+ * a signature, a list, whatever he likes. It is asked for every image that comes, from wherever,
+ * each time it comes, once the manifest is known and before anything is unpacked. It runs as root,
+ * because it is his; what it says to that (exit status 0 or not) is all that is believed of it. */
+
+enum { VERIFY_KEPT = 4 * KIB, VERIFY_SHOWN = 200 };
+#define VERIFY_TIME (60 * NS_PER_SEC)
+
+/* May `reference` stand for `digest`? That is an index's or a manifest's; `platform` is that of the
+ * manifest that this machine takes of it. */
+typedef struct {
+    const char *program, *digest, *platform;
+    slice reference;
+    int cancel_fd;    /* -1 for none */
+    int64_t patience; /* ns */
+} verify_question;
+
+/* The end of what the program has printed; `fd` does not block. */
+typedef struct { int fd; size_t n; char kept[VERIFY_KEPT]; } verify_output;
+
+/* Takes some of what is there: who prints for ever must not keep us from the clock. False at the
+ * end of it. */
+static bool verify_read(verify_output *out)
+{
+    char chunk[VERIFY_KEPT];
+    ssize_t n = read(out->fd, chunk, sizeof chunk);
+    if (n <= 0) return n < 0 && (errno == EAGAIN || errno == EINTR);
+    size_t got = (size_t)n, keep = MIN(out->n, sizeof out->kept - got);
+    memmove(out->kept, out->kept + out->n - keep, keep);
+    memcpy(out->kept + keep, chunk, got);
+    out->n = keep + got;
+    return true;
+}
+
+/* Waits until the program has ended, nobody waits for the image any more, or its time is up; then
+ * nothing that it started in its session runs on. Its exit status; -1 if it had to be killed. */
+static int verify_follow(pid_t pid, int pidfd, const verify_question *q, verify_output *out,
+                         error *e)
+{
+    int64_t deadline = clock_mono() + q->patience;
+    struct pollfd p[3] = { { .fd = pidfd, .events = POLLIN },
+                           { .fd = q->cancel_fd, .events = POLLIN },
+                           { .fd = out->fd, .events = POLLIN } };
+    int killed = 0;
+    while (!killed) {
+        int n = poll(p, COUNT(p), clock_poll_ms(deadline));
+        if (n < 0 && errno != EINTR) killed = fail_sys(e, GRPC_INTERNAL, "wait for it");
+        if (n > 0 && p[2].revents && !verify_read(out)) p[2].fd = -1;
+        if (n > 0 && p[0].revents) break;
+        if (n > 0 && p[1].revents) killed = fail(e, GRPC_CANCELLED, "cancelled");
+        else if (clock_mono() >= deadline)
+            killed = fail(e, GRPC_UNKNOWN, "%s has not ended within %.3g s", q->program,
+                          (double)q->patience / (double)NS_PER_SEC);
+    }
+    kill(-pid, SIGKILL); /* its group; the number is ours until it is reaped */
+    int status = reap(pidfd, 0);
+    for (int i = 0; p[2].fd >= 0 && i < 64 && verify_read(out); i++) {} /* a full pipe's worth */
+    return killed ? -1 : status;
+}
+
+/* Fills *e with how it ended and the last that it printed. */
+static int verify_refused(const verify_question *q, int status, const verify_output *out, error *e)
+{
+    OWNED_BUF text = { 0 };
+    slice last = slice_trim((slice){ (const uint8_t *)out->kept, out->n });
+    if (last.n > VERIFY_SHOWN) last = (slice){ last.p + last.n - VERIFY_SHOWN, VERIFY_SHOWN };
+    text_escape(&text, last, VERIFY_SHOWN);
+    return fail(e, GRPC_UNKNOWN, "%s: exit status %d%s%.*s", q->program, status,
+                text.n ? ": " : "", PR(buf_view(&text)));
+}
+
+static int verify_run(const verify_question *q, error *e)
+{
+    int ends[2];
+    pid_t pid;
+    OWNED_ARENA a = arena_make(64 * KIB);
+    char *reference = arena_str(&a, q->reference);
+    char *argv[] = { (char *)q->program, reference, (char *)q->digest, NULL };
+    char *envp[] = { "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                     arena_printf(&a, "KRUN_IMAGE=%s", reference),
+                     arena_printf(&a, "KRUN_DIGEST=%s", q->digest),
+                     arena_printf(&a, "KRUN_PLATFORM_DIGEST=%s", q->platform), NULL };
+    if (a.oom || pipe2(ends, O_CLOEXEC) < 0)
+        return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "start %s", q->program);
+    OWNED_FD from = ends[0], to = ends[1];
+    if (fcntl(from, F_SETFL, O_NONBLOCK) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "start %s", q->program);
+    spawn_args args = { .exec_fd = -1, .path = q->program, .argv = argv, .envp = envp,
+                        .fds = (int[]){ -1, to, to }, .nfds = 3, .new_session = true };
+    OWNED_FD pidfd = spawn(&args, &pid, e);
+    if (pidfd < 0) return -1;
+    close_fd(&to);
+    verify_output out = { .fd = from };
+    int status = verify_follow(pid, pidfd, q, &out, e);
+    return status > 0 ? verify_refused(q, status, &out, e) : status;
+}
+
+/* Asks for one name. Whatever keeps the program from saying yes is a no. -1: CANCELLED, or UNKNOWN,
+ * with which the kubelet reads the word in front of the text. */
+static int verify_ask(const verify_question *q, error *e)
+{
+    if (verify_run(q, e) == 0) return 0;
+    if (e->code == GRPC_CANCELLED) return -1;
+    e->code = GRPC_UNKNOWN;
+    return fail_in(e, "SignatureValidationFailed: %.*s", PR(q->reference));
+}
+
+/* Asks for every name that the image shall have; for one without a name, for its digest. */
+static int pull_verify(pull_state *p, const pull_wish *w, error *e)
+{
+    verify_question q = { .program = p->store->o.verify, .digest = p->digest,
+                          .platform = p->platform, .cancel_fd = p->cancel_fd,
+                          .patience = VERIFY_TIME };
+    if (!q.program || !*q.program) return 0;
+    for (size_t i = 0; i < w->ntags; i++) {
+        q.reference = w->tags[i];
+        if (verify_ask(&q, e) < 0) return -1;
+    }
+    if (w->ntags) return 0;
+    q.reference = slice_of(w->name.n ? arena_printf(&p->a, "%.*s@%s", PR(w->name), p->digest)
+                                     : p->digest);
+    return verify_ask(&q, e);
+}
+
 static void pull_end(pull_state *p)
 {
     helper_stop(&p->source);
@@ -12968,8 +13096,8 @@ static int pull_run(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], err
     if (p->reader.pidfd < 0 &&
         helper_start(&p->reader, "read", (int[]){ -1, -1 }, p->cancel_fd, e) < 0)
         return -1;
-    if (pull_manifest(p, w->reference, w->known, e) < 0 || pull_config(p, e) < 0) return -1;
-    if (pull_layers(p, e) < 0) return -1;
+    if (pull_manifest(p, w->reference, w->known, e) < 0 || pull_verify(p, w, e) < 0) return -1;
+    if (pull_config(p, e) < 0 || pull_layers(p, e) < 0) return -1;
     return pull_record(p, w, id, e);
 }
 
@@ -12978,11 +13106,13 @@ static int pull_run(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], err
 /* A pull on its own thread: it outlives the call that began it if others have joined. */
 typedef struct { image_store *store; flight *f; arena a; PullImageRequest request; } pull_order;
 
-/* The text that the kubelet reads. Only with code UNKNOWN it looks at the word in front, and
- * RegistryUnavailable makes it say that the registry and not the image is at fault. */
+/* The text that the kubelet reads. Only with code UNKNOWN it looks at the word in front:
+ * RegistryUnavailable makes it say that the registry and not the image is at fault,
+ * SignatureValidationFailed (verify_ask) that the image may not run here. */
 static void pull_explain(error *e, slice name)
 {
     if (e->code == GRPC_CANCELLED) return;
+    if (slice_starts(slice_of(e->text), "SignatureValidationFailed: ")) return;
     fail_in(e, "pull image \"%.*s\"", PR(name));
     if (e->code != GRPC_UNAVAILABLE) return;
     fail_in(e, "RegistryUnavailable");

@@ -924,6 +924,85 @@ TEST(image_load_takes_a_layout_and_refuses_what_lies)
     store_down(&x);
 }
 
+/* A verifier of these lines; its path is in *path. */
+enum { VERIFIER_PATH = PATH_MAX + 16 };
+static void verifier_make(char path[VERIFIER_PATH], const char *script)
+{
+    error e;
+    OWNED_BUF text = { 0 };
+    char dir[PATH_MAX];
+    OWNED_FD at = temp_dir(dir);
+    snprintf(path, VERIFIER_PATH, "%s/verify", dir);
+    buf_printf(&text, "#!/bin/sh\n%s\n", script);
+    CHECK_INT(file_replace(at, "verify", buf_view(&text), ATOMIC, &e), 0);
+    CHECK_INT(fchmodat(at, "verify", 0700, 0), 0);
+}
+
+static void verifier_remove(char path[VERIFIER_PATH])
+{
+    error e;
+    *strrchr(path, '/') = '\0';
+    tree_remove(AT_FDCWD, path, &e);
+}
+
+TEST(verify_says_no_unless_the_program_says_yes)
+{
+    static const struct { const char *script, *says; int64_t patience; int code; } rows[] = {
+        { "exit 0", NULL, VERIFY_TIME, 0 },
+        { "test \"$1 $2 $KRUN_IMAGE $KRUN_DIGEST $KRUN_PLATFORM_DIGEST\" = 'x/y:z d x/y:z d p' && ! read line", NULL, VERIFY_TIME, 0 },
+        { "echo out; echo err >&2; exit 3", "SignatureValidationFailed: x/y:z: ", VERIFY_TIME, GRPC_UNKNOWN },
+        { "echo out; echo err >&2; exit 3", "exit status 3: out\\x0aerr", VERIFY_TIME, GRPC_UNKNOWN },
+        { "kill -9 $$", "exit status 137", VERIFY_TIME, GRPC_UNKNOWN },
+        { "sleep 1000", "has not ended within", NS_PER_MS, GRPC_UNKNOWN },
+        { "sleep 1000 & exit 0", NULL, VERIFY_TIME, 0 },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        char path[VERIFIER_PATH];
+        error e = { 0 };
+        verifier_make(path, rows[i].script);
+        verify_question q = { .program = path, .digest = "d", .platform = "p", .reference = SLICE("x/y:z"),
+                              .cancel_fd = -1, .patience = rows[i].patience };
+        CHECK_INT(verify_ask(&q, &e), rows[i].code ? -1 : 0);
+        CHECK_INT(e.code, rows[i].code);
+        if (rows[i].says && !strstr(e.text, rows[i].says)) fprintf(stderr, "%s\n", e.text);
+        CHECK(!rows[i].says || strstr(e.text, rows[i].says));
+        verifier_remove(path);
+    }
+    error e = { 0 };
+    verify_question q = { .program = "/no/such/verifier", .digest = "d", .platform = "p", .reference = SLICE("x/y:z"),
+                          .cancel_fd = eventfd(1, EFD_CLOEXEC), .patience = VERIFY_TIME };
+    CHECK_INT(verify_ask(&q, &e), -1);
+    CHECK_INT(e.code, GRPC_UNKNOWN);
+    CHECK(slice_starts(slice_of(e.text), "SignatureValidationFailed: "));
+    char path[VERIFIER_PATH];
+    verifier_make(path, "sleep 1000");
+    q.program = path;
+    CHECK_INT(verify_ask(&q, &e), -1); /* its cancel_fd is readable */
+    CHECK_INT(e.code, GRPC_CANCELLED);
+    close(q.cancel_fd);
+    verifier_remove(path);
+}
+
+TEST(verify_keeps_the_last_that_was_printed)
+{
+    int ends[2];
+    char sent[3 * VERIFY_KEPT];
+    CHECK_INT(pipe2(ends, O_CLOEXEC | O_NONBLOCK), 0);
+    for (size_t i = 0; i < sizeof sent; i++) sent[i] = (char)('a' + i % 23);
+    for (size_t n = 0, step = 1; n < sizeof sent; n += step, step = MIN(step * 3, sizeof sent - n)) {
+        verify_output out = { .fd = ends[0] };
+        CHECK_INT(write(ends[1], sent, n), n);
+        for (size_t i = 0; i < 8; i++) CHECK(verify_read(&out));
+        CHECK_INT(out.n, MIN(n, (size_t)VERIFY_KEPT));
+        CHECK(!memcmp(out.kept, sent + n - out.n, out.n));
+        if (step == 0) break;
+    }
+    verify_output out = { .fd = ends[0] };
+    close(ends[1]);
+    CHECK(!verify_read(&out));
+    close(ends[0]);
+}
+
 /* Run by hand: KRUN_TEST_PULL="127.0.0.1:5000/x:1 /dir/archive.tar ..." KRUN_TEST_AUTH="user:password" */
 TEST(images_pull_what_the_environment_names)
 {
