@@ -7015,6 +7015,31 @@ PB_TABLE(KrunLoadImageRequest, PB(1, STRING, KrunLoadImageRequest, path));
 typedef struct { LIST(slice) names; } KrunLoadImageResponse;
 PB_TABLE(KrunLoadImageResponse, PB_LIST(1, STRING, KrunLoadImageResponse, names));
 
+/* PullImage as the CRI has it, but whoever asks can watch: a stream, whose last message has the
+ * image_ref. EXTRACTING: all its bytes have come; EXISTS: it was there, or came with another
+ * pull. */
+enum KrunLayerState {
+    KrunLayerState_WAITING, KrunLayerState_DOWNLOADING, KrunLayerState_EXTRACTING,
+    KrunLayerState_DONE, KrunLayerState_EXISTS
+};
+PB_NAMES(KrunLayerState, "WAITING", "DOWNLOADING", "EXTRACTING", "DONE", "EXISTS");
+
+typedef struct {
+    slice digest;                       /* of its blob */
+    uint64_t total, done;               /* bytes of that */
+    int32_t state;
+} KrunLayerProgress;
+PB_TABLE(KrunLayerProgress,
+    PB(1, STRING, KrunLayerProgress, digest),
+    PB(2, UINT64, KrunLayerProgress, total),
+    PB(3, UINT64, KrunLayerProgress, done),
+    PB_NAMED(4, KrunLayerState, KrunLayerProgress, state));
+
+typedef struct { LIST(KrunLayerProgress) layers; slice image_ref; } KrunPullProgress;
+PB_TABLE(KrunPullProgress,
+    PB_SUBS(1, KrunLayerProgress, KrunPullProgress, layers),
+    PB(2, STRING, KrunPullProgress, image_ref));
+
 /* == 10. HPACK and HTTP/2 ====================================================================
  *
  * HTTP/2 carries many exchanges (streams) over one connection as frames: 9 bytes of head (length,
@@ -11835,6 +11860,15 @@ typedef struct store_image {
     unsigned refs;
 } store_image;
 
+/* How far a layer of a pull is. The thread that gets it writes the atomics, whoever watches reads
+ * them; the rest stays as it is once there. */
+typedef struct {
+    char digest[DIGEST_TEXT];
+    uint64_t total;
+    _Atomic uint64_t done;
+    _Atomic int32_t state; /* KrunLayerState, but for EXTRACTING, which `done` tells */
+} layer_progress;
+
 /* Work that several may want at once and one does: a pull of an image, the making or the removal of
  * a layer. `done` gets readable when it has landed; `cancel` when nobody wants it any more. All but
  * the key is guarded by the store's lock. */
@@ -11846,6 +11880,8 @@ typedef struct flight {
     int done, cancel;
     error why; /* code 0: it went well */
     char id[DIGEST_TEXT];
+    layer_progress *layers; /* of a pull, once its manifest is known; NULL before */
+    size_t nlayers;
 } flight;
 
 typedef struct image_store {
@@ -11972,6 +12008,7 @@ static void flight_unref(flight *f) /* under the lock */
     if (--f->refs) return;
     close_fd(&f->done);
     close_fd(&f->cancel);
+    free(f->layers);
     free(f->key);
     free(f);
 }
@@ -12018,14 +12055,21 @@ static void flight_land(image_store *s, flight *f, const error *why)
     event_set(f->done);
 }
 
-/* Waits for the landing. -1: cancelled before. Not under the lock. */
-static int flight_wait(const flight *f, int cancel_fd, error *e)
+/* Waits for the landing, but no longer than `ms`: then 1. -1: cancelled before. Not under the
+ * lock. */
+static int flight_wait_ms(const flight *f, int cancel_fd, int ms, error *e)
 {
+    int n;
     struct pollfd p[2] = { { .fd = f->done, .events = POLLIN },
                            { .fd = cancel_fd, .events = POLLIN } };
-    while (poll(p, 2, -1) < 0)
+    while ((n = poll(p, 2, ms)) < 0)
         if (errno != EINTR) return fail_sys(e, GRPC_INTERNAL, "wait for %s", f->key);
-    return p[0].revents ? 0 : fail(e, GRPC_CANCELLED, "cancelled");
+    return p[0].revents ? 0 : n ? fail(e, GRPC_CANCELLED, "cancelled") : 1;
+}
+
+static int flight_wait(const flight *f, int cancel_fd, error *e)
+{
+    return flight_wait_ms(f, cancel_fd, -1, e);
 }
 
 /* Starts a detached thread that the store counts. Under the lock. */
@@ -12553,6 +12597,7 @@ typedef struct {
     uint64_t bytes;
     buf *memory;
     const helper *unpack;
+    layer_progress *progress; /* or NULL */
     slice media_type;
 } blob_sink;
 
@@ -12560,6 +12605,7 @@ static int sink_add(blob_sink *s, const uint8_t *p, size_t n, error *e)
 {
     sha256_add(&s->hash, p, n);
     s->bytes += n;
+    if (s->progress) s->progress->done += n;
     if (s->memory) buf_add(s->memory, p, n);
     if (s->memory && s->memory->oom)
         return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a blob");
@@ -12595,6 +12641,7 @@ static int source_get(const helper *from, const FetchRequest *q, blob_sink *to, 
 typedef struct {
     image_store *store;
     const FetchSetup *setup;   /* NULL: the source is an archive, and one for all */
+    flight *f;                 /* which those who want the image watch; NULL for an archive */
     helper source, reader;
     int cancel_fd;
     arena a;
@@ -12731,6 +12778,7 @@ typedef struct {
     char name[LAYER_NAME], partial[LAYER_NAME + 16];
     const Descriptor *blob;
     slice diff_id;
+    layer_progress *progress; /* or NULL */
 } layer_plan;
 
 static layer_plan layer_plan_of(slice diff_id, const Descriptor *blob)
@@ -12750,7 +12798,7 @@ static int layer_stream(const helper *from, helper *unpack, const layer_plan *l,
     char digest[DIGEST_TEXT];
     UnpackAnswer answer;
     error late;
-    blob_sink sink = { .unpack = unpack };
+    blob_sink sink = { .unpack = unpack, .progress = l->progress };
     FetchRequest get = { .reference = l->blob->digest, .size = l->blob->size };
     OWNED_ARENA a = arena_make(MIB);
     int got = source_get(from, &get, &sink, &a, e);
@@ -12833,6 +12881,13 @@ static int layer_make(pull_state *p, helper *from, const layer_plan *l, error *e
     return added ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "layer %s: out of memory", l->name);
 }
 
+static void progress_set(layer_progress *p, int32_t state) /* EXISTS has nothing to fetch */
+{
+    if (!p) return;
+    p->done = state >= KrunLayerState_DONE ? p->total : 0;
+    p->state = state;
+}
+
 /* Makes sure that layer i is there, and holds it. Who comes while another is making or removing it
  * waits for that, then looks again: should the other have failed, it is tried here, since this pull
  * may have better sources. */
@@ -12840,21 +12895,24 @@ static int layer_need(pull_state *p, helper *from, size_t i, error *e)
 {
     image_store *s = p->store;
     layer_plan l = layer_plan_of(p->config.diff_ids.p[i], &p->manifest.layers.p[i]);
+    l.progress = p->f && p->f->layers ? &p->f->layers[i] : NULL;
     for (;;) {
         bool first = false;
         pthread_mutex_lock(&s->lock);
         bool there = layer_hold(s, slice_of(l.name));
         flight *f = there ? NULL : flight_join(s, l.name, &first);
         pthread_mutex_unlock(&s->lock);
-        if (there) return 0;
+        if (there) return progress_set(l.progress, KrunLayerState_EXISTS), 0;
         if (!f)
             return fail(e, GRPC_RESOURCE_EXHAUSTED, "layer %s: out of memory or descriptors",
                         l.name);
+        if (first) progress_set(l.progress, KrunLayerState_DOWNLOADING);
         int failed = first ? layer_make(p, from, &l, e) : flight_wait(f, p->cancel_fd, e);
         pthread_mutex_lock(&s->lock);
         if (first) flight_land(s, f, NULL);
         flight_unref(f);
         pthread_mutex_unlock(&s->lock);
+        if (first && !failed) progress_set(l.progress, KrunLayerState_DONE);
         if (failed || first) return failed;
     }
 }
@@ -13090,6 +13148,25 @@ static void pull_begin(pull_state *p, image_store *s, int cancel_fd)
     pthread_mutex_init(&p->lock, NULL);
 }
 
+/* Shows the layers to those who watch: none is there yet, as far as they know. */
+static int pull_show(pull_state *p, error *e)
+{
+    size_t n = p->manifest.layers.n;
+    layer_progress *all = p->f ? calloc(MAX(n, (size_t)1), sizeof *all) : NULL;
+    if (!p->f) return 0;
+    if (!all) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for %zu layers", n);
+    for (size_t i = 0; i < n; i++) {
+        const Descriptor *d = &p->manifest.layers.p[i];
+        snprintf(all[i].digest, sizeof all[i].digest, "%.*s", PR(d->digest));
+        all[i].total = d->size;
+    }
+    pthread_mutex_lock(&p->store->lock);
+    p->f->layers = all;
+    p->f->nlayers = n;
+    pthread_mutex_unlock(&p->store->lock);
+    return 0;
+}
+
 /* The whole of a pull, once its source is there. */
 static int pull_run(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], error *e)
 {
@@ -13097,7 +13174,7 @@ static int pull_run(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], err
         helper_start(&p->reader, "read", (int[]){ -1, -1 }, p->cancel_fd, e) < 0)
         return -1;
     if (pull_manifest(p, w->reference, w->known, e) < 0 || pull_verify(p, w, e) < 0) return -1;
-    if (pull_config(p, e) < 0 || pull_layers(p, e) < 0) return -1;
+    if (pull_config(p, e) < 0 || pull_show(p, e) < 0 || pull_layers(p, e) < 0) return -1;
     return pull_record(p, w, id, e);
 }
 
@@ -13132,6 +13209,22 @@ static int pull_tls_helper(const image_store *s, arena *a, FetchSetup *out, erro
     return 0;
 }
 
+/* What came, how fast, and what was there: of the layers, and with the bytes of the documents. */
+static void pull_log(const pull_state *p, slice name, const char *id, int64_t ns)
+{
+    size_t fetched = 0;
+    uint64_t bytes = p->size;
+    double seconds = (double)MAX(ns, NS_PER_MS) / (double)NS_PER_SEC;
+    for (size_t i = 0; i < p->f->nlayers; i++) {
+        bool came = p->f->layers[i].state == KrunLayerState_DONE;
+        bytes += came ? p->f->layers[i].done : 0;
+        fetched += came;
+    }
+    log_info("pulled %.*s as %s: %" PRIu64 " bytes in %.2f s (%.3g MB/s); layers: %zu fetched, %zu "
+             "there already", PR(name), id, bytes, seconds, (double)bytes / seconds / 1e6, fetched,
+             p->f->nlayers - fetched);
+}
+
 static int pull_order_run(pull_order *o, char id[DIGEST_TEXT], error *e)
 {
     pull_state p;
@@ -13150,11 +13243,10 @@ static int pull_order_run(pull_order *o, char id[DIGEST_TEXT], error *e)
     if (ref.digest.n) wish.known = &known;
     pull_begin(&p, s, o->f->cancel);
     p.setup = &setup;
+    p.f = o->f;
+    log_info("pulling %.*s from %.*s", PR(ref.full), PR(setup.hosts.p[0].base));
     int failed = pull_source(&p, &p.source, e) < 0 || pull_run(&p, &wish, id, e) < 0;
-    double seconds = (double)(clock_mono() - start) / (double)NS_PER_SEC;
-    if (!failed)
-        log_info("pulled %.*s as %s: %zu layers in %.2f s", PR(ref.full), id, p.manifest.layers.n,
-                 seconds);
+    if (!failed) pull_log(&p, ref.full, id, clock_mono() - start);
     pull_end(&p);
     if (failed) pull_explain(e, ref.full);
     return failed ? -1 : 0;
@@ -13207,16 +13299,13 @@ static char *pull_key(const image_ref *ref, const AuthConfig *auth, arena *a)
     return arena_printf(a, "%.*s %s", PR(ref->full), hex);
 }
 
-/* Pulls what the request names; *id is the image's, in the arena. Who is cancelled leaves; the pull
- * itself ends early only when the last who wanted it has left. */
-static slice image_pull(image_store *s, const PullImageRequest *in, int cancel_fd, arena *a,
-                        error *e)
+/* Joins the pull of what the request names, or begins it. A pull_leave must follow. NULL and *e. */
+static flight *pull_join(image_store *s, const PullImageRequest *in, arena *a, error *e)
 {
-    static const slice none = { NULL, 0 };
     image_ref ref;
     bool first;
     slice name = in->image ? in->image->image : (slice){ NULL, 0 };
-    if (image_ref_parse(name, a, &ref, e) < 0) return none;
+    if (image_ref_parse(name, a, &ref, e) < 0) return NULL;
     char *key = pull_key(&ref, in->auth, a);
     pthread_mutex_lock(&s->lock);
     flight *f = flight_join(s, key, &first);
@@ -13224,11 +13313,17 @@ static slice image_pull(image_store *s, const PullImageRequest *in, int cancel_f
     if (flies) f->waiters++;
     else if (f) flight_unlist(s, f), flight_unref(f);
     pthread_mutex_unlock(&s->lock);
-    if (!flies)
-        return fail(e, GRPC_RESOURCE_EXHAUSTED,
-                    "pull image \"%.*s\": out of memory, threads or descriptors", PR(ref.full)),
-               none;
-    int failed = flight_wait(f, cancel_fd, e);
+    if (flies) return f;
+    fail(e, GRPC_RESOURCE_EXHAUSTED, "pull image \"%.*s\": out of memory, threads or descriptors",
+         PR(ref.full));
+    return NULL;
+}
+
+/* The image's ID, in the arena; or nothing and *e, as of the pull, or as it is if the caller has
+ * `failed` to wait for it. The pull ends early only when the last who wanted it has left. */
+static slice pull_leave(image_store *s, flight *f, int failed, arena *a, error *e)
+{
+    static const slice none = { NULL, 0 };
     pthread_mutex_lock(&s->lock);
     if (--f->waiters == 0 && !f->landed) flight_unlist(s, f), event_set(f->cancel);
     if (!failed && f->why.code) failed = -1, *e = f->why;
@@ -13236,6 +13331,69 @@ static slice image_pull(image_store *s, const PullImageRequest *in, int cancel_f
     flight_unref(f);
     pthread_mutex_unlock(&s->lock);
     return id;
+}
+
+/* Pulls what the request names; the image's ID, in the arena, or nothing and *e. Who is cancelled
+ * leaves. */
+static slice image_pull(image_store *s, const PullImageRequest *in, int cancel_fd, arena *a,
+                        error *e)
+{
+    flight *f = pull_join(s, in, a, e);
+    return f ? pull_leave(s, f, flight_wait(f, cancel_fd, e), a, e) : (slice){ NULL, 0 };
+}
+
+/* -- a pull that is watched -------------------------------------------------------------------- */
+
+/* Is told of a pull whenever it has got on. It may wait for its reader: the pull does not wait for
+ * it. -1 and *e: no more. */
+typedef struct {
+    int (*tell)(void *user, const KrunPullProgress *, error *);
+    void *user;
+} pull_watcher;
+
+enum { PULL_TICK_MS = 200 };
+
+/* Brings *now up to date. Whether anything has changed. */
+static bool pull_look(image_store *s, const flight *f, arena *a, KrunPullProgress *now)
+{
+    pthread_mutex_lock(&s->lock);
+    layer_progress *layers = f->layers;
+    size_t n = f->nlayers;
+    pthread_mutex_unlock(&s->lock);
+    bool news = layers && !now->layers.p;
+    if (news) now->layers.p = arena_alloc(a, MAX(n, (size_t)1) * sizeof *now->layers.p);
+    if (!now->layers.p) return false;
+    for (size_t i = 0; i < n; i++) {
+        KrunLayerProgress *to = &now->layers.p[i], was = *to;
+        if (news) to->digest = arena_copy(a, slice_of(layers[i].digest));
+        to->total = layers[i].total;
+        to->done = layers[i].done;
+        to->state = layers[i].state;
+        if (to->state == KrunLayerState_DOWNLOADING && to->done >= to->total)
+            to->state = KrunLayerState_EXTRACTING;
+        news = news || to->done != was.done || to->state != was.state;
+    }
+    now->layers.n = n;
+    return news;
+}
+
+/* image_pull, of which `w` is told the progress and at last the image's ID. */
+static int image_pull_watched(image_store *s, const PullImageRequest *in, int cancel_fd,
+                              const pull_watcher *w, error *e)
+{
+    OWNED_ARENA a = arena_make(MIB);
+    KrunPullProgress now = { 0 };
+    flight *f = pull_join(s, in, &a, e);
+    if (!f) return -1;
+    int failed;
+    while ((failed = flight_wait_ms(f, cancel_fd, PULL_TICK_MS, e)) > 0)
+        if (pull_look(s, f, &a, &now) && w->tell(w->user, &now, e) < 0) {
+            failed = -1;
+            break;
+        }
+    pull_look(s, f, &a, &now);
+    now.image_ref = pull_leave(s, f, failed, &a, e);
+    return now.image_ref.p ? w->tell(w->user, &now, e) : -1;
 }
 
 /* -- krun load --------------------------------------------------------------------------------- */
@@ -21530,6 +21688,21 @@ static int service_pull(grpc_call *c, const void *in, void *out, error *e)
     return id.p ? 0 : -1;
 }
 
+static int service_pull_tell(void *call, const KrunPullProgress *now, error *e)
+{
+    return grpc_send(call, now, e);
+}
+
+static int service_pull_watched(grpc_call *c, const void *in, void *out, error *e)
+{
+    pull_watcher client = { service_pull_tell, c };
+    int cancel = grpc_cancel_fd(c, e);
+    (void)out;
+    return cancel < 0
+               ? -1
+               : image_pull_watched(service_runtime(c)->images, in, cancel, &client, e);
+}
+
 static int service_remove_image(grpc_call *c, const void *in, void *out, error *e)
 {
     const RemoveImageRequest *ask = in;
@@ -21647,9 +21820,17 @@ static const service *service_find(const char *name) /* NULL: not built yet */
     return NULL;
 }
 
-/* The paths that are served: all of cri.proto, those not built yet without a function, and our own
- * for `krun load`, because CRI has no call that brings an image from a file. Paths are `a`'s. */
-enum { SERVICES_METHODS = COUNT(cri_rpcs) + 1 };
+/* Our own: what CRI has no call for. */
+static const grpc_method krun_methods[] = {
+    { .path = "/krun.v1.Krun/LoadImage", .where = GRPC_LONG, .run = service_load_image,
+      .in = &KrunLoadImageRequest_msg, .out = &KrunLoadImageResponse_msg },
+    { .path = "/krun.v1.Krun/PullImage", .where = GRPC_LONG, .run = service_pull_watched,
+      .in = &PullImageRequest_msg, .out = &KrunPullProgress_msg, .streams = true },
+};
+
+/* The paths that are served: all of cri.proto, those not built yet without a function, and our
+ * own. Paths are `a`'s. */
+enum { SERVICES_METHODS = COUNT(cri_rpcs) + COUNT(krun_methods) };
 static void services_methods(arena *a, grpc_method out[SERVICES_METHODS])
 {
     for (size_t i = 0; i < COUNT(cri_rpcs); i++) {
@@ -21662,11 +21843,7 @@ static void services_methods(arena *a, grpc_method out[SERVICES_METHODS])
                                 .where = built ? built->where : GRPC_ON_LOOP,
                                 .run = built ? built->run : NULL };
     }
-    out[COUNT(cri_rpcs)] = (grpc_method){ .path = "/krun.v1.Krun/LoadImage",
-                                          .in = &KrunLoadImageRequest_msg,
-                                          .out = &KrunLoadImageResponse_msg,
-                                          .where = GRPC_LONG,
-                                          .run = service_load_image };
+    memcpy(out + COUNT(cri_rpcs), krun_methods, sizeof krun_methods);
 }
 
 /* == 27. Client ==============================================================================
@@ -22985,14 +23162,21 @@ static const char *cli_ago(cli *c, int64_t wall_ns)
                         units[i].name);
 }
 
-static const char *cli_size(cli *c,
-                            uint64_t bytes) /* "4.26MB", powers of 1000 as crictl has them */
+enum { CLI_SIZE_TEXT = 16 }; /* no size takes more than 6 bytes */
+static const char *cli_size_text(char out[CLI_SIZE_TEXT],
+                                 double bytes) /* "4.26MB", powers of 1000 as crictl has them */
 {
     static const char *const units[] = { "B", "kB", "MB", "GB", "TB", "PB", "EB" };
-    double value = (double)bytes;
     size_t i = 0;
-    for (; value >= 1000; i++) value /= 1000;
-    return arena_printf(&c->client.arena, "%.3g%s", value, units[i]);
+    for (; bytes >= 999.5 && i + 1 < COUNT(units); i++) bytes /= 1000;
+    snprintf(out, CLI_SIZE_TEXT, "%.3g%s", bytes, units[i]);
+    return out;
+}
+
+static const char *cli_size(cli *c, uint64_t bytes)
+{
+    char text[CLI_SIZE_TEXT];
+    return arena_str(&c->client.arena, slice_of(cli_size_text(text, (double)bytes)));
 }
 
 static slice cli_short(slice id)
@@ -23325,17 +23509,202 @@ static int cli_do_images(cli *c, error *e)
 
 /* -- images ------------------------------------------------------------------------------------ */
 
+/* -- the progress of a pull ----------------------------------------------------------------------
+ *
+ * On a terminal a line a layer, drawn again in place: those that are finished stay above, those
+ * that are not are below, as many as there is room for. Elsewhere a line when something has
+ * happened. All of it goes to stderr: what a script reads is the image's ID. */
+
+/* A layer as it was last heard of, and how fast it comes: bytes a second, the last 3 s above
+ * all. */
+typedef struct {
+    char name[CLI_ID + 1];
+    uint64_t total, done;
+    int32_t state; /* KrunLayerState */
+    double rate;
+    bool finished; /* its last line has been drawn */
+} cli_layer;
+
+typedef struct {
+    arena *a;
+    bool terminal;
+    size_t columns, rows;
+    cli_layer *layers;
+    size_t n, drawn; /* drawn: lines of the last picture that are to be drawn again */
+    int64_t heard;   /* when the last message came */
+    slice image_ref;
+} cli_progress;
+
+static void cli_put_left(buf *out, const cli_layer *l) /* "3m20s left", 11 bytes; or blanks */
+{
+    char text[32] = "";
+    double seconds = l->rate > 0 ? (double)(l->total - MIN(l->done, l->total)) / l->rate : 1e9;
+    unsigned s = seconds < 1e9 ? (unsigned)seconds : 0;
+    if (seconds < 60) snprintf(text, sizeof text, "%us left", s);
+    else if (seconds < 3600) snprintf(text, sizeof text, "%um%02us left", s / 60, s % 60);
+    else if (seconds < 360000)
+        snprintf(text, sizeof text, "%uh%02um left", s / 3600, s / 60 % 60);
+    buf_printf(out, "  %11s", text);
+}
+
+/* "[=====>    ]  45.3MB/100MB  12.3MB/s  4s left" in `room` columns; of that what there is room
+ * for. */
+static void cli_put_bar(buf *out, const cli_layer *l, size_t room)
+{
+    enum { SIZES = 15, RATE = 10, LEFT = 13, BAR = 12 };
+    char done[CLI_SIZE_TEXT], total[CLI_SIZE_TEXT], rate[CLI_SIZE_TEXT];
+    bool left = room >= BAR + SIZES + RATE + LEFT, speed = room >= BAR + SIZES + RATE;
+    size_t text = SIZES + (speed ? RATE : 0) + (left ? LEFT : 0);
+    double part = l->total ? (double)MIN(l->done, l->total) / (double)l->total : 0;
+    if (room >= BAR + text) {
+        size_t inner = room - text - 2, full = (size_t)((double)inner * part);
+        buf_byte(out, '[');
+        for (size_t i = 0; i < inner; i++) buf_byte(out, i < full ? '=' : i == full ? '>' : ' ');
+        buf_byte(out, ']');
+    } else buf_printf(out, "%3d%%", (int)(100 * part));
+    cli_size_text(done, (double)l->done), cli_size_text(total, (double)l->total);
+    if (room >= text + 4) buf_printf(out, "  %6s/%6s", done, total);
+    if (speed) buf_printf(out, "  %6s/s", cli_size_text(rate, l->rate));
+    if (left) cli_put_left(out, l);
+}
+
+static const char *const cli_layer_states[] = {
+    "waiting", "downloading", "extracting", "done", "exists",
+};
+
+/* A layer's line, at most `columns` wide, without its end. */
+static void cli_put_layer(buf *out, const cli_layer *l, size_t columns)
+{
+    OWNED_BUF line = { 0 };
+    char total[CLI_SIZE_TEXT];
+    bool sized = l->state == KrunLayerState_EXTRACTING || l->state == KrunLayerState_DONE;
+    buf_printf(&line, "%s  ", l->name);
+    if (l->state == KrunLayerState_DOWNLOADING)
+        cli_put_bar(&line, l, columns - MIN(columns, line.n));
+    else
+        buf_printf(&line, "%s%s%s", cli_layer_states[l->state], sized ? " " : "",
+                   sized ? cli_size_text(total, (double)l->total) : "");
+    buf_add(out, line.p, MIN(line.n, columns));
+}
+
+/* How large the terminal is now: $COLUMNS, or what it says itself. */
+static void cli_measure(cli_progress *p)
+{
+    struct winsize size = { 0 };
+    uint64_t columns = 0;
+    (void)ioctl(STDERR_FILENO, TIOCGWINSZ, &size);
+    parse_u64(slice_of(getenv("COLUMNS")), 10, 4096, &columns);
+    p->columns = columns ? columns : size.ws_col ? size.ws_col : 80;
+    p->rows = MAX(size.ws_row ? size.ws_row : 24, 4);
+}
+
+/* ECMA-48: CSI n A moves n lines up, CSI K clears the rest of the line, CSI J of the screen. The
+ * last column stays empty: what terminals do after a character there differs. */
+static void cli_draw(cli_progress *p)
+{
+    OWNED_BUF out = { 0 };
+    size_t more = 0, width = p->columns - 1;
+    if (p->drawn) buf_printf(&out, "\033[%zuA", p->drawn);
+    for (size_t i = 0; i < p->n; i++) {
+        cli_layer *l = &p->layers[i];
+        if (l->finished || l->state < KrunLayerState_DONE) continue;
+        l->finished = true;
+        cli_put_layer(&out, l, width);
+        buf_str(&out, "\033[K\n");
+    }
+    p->drawn = 0;
+    for (size_t i = 0; i < p->n; i++) {
+        if (p->layers[i].finished) continue;
+        if (p->drawn + 2 >= p->rows) { more++; continue; }
+        cli_put_layer(&out, &p->layers[i], width);
+        buf_str(&out, "\033[K\n");
+        p->drawn++;
+    }
+    if (more) buf_printf(&out, "and %zu more\033[K\n", more), p->drawn++;
+    buf_str(&out, "\033[J");
+    if (!out.oom) (void)!write_all(STDERR_FILENO, out.p, out.n);
+}
+
+/* Takes what is new of one layer. Without a terminal says what has happened to it. */
+static void cli_hear_layer(const cli_progress *p, cli_layer *l, const KrunLayerProgress *news,
+                           double seconds)
+{
+    int32_t was = l->state;
+    char total[CLI_SIZE_TEXT];
+    double rate = (double)(news->done - MIN(l->done, news->done)) / MAX(seconds, 1e-3);
+    if (was == KrunLayerState_WAITING) rate = 0; /* nobody knows since when these bytes came */
+    l->rate = l->rate > 0 ? l->rate + (rate - l->rate) * MIN(seconds / 3, 1.0) : rate;
+    bool known = news->state >= 0 && (size_t)news->state < COUNT(cli_layer_states);
+    l->done = news->done;
+    l->total = news->total;
+    l->state = known ? news->state : KrunLayerState_WAITING;
+    if (p->terminal || l->state == was) return;
+    if (l->state >= KrunLayerState_DONE)
+        fprintf(stderr, "%s: %s\n", l->name, cli_layer_states[l->state]);
+    else if (was == KrunLayerState_WAITING)
+        fprintf(stderr, "%s: downloading %s\n", l->name,
+                cli_size_text(total, (double)l->total));
+}
+
+static int cli_hear(void *user, const void *message, error *e) /* grpc_request.each */
+{
+    cli_progress *p = user;
+    const KrunPullProgress *news = message;
+    int64_t now = clock_mono();
+    double seconds = (double)(now - p->heard) / (double)NS_PER_SEC;
+    if (!p->layers && news->layers.n) {
+        p->layers = arena_alloc(p->a, news->layers.n * sizeof *p->layers);
+        if (!p->layers) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for layers");
+        p->n = news->layers.n;
+        for (size_t i = 0; i < p->n; i++)
+            snprintf(p->layers[i].name, sizeof p->layers[i].name, "%.*s",
+                     PR(cli_short(news->layers.p[i].digest)));
+    }
+    for (size_t i = 0; i < MIN(p->n, news->layers.n); i++)
+        cli_hear_layer(p, &p->layers[i], &news->layers.p[i], seconds);
+    p->heard = now;
+    if (news->image_ref.n) p->image_ref = arena_copy(p->a, news->image_ref);
+    if (p->terminal) cli_measure(p), cli_draw(p);
+    return 0;
+}
+
+/* A pull with its progress, by a call that only krun has: from any other runtime comes
+ * UNIMPLEMENTED. */
+static int cli_pull_watched(cli *c, const PullImageRequest *in, slice *id, error *e)
+{
+    const char *term = getenv("TERM");
+    cli_progress p = { .a = &c->client.arena, .heard = clock_mono() };
+    p.terminal = isatty(STDERR_FILENO) && term && strcmp(term, "dumb");
+    grpc_request r = { .path = "/krun.v1.Krun/PullImage",
+                       .in_msg = &PullImageRequest_msg,
+                       .in = in,
+                       .out_msg = &KrunPullProgress_msg,
+                       .each = cli_hear,
+                       .user = &p };
+    if (client_call(&c->client, &r, e) < 0) return -1;
+    *id = p.image_ref;
+    return id->n ? 0 : fail(e, GRPC_INTERNAL, "the daemon sent no ID of the image");
+}
+
+static int cli_pull_unwatched(cli *c, const PullImageRequest *in, slice *id, error *e)
+{
+    PullImageResponse out = { 0 };
+    int done = CLIENT_WAIT(&c->client, ImageService, PullImage, in, &out, e);
+    *id = out.image_ref;
+    return done;
+}
+
 /* A pull lasts as long as it lasts, so no deadline is sent with it. Asked twice at once, the daemon
  * does it once. */
 static int cli_pull_image(cli *c, const char *name, slice *id, error *e)
 {
     ImageSpec spec = { .image = slice_of(name) };
     PullImageRequest in = { .image = &spec };
-    PullImageResponse out = { 0 };
-    if (CLIENT_WAIT(&c->client, ImageService, PullImage, &in, &out, e) < 0)
-        return fail_in(e, "pull %s", name);
-    *id = out.image_ref;
-    return 0;
+    if (!c->quiet) fprintf(stderr, "krun: pulling %s\n", name);
+    int done = (c->quiet ? cli_pull_unwatched : cli_pull_watched)(c, &in, id, e);
+    if (done < 0 && !c->quiet && e->code == GRPC_UNIMPLEMENTED)
+        done = cli_pull_unwatched(c, &in, id, e);
+    return done < 0 ? fail_in(e, "pull %s", name) : 0;
 }
 
 static int cli_do_pull(cli *c, error *e)
@@ -23580,7 +23949,6 @@ static int cli_have_image(cli *c, const char *name, error *e)
     if (found.n) return 0;
     if (!strcmp(when, "never"))
         return fail(e, GRPC_NOT_FOUND, "there is no image \"%s\" and --pull is never", name);
-    fprintf(stderr, "krun: pulling %s\n", name);
     return cli_pull_image(c, name, &id, e);
 }
 
@@ -23884,7 +24252,7 @@ static const cli_option cli_options[] = {
     OPTION(ON(PS), 'p', "pod", "POD", WORD, of_pod, "only those of this pod"),
     FLAG(ON(RM), 'a', "all", all, "all pods that were stopped; with --force, all"),
     FLAG(ON(RM), 'f', "force", force, "stop what runs"),
-    FLAG(ON_LISTS, 'q', "quiet", quiet, "print IDs only"),
+    FLAG(ON_LISTS | ON(PULL), 'q', "quiet", quiet, "print IDs only"),
     OPTION(ON_LISTS | ON(VERSION) | ON(INFO), 'o', "output", "table|json", WORD, output,
            "its form"),
     OPTION(ON_EVERY, 'r', "runtime-endpoint", "PATH", WORD, socket, "same as --socket"),
