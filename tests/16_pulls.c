@@ -675,6 +675,76 @@ TEST(image_pull_by_many_downloads_once)
     store_down(&x);
 }
 
+static int layer_gate; /* an eventfd: the layer is answered when it is readable */
+static bool trick_gated_layer(fake *f, const char *request, int fd)
+{
+    struct pollfd p = { .fd = layer_gate, .events = POLLIN };
+    (void)fd;
+    if (strstr(request, f->image.layer_digest)) poll(&p, 1, -1);
+    return false;
+}
+
+typedef struct { puller p; bool weary; unsigned told; int32_t last; uint64_t done, total; char id[DIGEST_TEXT]; } watcher;
+
+enum { WATCHERS = 3 };
+static _Atomic int watchers_told; /* the last of them to be told opens the gate */
+
+static int watcher_told(void *arg, const KrunPullProgress *now, error *e)
+{
+    watcher *w = arg;
+    CHECK_INT(now->layers.n, 1);
+    CHECK_TEXT(now->layers.p[0].digest, w->p.f->image.layer_digest);
+    bool first = !w->told++;
+    if (first) CHECK(now->layers.p[0].state <= KrunLayerState_DOWNLOADING && !now->image_ref.n);
+    if (first && ++watchers_told == WATCHERS) event_set(layer_gate);
+    w->last = now->layers.p[0].state;
+    w->done = now->layers.p[0].done, w->total = now->layers.p[0].total;
+    snprintf(w->id, sizeof w->id, "%.*s", PR(now->image_ref));
+    return w->weary ? fail(e, GRPC_ABORTED, "weary") : 0;
+}
+
+static void *watcher_run(void *arg)
+{
+    watcher *w = arg;
+    OWNED_ARENA a = arena_make(MIB);
+    pull_watcher told = { watcher_told, w };
+    ImageSpec spec = { .image = slice_of(arena_printf(&a, "127.0.0.1:%d/x:1", w->p.f->port)) };
+    w->p.failed = image_pull_watched(w->p.x->s, &(PullImageRequest){ .image = &spec }, w->p.cancel, &told, &w->p.e);
+    return NULL;
+}
+
+TEST(image_pull_watched_tells_all_who_watch_of_the_one_pull)
+{
+    fake f;
+    store_fixture x;
+    watcher w[WATCHERS];
+    if (geteuid() != 0) SKIP("unpack needs root for chroot");
+    store_up(&x);
+    fake_up(&f, NULL, NULL);
+    layer_gate = eventfd(0, EFD_CLOEXEC);
+    watchers_told = 0;
+    f.trick = trick_gated_layer;
+    for (int i = 0; i < WATCHERS; i++) {
+        w[i] = (watcher){ .p = { .f = &f, .x = &x, .cancel = -1 }, .weary = i == 0 };
+        pthread_create(&w[i].p.thread, NULL, watcher_run, &w[i]);
+    }
+    for (int i = 0; i < WATCHERS; i++) pthread_join(w[i].p.thread, NULL);
+    CHECK_INT(w[0].p.e.code, GRPC_ABORTED);
+    CHECK_INT(w[0].told, 1);
+    for (int i = 1; i < WATCHERS; i++) {
+        CHECK_INT(w[i].p.failed, 0);
+        CHECK(w[i].told >= 2);
+        CHECK_INT(w[i].last, KrunLayerState_DONE);
+        CHECK_INT(w[i].done, f.image.layer.n);
+        CHECK_INT(w[i].total, f.image.layer.n);
+        CHECK_TEXT(slice_of(w[i].id), f.image.config_digest);
+    }
+    CHECK_INT(f.blobs, 1);
+    close(layer_gate);
+    fake_down(&f);
+    store_down(&x);
+}
+
 /* Covers T42: all go away; nothing stays, and the next pull works. */
 TEST(image_pull_that_nobody_wants_any_more_leaves_nothing)
 {
