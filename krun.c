@@ -7214,6 +7214,31 @@ PB_TABLE(KrunLoadImageRequest, PB(1, STRING, KrunLoadImageRequest, path));
 typedef struct { LIST(slice) names; } KrunLoadImageResponse;
 PB_TABLE(KrunLoadImageResponse, PB_LIST(1, STRING, KrunLoadImageResponse, names));
 
+/* PullImage as the CRI has it, but whoever asks can watch: a stream, whose last message has the
+ * image_ref. EXTRACTING: all its bytes have come; EXISTS: it was there, or came with another
+ * pull. */
+enum KrunLayerState {
+    KrunLayerState_WAITING, KrunLayerState_DOWNLOADING, KrunLayerState_EXTRACTING,
+    KrunLayerState_DONE, KrunLayerState_EXISTS
+};
+PB_NAMES(KrunLayerState, "WAITING", "DOWNLOADING", "EXTRACTING", "DONE", "EXISTS");
+
+typedef struct {
+    slice digest;                       /* of its blob */
+    uint64_t total, done;               /* bytes of that */
+    int32_t state;
+} KrunLayerProgress;
+PB_TABLE(KrunLayerProgress,
+    PB(1, STRING, KrunLayerProgress, digest),
+    PB(2, UINT64, KrunLayerProgress, total),
+    PB(3, UINT64, KrunLayerProgress, done),
+    PB_NAMED(4, KrunLayerState, KrunLayerProgress, state));
+
+typedef struct { LIST(KrunLayerProgress) layers; slice image_ref; } KrunPullProgress;
+PB_TABLE(KrunPullProgress,
+    PB_SUBS(1, KrunLayerProgress, KrunPullProgress, layers),
+    PB(2, STRING, KrunPullProgress, image_ref));
+
 /* == 10. HPACK and HTTP/2 ====================================================================
  *
  * HTTP/2 carries many exchanges (streams) over one connection as frames: 9 bytes of head (length,
@@ -12777,6 +12802,15 @@ typedef struct store_image {
     unsigned refs;
 } store_image;
 
+/* How far a layer of a pull is. The thread that gets it writes the atomics, whoever watches reads
+ * them; the rest stays as it is once there. */
+typedef struct {
+    char digest[DIGEST_TEXT];
+    uint64_t total;
+    _Atomic uint64_t done;
+    _Atomic int32_t state; /* KrunLayerState, but for EXTRACTING, which `done` tells */
+} layer_progress;
+
 /* Work that several may want at once and one does: a pull of an image, the making or the removal of
  * a layer. `done` gets readable when it has landed; `cancel` when nobody wants it any more. All but
  * the key is guarded by the store's lock. */
@@ -12788,6 +12822,8 @@ typedef struct flight {
     int done, cancel;
     error why; /* code 0: it went well */
     char id[DIGEST_TEXT];
+    layer_progress *layers; /* of a pull, once its manifest is known; NULL before */
+    size_t nlayers;
 } flight;
 
 typedef struct image_store {
@@ -12915,6 +12951,7 @@ static void flight_unref(flight *f) /* under the lock */
     if (--f->refs) return;
     close_fd(&f->done);
     close_fd(&f->cancel);
+    free(f->layers);
     free(f->key);
     free(f);
 }
@@ -12961,14 +12998,21 @@ static void flight_land(image_store *s, flight *f, const error *why)
     event_set(f->done);
 }
 
-/* Waits for the landing. -1: cancelled before. Not under the lock. */
-static int flight_wait(const flight *f, int cancel_fd, error *e)
+/* Waits for the landing, but no longer than `ms`: then 1. -1: cancelled before. Not under the
+ * lock. */
+static int flight_wait_ms(const flight *f, int cancel_fd, int ms, error *e)
 {
+    int n;
     struct pollfd p[2] = { { .fd = f->done, .events = POLLIN },
                            { .fd = cancel_fd, .events = POLLIN } };
-    while (poll(p, 2, -1) < 0)
+    while ((n = poll(p, 2, ms)) < 0)
         if (errno != EINTR) return fail_sys(e, GRPC_INTERNAL, "wait for %s", f->key);
-    return p[0].revents ? 0 : fail(e, GRPC_CANCELLED, "cancelled");
+    return p[0].revents ? 0 : n ? fail(e, GRPC_CANCELLED, "cancelled") : 1;
+}
+
+static int flight_wait(const flight *f, int cancel_fd, error *e)
+{
+    return flight_wait_ms(f, cancel_fd, -1, e);
 }
 
 /* Starts a detached thread that the store counts. Under the lock. */
@@ -13382,7 +13426,7 @@ static int images_fs_info(image_store *s, arena *a, ImageFsInfoResponse *out, er
  * Defined by  OCI image-spec 1.1; the CRI's PullImage and what the kubelet reads of its errors
  * Uses        1, 2, 4, 8, 9, 12-15
  * Gives       images_open, images_close, images_collect, image_pull, image_load
- * Bounds      three layers at once; those of chapters 13 and 14 */
+ * Bounds      three layers at once; image-verify 60 s; those of chapters 13 and 14 */
 
 /* -- helper processes, as the daemon sees them ------------------------------------------------- */
 
@@ -13501,6 +13545,7 @@ typedef struct {
     int file;
     const helper *unpack;
     slice media_type, digest;
+    layer_progress *progress; /* or NULL */
 } blob_sink;
 
 static void sink_open(blob_sink *s, buf *memory)
@@ -13515,6 +13560,7 @@ static int sink_count(blob_sink *s, const uint8_t *p, size_t n, error *e)
     uint8_t told[8];
     sha256_add(&s->hash, p, n);
     s->bytes += n;
+    if (s->progress) s->progress->done = s->bytes;
     for (int i = 0; i < 8; i++) told[i] = (uint8_t)(s->bytes >> (8 * i));
     return s->unpack ? helper_write(s->unpack, told, sizeof told, e) : 0;
 }
@@ -13572,10 +13618,12 @@ static int source_get(const helper *from, const FetchRequest *q, blob_sink *to, 
 typedef struct {
     image_store *store;
     const FetchSetup *setup;   /* NULL: the source is an archive, and one for all */
+    flight *f;                 /* which those who want the image watch; NULL for an archive */
     helper source, reader;
     int cancel_fd;
     arena a;
     char digest[DIGEST_TEXT];  /* of the index or manifest that was asked for */
+    char platform[DIGEST_TEXT]; /* of the manifest that is this machine's */
     uint64_t size;             /* compressed bytes of all that is the image's */
     ReadAnswer manifest, config;
     slice config_json;
@@ -13624,6 +13672,7 @@ static int pull_document(pull_state *p, const FetchRequest *q, const Descriptor 
         return fail(e, GRPC_DATA_LOSS, "%s: its size is %" PRIu64 ", not %" PRIu64, what,
                     sink.bytes, want->size);
     if (!p->digest[0]) memcpy(p->digest, digest, sizeof digest);
+    if (q->manifest) memcpy(p->platform, digest, sizeof digest);
     p->size += sink.bytes;
     *out = (ReadRequest){ .is_config = !q->manifest, .media_type = sink.media_type };
     out->body = arena_copy(&p->a, buf_view(&body));
@@ -13801,12 +13850,13 @@ typedef struct {
     const Descriptor *blob;
     slice diff_id;
     blob_spool spool;
+    layer_progress *progress; /* or NULL */
 } layer_plan;
 
 static layer_plan layer_plan_of(slice diff_id, const Descriptor *blob)
 {
     layer_plan l = { .blob = blob, .diff_id = diff_id, .spool = { .write = -1, .read = -1 } };
-    uint32_t salt = 0; /* ext4 chooses the block group by the name: not that of the last try again */
+    uint32_t salt = 0; /* ext4 chooses a block group by the name: not that of the last try again */
     snprintf(l.name, sizeof l.name, "%.*s", PR(id_hex(diff_id)));
     random_bytes(&salt, sizeof salt);
     snprintf(l.partial, sizeof l.partial, "%s-%08x.partial", l.name, salt);
@@ -13827,6 +13877,7 @@ static int layer_stream(const helper *from, helper *unpack, const layer_plan *l,
     sink_open(&sink, NULL);
     sink.file = l->spool.write;
     sink.unpack = unpack;
+    sink.progress = l->progress;
     int got = l->spool.resumes ? sink_resume(&sink, e) : 0;
     FetchRequest get = { .reference = l->blob->digest, .size = l->blob->size,
                          .offset = sink.bytes };
@@ -13937,6 +13988,13 @@ static int layer_make(pull_state *p, helper *from, layer_plan *l, error *e)
     return added ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "layer %s: out of memory", l->name);
 }
 
+static void progress_set(layer_progress *p, int32_t state) /* EXISTS has nothing to fetch */
+{
+    if (!p) return;
+    p->done = state >= KrunLayerState_DONE ? p->total : 0;
+    p->state = state;
+}
+
 /* Makes sure that layer i is there, and holds it. Who comes while another is making or removing it
  * waits for that, then looks again: should the other have failed, it is tried here, since this pull
  * may have better sources. */
@@ -13944,21 +14002,24 @@ static int layer_need(pull_state *p, helper *from, size_t i, error *e)
 {
     image_store *s = p->store;
     layer_plan l = layer_plan_of(p->config.diff_ids.p[i], &p->manifest.layers.p[i]);
+    l.progress = p->f && p->f->layers ? &p->f->layers[i] : NULL;
     for (;;) {
         bool first = false;
         pthread_mutex_lock(&s->lock);
         bool there = layer_hold(s, slice_of(l.name));
         flight *f = there ? NULL : flight_join(s, l.name, &first);
         pthread_mutex_unlock(&s->lock);
-        if (there) return 0;
+        if (there) return progress_set(l.progress, KrunLayerState_EXISTS), 0;
         if (!f)
             return fail(e, GRPC_RESOURCE_EXHAUSTED, "layer %s: out of memory or descriptors",
                         l.name);
+        if (first) progress_set(l.progress, KrunLayerState_DOWNLOADING);
         int failed = first ? layer_make(p, from, &l, e) : flight_wait(f, p->cancel_fd, e);
         pthread_mutex_lock(&s->lock);
         if (first) flight_land(s, f, NULL);
         flight_unref(f);
         pthread_mutex_unlock(&s->lock);
+        if (first && !failed) progress_set(l.progress, KrunLayerState_DONE);
         if (failed || first) return failed;
     }
 }
@@ -14047,6 +14108,132 @@ static int pull_record(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], 
     return store_publish(p->store, &r, e);
 }
 
+/* -- whether an image may come: image-verify ------------------------------------------------------
+ *
+ * A program of the administrator's says whether a name may stand for a digest on this machine: by
+ * a signature, a list, whatever he likes. It is asked for every image that comes, from wherever,
+ * each time it comes, once the manifest is known and before anything is unpacked. It runs as root,
+ * because it is his; what it says to that (exit status 0 or not) is all that is believed of it. */
+
+enum { VERIFY_KEPT = 4 * KIB, VERIFY_SHOWN = 200 };
+#define VERIFY_TIME (60 * NS_PER_SEC)
+
+/* May `reference` stand for `digest`? That is an index's or a manifest's; `platform` is that of the
+ * manifest that this machine takes of it. */
+typedef struct {
+    const char *program, *digest, *platform;
+    slice reference;
+    int cancel_fd;    /* -1 for none */
+    int64_t patience; /* ns */
+} verify_question;
+
+/* The end of what the program has printed; `fd` does not block. */
+typedef struct { int fd; size_t n; char kept[VERIFY_KEPT]; } verify_output;
+
+/* Takes some of what is there: who prints for ever must not keep us from the clock. False at the
+ * end of it. */
+static bool verify_read(verify_output *out)
+{
+    char chunk[VERIFY_KEPT];
+    ssize_t n = read(out->fd, chunk, sizeof chunk);
+    if (n <= 0) return n < 0 && (errno == EAGAIN || errno == EINTR);
+    size_t got = (size_t)n, keep = MIN(out->n, sizeof out->kept - got);
+    memmove(out->kept, out->kept + out->n - keep, keep);
+    memcpy(out->kept + keep, chunk, got);
+    out->n = keep + got;
+    return true;
+}
+
+/* Waits until the program has ended, nobody waits for the image any more, or its time is up; then
+ * nothing that it started in its session runs on. Its exit status; -1 if it had to be killed. */
+static int verify_follow(pid_t pid, int pidfd, const verify_question *q, verify_output *out,
+                         error *e)
+{
+    int64_t deadline = clock_mono() + q->patience;
+    struct pollfd p[3] = { { .fd = pidfd, .events = POLLIN },
+                           { .fd = q->cancel_fd, .events = POLLIN },
+                           { .fd = out->fd, .events = POLLIN } };
+    int killed = 0;
+    while (!killed) {
+        int n = poll(p, COUNT(p), clock_poll_ms(deadline));
+        if (n < 0 && errno != EINTR) killed = fail_sys(e, GRPC_INTERNAL, "wait for it");
+        if (n > 0 && p[2].revents && !verify_read(out)) p[2].fd = -1;
+        if (n > 0 && p[0].revents) break;
+        if (n > 0 && p[1].revents) killed = fail(e, GRPC_CANCELLED, "cancelled");
+        else if (clock_mono() >= deadline)
+            killed = fail(e, GRPC_UNKNOWN, "%s has not ended within %.3g s", q->program,
+                          (double)q->patience / (double)NS_PER_SEC);
+    }
+    kill(-pid, SIGKILL); /* its group; the number is ours until it is reaped */
+    int status = reap(pidfd, 0);
+    for (int i = 0; p[2].fd >= 0 && i < 64 && verify_read(out); i++) {} /* a full pipe's worth */
+    return killed ? -1 : status;
+}
+
+/* Fills *e with how it ended and the last that it printed. */
+static int verify_refused(const verify_question *q, int status, const verify_output *out, error *e)
+{
+    OWNED_BUF text = { 0 };
+    slice last = slice_trim((slice){ (const uint8_t *)out->kept, out->n });
+    if (last.n > VERIFY_SHOWN) last = (slice){ last.p + last.n - VERIFY_SHOWN, VERIFY_SHOWN };
+    text_escape(&text, last, VERIFY_SHOWN);
+    return fail(e, GRPC_UNKNOWN, "%s: exit status %d%s%.*s", q->program, status,
+                text.n ? ": " : "", PR(buf_view(&text)));
+}
+
+static int verify_run(const verify_question *q, error *e)
+{
+    int ends[2];
+    pid_t pid;
+    OWNED_ARENA a = arena_make(64 * KIB);
+    char *reference = arena_str(&a, q->reference);
+    char *argv[] = { (char *)q->program, reference, (char *)q->digest, NULL };
+    char *envp[] = { "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                     arena_printf(&a, "KRUN_IMAGE=%s", reference),
+                     arena_printf(&a, "KRUN_DIGEST=%s", q->digest),
+                     arena_printf(&a, "KRUN_PLATFORM_DIGEST=%s", q->platform), NULL };
+    if (a.oom || pipe2(ends, O_CLOEXEC) < 0)
+        return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "start %s", q->program);
+    OWNED_FD from = ends[0], to = ends[1];
+    if (fcntl(from, F_SETFL, O_NONBLOCK) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "start %s", q->program);
+    spawn_args args = { .exec_fd = -1, .path = q->program, .argv = argv, .envp = envp,
+                        .fds = (int[]){ -1, to, to }, .nfds = 3, .new_session = true };
+    OWNED_FD pidfd = spawn(&args, &pid, e);
+    if (pidfd < 0) return -1;
+    close_fd(&to);
+    verify_output out = { .fd = from };
+    int status = verify_follow(pid, pidfd, q, &out, e);
+    return status > 0 ? verify_refused(q, status, &out, e) : status;
+}
+
+/* Asks for one name. Whatever keeps the program from saying yes is a no. -1: CANCELLED, or UNKNOWN,
+ * with which the kubelet reads the word in front of the text. */
+static int verify_ask(const verify_question *q, error *e)
+{
+    if (verify_run(q, e) == 0) return 0;
+    if (e->code == GRPC_CANCELLED) return -1;
+    e->code = GRPC_UNKNOWN;
+    return fail_in(e, "SignatureValidationFailed: %.*s", PR(q->reference));
+}
+
+/* Asks for every name that the image shall have; for one without a name, for its digest. */
+static int pull_verify(pull_state *p, const pull_wish *w, error *e)
+{
+    verify_question q = { .program = p->store->o.verify, .digest = p->digest,
+                          .platform = p->platform, .cancel_fd = p->cancel_fd,
+                          .patience = VERIFY_TIME };
+    if (!q.program || !*q.program) return 0;
+    for (size_t i = 0; i < w->ntags; i++) {
+        q.reference = w->tags[i];
+        if (verify_ask(&q, e) < 0) return -1;
+    }
+    if (w->ntags) return 0;
+    q.reference = slice_of(w->name.n ? arena_printf(&p->a, "%.*s@%s", PR(w->name), p->digest)
+                                     : p->digest);
+    return verify_ask(&q, e);
+}
+
 static void pull_end(pull_state *p)
 {
     helper_stop(&p->source);
@@ -14068,14 +14255,33 @@ static void pull_begin(pull_state *p, image_store *s, int cancel_fd)
     pthread_mutex_init(&p->lock, NULL);
 }
 
+/* Shows the layers to those who watch: none is there yet, as far as they know. */
+static int pull_show(pull_state *p, error *e)
+{
+    size_t n = p->manifest.layers.n;
+    layer_progress *all = p->f ? calloc(MAX(n, (size_t)1), sizeof *all) : NULL;
+    if (!p->f) return 0;
+    if (!all) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for %zu layers", n);
+    for (size_t i = 0; i < n; i++) {
+        const Descriptor *d = &p->manifest.layers.p[i];
+        snprintf(all[i].digest, sizeof all[i].digest, "%.*s", PR(d->digest));
+        all[i].total = d->size;
+    }
+    pthread_mutex_lock(&p->store->lock);
+    p->f->layers = all;
+    p->f->nlayers = n;
+    pthread_mutex_unlock(&p->store->lock);
+    return 0;
+}
+
 /* The whole of a pull, once its source is there. */
 static int pull_run(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], error *e)
 {
     if (p->reader.pidfd < 0 &&
         helper_start(&p->reader, "read", (int[]){ -1, -1 }, p->cancel_fd, e) < 0)
         return -1;
-    if (pull_manifest(p, w->reference, w->known, e) < 0 || pull_config(p, e) < 0) return -1;
-    if (pull_layers(p, e) < 0) return -1;
+    if (pull_manifest(p, w->reference, w->known, e) < 0 || pull_verify(p, w, e) < 0) return -1;
+    if (pull_config(p, e) < 0 || pull_show(p, e) < 0 || pull_layers(p, e) < 0) return -1;
     return pull_record(p, w, id, e);
 }
 
@@ -14084,11 +14290,13 @@ static int pull_run(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], err
 /* A pull on its own thread: it outlives the call that began it if others have joined. */
 typedef struct { image_store *store; flight *f; arena a; PullImageRequest request; } pull_order;
 
-/* The text that the kubelet reads. Only with code UNKNOWN it looks at the word in front, and
- * RegistryUnavailable makes it say that the registry and not the image is at fault. */
+/* The text that the kubelet reads. Only with code UNKNOWN it looks at the word in front:
+ * RegistryUnavailable makes it say that the registry and not the image is at fault,
+ * SignatureValidationFailed (verify_ask) that the image may not run here. */
 static void pull_explain(error *e, slice name)
 {
     if (e->code == GRPC_CANCELLED) return;
+    if (slice_starts(slice_of(e->text), "SignatureValidationFailed: ")) return;
     fail_in(e, "pull image \"%.*s\"", PR(name));
     if (e->code != GRPC_UNAVAILABLE) return;
     fail_in(e, "RegistryUnavailable");
@@ -14139,6 +14347,22 @@ static int pull_credentials(const image_store *s, const image_ref *ref, arena *a
     return fail_in(e, "image-auth-file %s", s->o.auth_file);
 }
 
+/* What came, how fast, and what was there: of the layers, and with the bytes of the documents. */
+static void pull_log(const pull_state *p, slice name, const char *id, int64_t ns)
+{
+    size_t fetched = 0;
+    uint64_t bytes = p->size;
+    double seconds = (double)MAX(ns, NS_PER_MS) / (double)NS_PER_SEC;
+    for (size_t i = 0; i < p->f->nlayers; i++) {
+        bool came = p->f->layers[i].state == KrunLayerState_DONE;
+        bytes += came ? p->f->layers[i].done : 0;
+        fetched += came;
+    }
+    log_info("pulled %.*s as %s: %" PRIu64 " bytes in %.2f s (%.3g MB/s); layers: %zu fetched, %zu "
+             "there already", PR(name), id, bytes, seconds, (double)bytes / seconds / 1e6, fetched,
+             p->f->nlayers - fetched);
+}
+
 static int pull_order_run(pull_order *o, char id[DIGEST_TEXT], error *e)
 {
     pull_state p;
@@ -14159,11 +14383,10 @@ static int pull_order_run(pull_order *o, char id[DIGEST_TEXT], error *e)
     if (ref.digest.n) wish.known = &known;
     pull_begin(&p, s, o->f->cancel);
     p.setup = &setup;
+    p.f = o->f;
+    log_info("pulling %.*s from %.*s", PR(ref.full), PR(setup.hosts.p[0].base));
     int failed = pull_source(&p, &p.source, e) < 0 || pull_run(&p, &wish, id, e) < 0;
-    double seconds = (double)(clock_mono() - start) / (double)NS_PER_SEC;
-    if (!failed)
-        log_info("pulled %.*s as %s: %zu layers in %.2f s", PR(ref.full), id, p.manifest.layers.n,
-                 seconds);
+    if (!failed) pull_log(&p, ref.full, id, clock_mono() - start);
     pull_end(&p);
     if (!failed) return 0;
     error ignored;
@@ -14218,16 +14441,13 @@ static char *pull_key(const image_ref *ref, const AuthConfig *auth, arena *a)
     return arena_printf(a, "%.*s %s", PR(ref->full), hex);
 }
 
-/* Pulls what the request names; *id is the image's, in the arena. Who is cancelled leaves; the pull
- * itself ends early only when the last who wanted it has left. */
-static slice image_pull(image_store *s, const PullImageRequest *in, int cancel_fd, arena *a,
-                        error *e)
+/* Joins the pull of what the request names, or begins it. A pull_leave must follow. NULL and *e. */
+static flight *pull_join(image_store *s, const PullImageRequest *in, arena *a, error *e)
 {
-    static const slice none = { NULL, 0 };
     image_ref ref;
     bool first;
     slice name = in->image ? in->image->image : (slice){ NULL, 0 };
-    if (image_ref_parse(name, a, &ref, e) < 0) return none;
+    if (image_ref_parse(name, a, &ref, e) < 0) return NULL;
     char *key = pull_key(&ref, in->auth, a);
     pthread_mutex_lock(&s->lock);
     flight *f = flight_join(s, key, &first);
@@ -14235,11 +14455,17 @@ static slice image_pull(image_store *s, const PullImageRequest *in, int cancel_f
     if (flies) f->waiters++;
     else if (f) flight_unlist(s, f), flight_unref(f);
     pthread_mutex_unlock(&s->lock);
-    if (!flies)
-        return fail(e, GRPC_RESOURCE_EXHAUSTED,
-                    "pull image \"%.*s\": out of memory, threads or descriptors", PR(ref.full)),
-               none;
-    int failed = flight_wait(f, cancel_fd, e);
+    if (flies) return f;
+    fail(e, GRPC_RESOURCE_EXHAUSTED, "pull image \"%.*s\": out of memory, threads or descriptors",
+         PR(ref.full));
+    return NULL;
+}
+
+/* The image's ID, in the arena; or nothing and *e, as of the pull, or as it is if the caller has
+ * `failed` to wait for it. The pull ends early only when the last who wanted it has left. */
+static slice pull_leave(image_store *s, flight *f, int failed, arena *a, error *e)
+{
+    static const slice none = { NULL, 0 };
     pthread_mutex_lock(&s->lock);
     if (--f->waiters == 0 && !f->landed) flight_unlist(s, f), event_set(f->cancel);
     if (!failed && f->why.code) failed = -1, *e = f->why;
@@ -14247,6 +14473,69 @@ static slice image_pull(image_store *s, const PullImageRequest *in, int cancel_f
     flight_unref(f);
     pthread_mutex_unlock(&s->lock);
     return id;
+}
+
+/* Pulls what the request names; the image's ID, in the arena, or nothing and *e. Who is cancelled
+ * leaves. */
+static slice image_pull(image_store *s, const PullImageRequest *in, int cancel_fd, arena *a,
+                        error *e)
+{
+    flight *f = pull_join(s, in, a, e);
+    return f ? pull_leave(s, f, flight_wait(f, cancel_fd, e), a, e) : (slice){ NULL, 0 };
+}
+
+/* -- a pull that is watched -------------------------------------------------------------------- */
+
+/* Is told of a pull whenever it has got on. It may wait for its reader: the pull does not wait for
+ * it. -1 and *e: no more. */
+typedef struct {
+    int (*tell)(void *user, const KrunPullProgress *, error *);
+    void *user;
+} pull_watcher;
+
+enum { PULL_TICK_MS = 200 };
+
+/* Brings *now up to date. Whether anything has changed. */
+static bool pull_look(image_store *s, const flight *f, arena *a, KrunPullProgress *now)
+{
+    pthread_mutex_lock(&s->lock);
+    layer_progress *layers = f->layers;
+    size_t n = f->nlayers;
+    pthread_mutex_unlock(&s->lock);
+    bool news = layers && !now->layers.p;
+    if (news) now->layers.p = arena_alloc(a, MAX(n, (size_t)1) * sizeof *now->layers.p);
+    if (!now->layers.p) return false;
+    for (size_t i = 0; i < n; i++) {
+        KrunLayerProgress *to = &now->layers.p[i], was = *to;
+        if (news) to->digest = arena_copy(a, slice_of(layers[i].digest));
+        to->total = layers[i].total;
+        to->done = layers[i].done;
+        to->state = layers[i].state;
+        if (to->state == KrunLayerState_DOWNLOADING && to->done >= to->total)
+            to->state = KrunLayerState_EXTRACTING;
+        news = news || to->done != was.done || to->state != was.state;
+    }
+    now->layers.n = n;
+    return news;
+}
+
+/* image_pull, of which `w` is told the progress and at last the image's ID. */
+static int image_pull_watched(image_store *s, const PullImageRequest *in, int cancel_fd,
+                              const pull_watcher *w, error *e)
+{
+    OWNED_ARENA a = arena_make(MIB);
+    KrunPullProgress now = { 0 };
+    flight *f = pull_join(s, in, &a, e);
+    if (!f) return -1;
+    int failed;
+    while ((failed = flight_wait_ms(f, cancel_fd, PULL_TICK_MS, e)) > 0)
+        if (pull_look(s, f, &a, &now) && w->tell(w->user, &now, e) < 0) {
+            failed = -1;
+            break;
+        }
+    pull_look(s, f, &a, &now);
+    now.image_ref = pull_leave(s, f, failed, &a, e);
+    return now.image_ref.p ? w->tell(w->user, &now, e) : -1;
 }
 
 /* -- krun load --------------------------------------------------------------------------------- */
@@ -19618,6 +19907,9 @@ static int check_mount(const Mount *m, error *e)
     if (!image && check_absolute(m->host_path, "mounts.host_path", e) < 0) return -1;
     if (!image && m->image_sub_path.n)
         return fail(e, GRPC_INVALID_ARGUMENT, "mounts.image_sub_path without mounts.image");
+    if (check_path(m->image_sub_path, "mounts.image_sub_path", e) < 0) return -1;
+    if (path_goes_up(m->image_sub_path))
+        return fail(e, GRPC_INVALID_ARGUMENT, "mounts.image_sub_path must not hold \"..\"");
     if (m->propagation < MountPropagation_PROPAGATION_PRIVATE ||
         m->propagation > MountPropagation_PROPAGATION_BIDIRECTIONAL)
         return fail(e, GRPC_INVALID_ARGUMENT, "mounts.propagation %d is not known", m->propagation);
@@ -19672,6 +19964,10 @@ static int spec_check_container(const CreateContainerRequest *in, error *e)
 
 /* -- containers: the whole specification ------------------------------------------------------- */
 
+/* Images, held while a container is being made from them: until image_layers_hold has run, nothing
+ * else keeps a RemoveImage from taking their layers away. p has room for all. */
+typedef struct { const ImageRecord **p; size_t n; } spec_images;
+
 /* What a container's specification is made from. `a` gets all that is new in it. */
 typedef struct {
     const runtime_options *options;
@@ -19680,6 +19976,7 @@ typedef struct {
     int root;                 /* the --root directory */
     const PodRecord *pod;
     const ImageRecord *image;
+    spec_images *held;        /* gets those of the volumes */
     arena *a;
 } spec_context;
 
@@ -19896,20 +20193,38 @@ static int spec_bind(const spec_context *x, const Mount *m, MountSpec *out, erro
     return 0;
 }
 
+/* Looks for the part of an image that a volume is to show, in the image's own tree, so that its
+ * links lead nowhere else. A pod's author is told now and not when the container starts. */
+static int spec_sub_path(const spec_context *x, const MountSpec *m, error *e)
+{
+    const char *path = arena_printf(x->a, "./%.*s", PR(m->sub_path));
+    OWNED_FD layers = openat(x->root, "layers", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    OWNED_FD whole = rootfs_open_layers(layers, m->layers.p, m->layers.n, e);
+    OWNED_FD part = whole < 0 ? -1 : open_inside(whole, path, O_PATH, e);
+    return part < 0 ? -1 : 0;
+}
+
+/* A volume of an image's files: which image that is now, the request's copy is told, because a tag
+ * may be another's by the time somebody asks for the container's status. Devices in it open for
+ * nobody, as those of the container's own image do not. */
 static int spec_image_volume(const spec_context *x, const Mount *m, MountSpec *out, error *e)
 {
-    const ImageRecord *image = image_hold(x->images, m->image->image);
+    slice name = m->image->image;
+    const ImageRecord *image = image_hold(x->images, name);
     if (!image)
         return fail(e, GRPC_NOT_FOUND,
-                    "ImageVolumeMountFailed: image \"%.*s\" not found: pull it first",
-                    PR(m->image->image));
+                    "ImageVolumeMountFailed: image \"%.*s\" not found: pull it first", PR(name));
+    x->held->p[x->held->n++] = image;
+    m->image->image_ref = arena_copy(x->a, image->id);
     out->layers.p = list_of(x->a, image->layers.n);
     for (size_t i = 0; out->layers.p && i < image->layers.n; i++)
         out->layers.p[out->layers.n++] = arena_copy(x->a, image->layers.p[i]);
-    image_drop(x->images, image);
     out->sub_path = m->image_sub_path;
-    out->readonly = true;
-    return out->layers.p ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for mounts");
+    out->readonly = out->nodev = true;
+    if (x->a->oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for mounts");
+    if (!out->sub_path.n || spec_sub_path(x, out, e) == 0) return 0;
+    return fail_in(e, "ImageVolumeMountFailed: image \"%.*s\", image_sub_path \"%.*s\"", PR(name),
+                   PR(out->sub_path));
 }
 
 static bool mounts_hold(const ContainerSpec *s, const char *destination)
@@ -21326,11 +21641,13 @@ static int container_join(runtime *r, slice key, grpc_call *call, slice *id, err
     return done;
 }
 
-/* Fills the record: what the request says, and what follows from it, the image and the pod. */
-static int container_describe(container *c, const CreateContainerRequest *in,
-                              const ImageRecord *image, error *e)
+/* Fills the record: what the request says, and what follows from it, the image and the pod. `held`
+ * has the image, and gets those of the volumes. */
+static int container_describe(container *c, const CreateContainerRequest *in, spec_images *held,
+                              error *e)
 {
     runtime *r = c->pod->runtime;
+    const ImageRecord *image = held->p[0];
     char id[65];
     ContainerRecord *rec = &c->record;
     if (!new_id(id)) return fail_sys(e, GRPC_INTERNAL, "getrandom");
@@ -21351,6 +21668,7 @@ static int container_describe(container *c, const CreateContainerRequest *in,
                              .root = r->root,
                              .pod = &c->pod->record,
                              .image = image,
+                             .held = held,
                              .a = &c->memory };
     return spec_container(&context, rec, e);
 }
@@ -21436,15 +21754,19 @@ static int container_make(pod *p, const CreateContainerRequest *in, grpc_call *c
                           error *e)
 {
     runtime *r = p->runtime;
-    const ImageRecord *image = image_hold(r->images, in->config->image->image);
+    spec_images held = { 0 };
+    held.p = arena_alloc(&call->arena, (1 + in->config->mounts.n) * sizeof *held.p);
+    const ImageRecord *image = held.p ? image_hold(r->images, in->config->image->image) : NULL;
+    if (!held.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a container");
     if (!image)
         return fail(e, GRPC_NOT_FOUND, "image \"%.*s\" not found: pull it first",
                     PR(in->config->image->image));
+    held.p[held.n++] = image;
     lock_state(r);
     container *c = container_new(p);
     unlock_state(r);
     int done = !c ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a container")
-                  : container_describe(c, in, image, e);
+                  : container_describe(c, in, &held, e);
     if (done == 0) done = container_check_target(c, e);
     lock_state(r);
     if (done == 0) done = container_join(r, c->key, call, id, e);
@@ -21467,7 +21789,7 @@ static int container_make(pod *p, const CreateContainerRequest *in, grpc_call *c
         container_drop(c);
         unlock_state(r);
     } else if (c) container_free(&c->release);
-    image_drop(r->images, image);
+    while (held.n) image_drop(r->images, held.p[--held.n]);
     return done < 0 ? -1 : 0;
 }
 
@@ -22530,6 +22852,21 @@ static int service_pull(grpc_call *c, const void *in, void *out, error *e)
     return id.p ? 0 : -1;
 }
 
+static int service_pull_tell(void *call, const KrunPullProgress *now, error *e)
+{
+    return grpc_send(call, now, e);
+}
+
+static int service_pull_watched(grpc_call *c, const void *in, void *out, error *e)
+{
+    pull_watcher client = { service_pull_tell, c };
+    int cancel = grpc_cancel_fd(c, e);
+    (void)out;
+    return cancel < 0
+               ? -1
+               : image_pull_watched(service_runtime(c)->images, in, cancel, &client, e);
+}
+
 static int service_remove_image(grpc_call *c, const void *in, void *out, error *e)
 {
     const RemoveImageRequest *ask = in;
@@ -22647,9 +22984,17 @@ static const service *service_find(const char *name) /* NULL: not built yet */
     return NULL;
 }
 
-/* The paths that are served: all of cri.proto, those not built yet without a function, and our own
- * for `krun load`, because CRI has no call that brings an image from a file. Paths are `a`'s. */
-enum { SERVICES_METHODS = COUNT(cri_rpcs) + 1 };
+/* Our own: what CRI has no call for. */
+static const grpc_method krun_methods[] = {
+    { .path = "/krun.v1.Krun/LoadImage", .where = GRPC_LONG, .run = service_load_image,
+      .in = &KrunLoadImageRequest_msg, .out = &KrunLoadImageResponse_msg },
+    { .path = "/krun.v1.Krun/PullImage", .where = GRPC_LONG, .run = service_pull_watched,
+      .in = &PullImageRequest_msg, .out = &KrunPullProgress_msg, .streams = true },
+};
+
+/* The paths that are served: all of cri.proto, those not built yet without a function, and our
+ * own. Paths are `a`'s. */
+enum { SERVICES_METHODS = COUNT(cri_rpcs) + COUNT(krun_methods) };
 static void services_methods(arena *a, grpc_method out[SERVICES_METHODS])
 {
     for (size_t i = 0; i < COUNT(cri_rpcs); i++) {
@@ -22662,11 +23007,7 @@ static void services_methods(arena *a, grpc_method out[SERVICES_METHODS])
                                 .where = built ? built->where : GRPC_ON_LOOP,
                                 .run = built ? built->run : NULL };
     }
-    out[COUNT(cri_rpcs)] = (grpc_method){ .path = "/krun.v1.Krun/LoadImage",
-                                          .in = &KrunLoadImageRequest_msg,
-                                          .out = &KrunLoadImageResponse_msg,
-                                          .where = GRPC_LONG,
-                                          .run = service_load_image };
+    memcpy(out + COUNT(cri_rpcs), krun_methods, sizeof krun_methods);
 }
 
 /* == 27. Client ==============================================================================
@@ -23986,14 +24327,21 @@ static const char *cli_ago(cli *c, int64_t wall_ns)
                         units[i].name);
 }
 
-static const char *cli_size(cli *c,
-                            uint64_t bytes) /* "4.26MB", powers of 1000 as crictl has them */
+enum { CLI_SIZE_TEXT = 16 }; /* no size takes more than 6 bytes */
+static const char *cli_size_text(char out[CLI_SIZE_TEXT],
+                                 double bytes) /* "4.26MB", powers of 1000 as crictl has them */
 {
     static const char *const units[] = { "B", "kB", "MB", "GB", "TB", "PB", "EB" };
-    double value = (double)bytes;
     size_t i = 0;
-    for (; value >= 1000; i++) value /= 1000;
-    return arena_printf(&c->client.arena, "%.3g%s", value, units[i]);
+    for (; bytes >= 999.5 && i + 1 < COUNT(units); i++) bytes /= 1000;
+    snprintf(out, CLI_SIZE_TEXT, "%.3g%s", bytes, units[i]);
+    return out;
+}
+
+static const char *cli_size(cli *c, uint64_t bytes)
+{
+    char text[CLI_SIZE_TEXT];
+    return arena_str(&c->client.arena, slice_of(cli_size_text(text, (double)bytes)));
 }
 
 static slice cli_short(slice id)
@@ -24434,6 +24782,191 @@ static int cli_auth(cli *c, slice name, AuthConfig *out, error *e)
     return cli_file_auth(c, c->authfile, &ref, out, e);
 }
 
+/* -- the progress of a pull ----------------------------------------------------------------------
+ *
+ * On a terminal a line a layer, drawn again in place: those that are finished stay above, those
+ * that are not are below, as many as there is room for. Elsewhere a line when something has
+ * happened. All of it goes to stderr: what a script reads is the image's ID. */
+
+/* A layer as it was last heard of, and how fast it comes: bytes a second, the last 3 s above
+ * all. */
+typedef struct {
+    char name[CLI_ID + 1];
+    uint64_t total, done;
+    int32_t state; /* KrunLayerState */
+    double rate;
+    bool finished; /* its last line has been drawn */
+} cli_layer;
+
+typedef struct {
+    arena *a;
+    bool terminal;
+    size_t columns, rows;
+    cli_layer *layers;
+    size_t n, drawn; /* drawn: lines of the last picture that are to be drawn again */
+    int64_t heard;   /* when the last message came */
+    slice image_ref;
+} cli_progress;
+
+static void cli_put_left(buf *out, const cli_layer *l) /* "3m20s left", 11 bytes; or blanks */
+{
+    char text[32] = "";
+    double seconds = l->rate > 0 ? (double)(l->total - MIN(l->done, l->total)) / l->rate : 1e9;
+    unsigned s = seconds < 1e9 ? (unsigned)seconds : 0;
+    if (seconds < 60) snprintf(text, sizeof text, "%us left", s);
+    else if (seconds < 3600) snprintf(text, sizeof text, "%um%02us left", s / 60, s % 60);
+    else if (seconds < 360000)
+        snprintf(text, sizeof text, "%uh%02um left", s / 3600, s / 60 % 60);
+    buf_printf(out, "  %11s", text);
+}
+
+/* "[=====>    ]  45.3MB/100MB  12.3MB/s  4s left" in `room` columns; of that what there is room
+ * for. */
+static void cli_put_bar(buf *out, const cli_layer *l, size_t room)
+{
+    enum { SIZES = 15, RATE = 10, LEFT = 13, BAR = 12 };
+    char done[CLI_SIZE_TEXT], total[CLI_SIZE_TEXT], rate[CLI_SIZE_TEXT];
+    bool left = room >= BAR + SIZES + RATE + LEFT, speed = room >= BAR + SIZES + RATE;
+    size_t text = SIZES + (speed ? RATE : 0) + (left ? LEFT : 0);
+    double part = l->total ? (double)MIN(l->done, l->total) / (double)l->total : 0;
+    if (room >= BAR + text) {
+        size_t inner = room - text - 2, full = (size_t)((double)inner * part);
+        buf_byte(out, '[');
+        for (size_t i = 0; i < inner; i++) buf_byte(out, i < full ? '=' : i == full ? '>' : ' ');
+        buf_byte(out, ']');
+    } else buf_printf(out, "%3d%%", (int)(100 * part));
+    cli_size_text(done, (double)l->done), cli_size_text(total, (double)l->total);
+    if (room >= text + 4) buf_printf(out, "  %6s/%6s", done, total);
+    if (speed) buf_printf(out, "  %6s/s", cli_size_text(rate, l->rate));
+    if (left) cli_put_left(out, l);
+}
+
+static const char *const cli_layer_states[] = {
+    "waiting", "downloading", "extracting", "done", "exists",
+};
+
+/* A layer's line, at most `columns` wide, without its end. */
+static void cli_put_layer(buf *out, const cli_layer *l, size_t columns)
+{
+    OWNED_BUF line = { 0 };
+    char total[CLI_SIZE_TEXT];
+    bool sized = l->state == KrunLayerState_EXTRACTING || l->state == KrunLayerState_DONE;
+    buf_printf(&line, "%s  ", l->name);
+    if (l->state == KrunLayerState_DOWNLOADING)
+        cli_put_bar(&line, l, columns - MIN(columns, line.n));
+    else
+        buf_printf(&line, "%s%s%s", cli_layer_states[l->state], sized ? " " : "",
+                   sized ? cli_size_text(total, (double)l->total) : "");
+    buf_add(out, line.p, MIN(line.n, columns));
+}
+
+/* How large the terminal is now: $COLUMNS, or what it says itself. */
+static void cli_measure(cli_progress *p)
+{
+    struct winsize size = { 0 };
+    uint64_t columns = 0;
+    (void)ioctl(STDERR_FILENO, TIOCGWINSZ, &size);
+    parse_u64(slice_of(getenv("COLUMNS")), 10, 4096, &columns);
+    p->columns = columns ? columns : size.ws_col ? size.ws_col : 80;
+    p->rows = MAX(size.ws_row ? size.ws_row : 24, 4);
+}
+
+/* ECMA-48: CSI n A moves n lines up, CSI K clears the rest of the line, CSI J of the screen. The
+ * last column stays empty: what terminals do after a character there differs. */
+static void cli_draw(cli_progress *p)
+{
+    OWNED_BUF out = { 0 };
+    size_t more = 0, width = p->columns - 1;
+    if (p->drawn) buf_printf(&out, "\033[%zuA", p->drawn);
+    for (size_t i = 0; i < p->n; i++) {
+        cli_layer *l = &p->layers[i];
+        if (l->finished || l->state < KrunLayerState_DONE) continue;
+        l->finished = true;
+        cli_put_layer(&out, l, width);
+        buf_str(&out, "\033[K\n");
+    }
+    p->drawn = 0;
+    for (size_t i = 0; i < p->n; i++) {
+        if (p->layers[i].finished) continue;
+        if (p->drawn + 2 >= p->rows) { more++; continue; }
+        cli_put_layer(&out, &p->layers[i], width);
+        buf_str(&out, "\033[K\n");
+        p->drawn++;
+    }
+    if (more) buf_printf(&out, "and %zu more\033[K\n", more), p->drawn++;
+    buf_str(&out, "\033[J");
+    if (!out.oom) (void)!write_all(STDERR_FILENO, out.p, out.n);
+}
+
+/* Takes what is new of one layer. Without a terminal says what has happened to it. */
+static void cli_hear_layer(const cli_progress *p, cli_layer *l, const KrunLayerProgress *news,
+                           double seconds)
+{
+    int32_t was = l->state;
+    char total[CLI_SIZE_TEXT];
+    double rate = (double)(news->done - MIN(l->done, news->done)) / MAX(seconds, 1e-3);
+    if (was == KrunLayerState_WAITING) rate = 0; /* nobody knows since when these bytes came */
+    l->rate = l->rate > 0 ? l->rate + (rate - l->rate) * MIN(seconds / 3, 1.0) : rate;
+    bool known = news->state >= 0 && (size_t)news->state < COUNT(cli_layer_states);
+    l->done = news->done;
+    l->total = news->total;
+    l->state = known ? news->state : KrunLayerState_WAITING;
+    if (p->terminal || l->state == was) return;
+    if (l->state >= KrunLayerState_DONE)
+        fprintf(stderr, "%s: %s\n", l->name, cli_layer_states[l->state]);
+    else if (was == KrunLayerState_WAITING)
+        fprintf(stderr, "%s: downloading %s\n", l->name,
+                cli_size_text(total, (double)l->total));
+}
+
+static int cli_hear(void *user, const void *message, error *e) /* grpc_request.each */
+{
+    cli_progress *p = user;
+    const KrunPullProgress *news = message;
+    int64_t now = clock_mono();
+    double seconds = (double)(now - p->heard) / (double)NS_PER_SEC;
+    if (!p->layers && news->layers.n) {
+        p->layers = arena_alloc(p->a, news->layers.n * sizeof *p->layers);
+        if (!p->layers) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for layers");
+        p->n = news->layers.n;
+        for (size_t i = 0; i < p->n; i++)
+            snprintf(p->layers[i].name, sizeof p->layers[i].name, "%.*s",
+                     PR(cli_short(news->layers.p[i].digest)));
+    }
+    for (size_t i = 0; i < MIN(p->n, news->layers.n); i++)
+        cli_hear_layer(p, &p->layers[i], &news->layers.p[i], seconds);
+    p->heard = now;
+    if (news->image_ref.n) p->image_ref = arena_copy(p->a, news->image_ref);
+    if (p->terminal) cli_measure(p), cli_draw(p);
+    return 0;
+}
+
+/* A pull with its progress, by a call that only krun has: from any other runtime comes
+ * UNIMPLEMENTED. */
+static int cli_pull_watched(cli *c, const PullImageRequest *in, slice *id, error *e)
+{
+    const char *term = getenv("TERM");
+    cli_progress p = { .a = &c->client.arena, .heard = clock_mono() };
+    p.terminal = isatty(STDERR_FILENO) && term && strcmp(term, "dumb");
+    grpc_request r = { .path = "/krun.v1.Krun/PullImage",
+                       .in_msg = &PullImageRequest_msg,
+                       .in = in,
+                       .out_msg = &KrunPullProgress_msg,
+                       .each = cli_hear,
+                       .user = &p };
+    if (client_call(&c->client, &r, e) < 0) return -1;
+    *id = p.image_ref;
+    return id->n ? 0 : fail(e, GRPC_INTERNAL, "the daemon sent no ID of the image");
+}
+
+static int cli_pull_unwatched(cli *c, const PullImageRequest *in, slice *id, error *e)
+{
+    PullImageResponse out = { 0 };
+    int done = CLIENT_WAIT(&c->client, ImageService, PullImage, in, &out, e);
+    *id = out.image_ref;
+    return done;
+}
+
 /* A pull lasts as long as it lasts, so no deadline is sent with it. Asked twice at once, the daemon
  * does it once. */
 static int cli_pull_image(cli *c, const char *name, slice *id, error *e)
@@ -24441,14 +24974,14 @@ static int cli_pull_image(cli *c, const char *name, slice *id, error *e)
     ImageSpec spec = { .image = slice_of(name) };
     AuthConfig auth;
     PullImageRequest in = { .image = &spec };
-    PullImageResponse out = { 0 };
     int known = cli_auth(c, spec.image, &auth, e);
     if (known < 0) return fail_in(e, "pull %s", name);
     if (known) in.auth = &auth;
-    if (CLIENT_WAIT(&c->client, ImageService, PullImage, &in, &out, e) < 0)
-        return fail_in(e, "pull %s", name);
-    *id = out.image_ref;
-    return 0;
+    if (!c->quiet) fprintf(stderr, "krun: pulling %s\n", name);
+    int done = (c->quiet ? cli_pull_unwatched : cli_pull_watched)(c, &in, id, e);
+    if (done < 0 && !c->quiet && e->code == GRPC_UNIMPLEMENTED)
+        done = cli_pull_unwatched(c, &in, id, e);
+    return done < 0 ? fail_in(e, "pull %s", name) : 0;
 }
 
 static int cli_do_pull(cli *c, error *e)
@@ -24693,7 +25226,6 @@ static int cli_have_image(cli *c, const char *name, error *e)
     if (found.n) return 0;
     if (!strcmp(when, "never"))
         return fail(e, GRPC_NOT_FOUND, "there is no image \"%s\" and --pull is never", name);
-    fprintf(stderr, "krun: pulling %s\n", name);
     return cli_pull_image(c, name, &id, e);
 }
 
@@ -25002,7 +25534,7 @@ static const cli_option cli_options[] = {
     OPTION(ON(PS), 'p', "pod", "POD", WORD, of_pod, "only those of this pod"),
     FLAG(ON(RM), 'a', "all", all, "all pods that were stopped; with --force, all"),
     FLAG(ON(RM), 'f', "force", force, "stop what runs"),
-    FLAG(ON_LISTS, 'q', "quiet", quiet, "print IDs only"),
+    FLAG(ON_LISTS | ON(PULL), 'q', "quiet", quiet, "print IDs only"),
     OPTION(ON_LISTS | ON(VERSION) | ON(INFO), 'o', "output", "table|json", WORD, output,
            "its form"),
     OPTION(ON_EVERY, 'r', "runtime-endpoint", "PATH", WORD, socket, "same as --socket"),

@@ -849,6 +849,76 @@ TEST(image_pull_by_many_downloads_once)
     store_down(&x);
 }
 
+static int layer_gate; /* an eventfd: the layer is answered when it is readable */
+static bool trick_gated_layer(fake *f, const char *request, int fd)
+{
+    struct pollfd p = { .fd = layer_gate, .events = POLLIN };
+    (void)fd;
+    if (strstr(request, f->image.layer_digest)) poll(&p, 1, -1);
+    return false;
+}
+
+typedef struct { puller p; bool weary; unsigned told; int32_t last; uint64_t done, total; char id[DIGEST_TEXT]; } watcher;
+
+enum { WATCHERS = 3 };
+static _Atomic int watchers_told; /* the last of them to be told opens the gate */
+
+static int watcher_told(void *arg, const KrunPullProgress *now, error *e)
+{
+    watcher *w = arg;
+    CHECK_INT(now->layers.n, 1);
+    CHECK_TEXT(now->layers.p[0].digest, w->p.f->image.layer_digest);
+    bool first = !w->told++;
+    if (first) CHECK(now->layers.p[0].state <= KrunLayerState_DOWNLOADING && !now->image_ref.n);
+    if (first && ++watchers_told == WATCHERS) event_set(layer_gate);
+    w->last = now->layers.p[0].state;
+    w->done = now->layers.p[0].done, w->total = now->layers.p[0].total;
+    snprintf(w->id, sizeof w->id, "%.*s", PR(now->image_ref));
+    return w->weary ? fail(e, GRPC_ABORTED, "weary") : 0;
+}
+
+static void *watcher_run(void *arg)
+{
+    watcher *w = arg;
+    OWNED_ARENA a = arena_make(MIB);
+    pull_watcher told = { watcher_told, w };
+    ImageSpec spec = { .image = slice_of(arena_printf(&a, "127.0.0.1:%d/x:1", w->p.f->port)) };
+    w->p.failed = image_pull_watched(w->p.x->s, &(PullImageRequest){ .image = &spec }, w->p.cancel, &told, &w->p.e);
+    return NULL;
+}
+
+TEST(image_pull_watched_tells_all_who_watch_of_the_one_pull)
+{
+    fake f;
+    store_fixture x;
+    watcher w[WATCHERS];
+    if (geteuid() != 0) SKIP("unpack needs root for chroot");
+    store_up(&x);
+    fake_up(&f, NULL, NULL);
+    layer_gate = eventfd(0, EFD_CLOEXEC);
+    watchers_told = 0;
+    f.trick = trick_gated_layer;
+    for (int i = 0; i < WATCHERS; i++) {
+        w[i] = (watcher){ .p = { .f = &f, .x = &x, .cancel = -1 }, .weary = i == 0 };
+        pthread_create(&w[i].p.thread, NULL, watcher_run, &w[i]);
+    }
+    for (int i = 0; i < WATCHERS; i++) pthread_join(w[i].p.thread, NULL);
+    CHECK_INT(w[0].p.e.code, GRPC_ABORTED);
+    CHECK_INT(w[0].told, 1);
+    for (int i = 1; i < WATCHERS; i++) {
+        CHECK_INT(w[i].p.failed, 0);
+        CHECK(w[i].told >= 2);
+        CHECK_INT(w[i].last, KrunLayerState_DONE);
+        CHECK_INT(w[i].done, f.image.layer.n);
+        CHECK_INT(w[i].total, f.image.layer.n);
+        CHECK_TEXT(slice_of(w[i].id), f.image.config_digest);
+    }
+    CHECK_INT(f.blobs, 1);
+    close(layer_gate);
+    fake_down(&f);
+    store_down(&x);
+}
+
 /* Covers T42: all go away; nothing stays, and the next pull works. */
 TEST(image_pull_that_nobody_wants_any_more_leaves_nothing)
 {
@@ -1087,6 +1157,85 @@ TEST(image_load_takes_a_layout_and_refuses_what_lies)
     tree_remove(AT_FDCWD, dir, &e);
     fake_image_free(&f);
     store_down(&x);
+}
+
+/* A verifier of these lines; its path is in *path. */
+enum { VERIFIER_PATH = PATH_MAX + 16 };
+static void verifier_make(char path[VERIFIER_PATH], const char *script)
+{
+    error e;
+    OWNED_BUF text = { 0 };
+    char dir[PATH_MAX];
+    OWNED_FD at = temp_dir(dir);
+    snprintf(path, VERIFIER_PATH, "%s/verify", dir);
+    buf_printf(&text, "#!/bin/sh\n%s\n", script);
+    CHECK_INT(file_replace(at, "verify", buf_view(&text), ATOMIC, &e), 0);
+    CHECK_INT(fchmodat(at, "verify", 0700, 0), 0);
+}
+
+static void verifier_remove(char path[VERIFIER_PATH])
+{
+    error e;
+    *strrchr(path, '/') = '\0';
+    tree_remove(AT_FDCWD, path, &e);
+}
+
+TEST(verify_says_no_unless_the_program_says_yes)
+{
+    static const struct { const char *script, *says; int64_t patience; int code; } rows[] = {
+        { "exit 0", NULL, VERIFY_TIME, 0 },
+        { "test \"$1 $2 $KRUN_IMAGE $KRUN_DIGEST $KRUN_PLATFORM_DIGEST\" = 'x/y:z d x/y:z d p' && ! read line", NULL, VERIFY_TIME, 0 },
+        { "echo out; echo err >&2; exit 3", "SignatureValidationFailed: x/y:z: ", VERIFY_TIME, GRPC_UNKNOWN },
+        { "echo out; echo err >&2; exit 3", "exit status 3: out\\x0aerr", VERIFY_TIME, GRPC_UNKNOWN },
+        { "kill -9 $$", "exit status 137", VERIFY_TIME, GRPC_UNKNOWN },
+        { "sleep 1000", "has not ended within", NS_PER_MS, GRPC_UNKNOWN },
+        { "sleep 1000 & exit 0", NULL, VERIFY_TIME, 0 },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        char path[VERIFIER_PATH];
+        error e = { 0 };
+        verifier_make(path, rows[i].script);
+        verify_question q = { .program = path, .digest = "d", .platform = "p", .reference = SLICE("x/y:z"),
+                              .cancel_fd = -1, .patience = rows[i].patience };
+        CHECK_INT(verify_ask(&q, &e), rows[i].code ? -1 : 0);
+        CHECK_INT(e.code, rows[i].code);
+        if (rows[i].says && !strstr(e.text, rows[i].says)) fprintf(stderr, "%s\n", e.text);
+        CHECK(!rows[i].says || strstr(e.text, rows[i].says));
+        verifier_remove(path);
+    }
+    error e = { 0 };
+    verify_question q = { .program = "/no/such/verifier", .digest = "d", .platform = "p", .reference = SLICE("x/y:z"),
+                          .cancel_fd = eventfd(1, EFD_CLOEXEC), .patience = VERIFY_TIME };
+    CHECK_INT(verify_ask(&q, &e), -1);
+    CHECK_INT(e.code, GRPC_UNKNOWN);
+    CHECK(slice_starts(slice_of(e.text), "SignatureValidationFailed: "));
+    char path[VERIFIER_PATH];
+    verifier_make(path, "sleep 1000");
+    q.program = path;
+    CHECK_INT(verify_ask(&q, &e), -1); /* its cancel_fd is readable */
+    CHECK_INT(e.code, GRPC_CANCELLED);
+    close(q.cancel_fd);
+    verifier_remove(path);
+}
+
+TEST(verify_keeps_the_last_that_was_printed)
+{
+    int ends[2];
+    char sent[3 * VERIFY_KEPT];
+    CHECK_INT(pipe2(ends, O_CLOEXEC | O_NONBLOCK), 0);
+    for (size_t i = 0; i < sizeof sent; i++) sent[i] = (char)('a' + i % 23);
+    for (size_t n = 0, step = 1; n < sizeof sent; n += step, step = MIN(step * 3, sizeof sent - n)) {
+        verify_output out = { .fd = ends[0] };
+        CHECK_INT(write(ends[1], sent, n), n);
+        for (size_t i = 0; i < 8; i++) CHECK(verify_read(&out));
+        CHECK_INT(out.n, MIN(n, (size_t)VERIFY_KEPT));
+        CHECK(!memcmp(out.kept, sent + n - out.n, out.n));
+        if (step == 0) break;
+    }
+    verify_output out = { .fd = ends[0] };
+    close(ends[1]);
+    CHECK(!verify_read(&out));
+    close(ends[0]);
 }
 
 /* Run by hand: KRUN_TEST_PULL="127.0.0.1:5000/x:1 /dir/archive.tar ..." KRUN_TEST_AUTH="user:password" */

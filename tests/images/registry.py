@@ -143,8 +143,9 @@ class TokenServer:
 
 class FakeRegistry:
     """Serves images from memory. Blobs and manifests can be replaced by anything, answers can be
-    held back until `gate` is set, and `requests` lists every path that was asked for, `headers` what
-    came with each. A `trick` is given the handler first, and may answer in its place (True)."""
+    held back until `gate` is set (with `halves`, ends of paths, only those, after half of them), and
+    `requests` lists every path that was asked for, `headers` what came with each. A `trick` is given
+    the handler first, and may answer in its place (True)."""
 
     def __init__(self, port=5001, host="127.0.0.1", tls=None):
         self.blobs, self.manifests, self.requests, self.headers = {}, {}, [], []
@@ -152,6 +153,7 @@ class FakeRegistry:
         self.gate = threading.Event()
         self.gate.set()
         self.asked = threading.Event()  # somebody wants a blob
+        self.halves = set()
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -191,6 +193,11 @@ class FakeRegistry:
                 self.end_headers()
                 if self.command == "GET":
                     try:
+                        if outer.halves and self.path.endswith(tuple(outer.halves)):
+                            self.wfile.write(body[:len(body) // 2])
+                            self.wfile.flush()
+                            outer.gate.wait(60)
+                            body = body[len(body) // 2:]
                         self.wfile.write(body)
                     except OSError:
                         pass  # the client was ended in the middle: a test's doing
@@ -217,7 +224,8 @@ class FakeRegistry:
             return 200, kind, body
         if found and found[2] == "blobs" and found[3] in self.blobs:
             self.asked.set()
-            self.gate.wait(60)
+            if not self.halves:
+                self.gate.wait(60)
             return 200, "application/octet-stream", self.blobs[found[3]]
         return 404, "application/json", json.dumps({"errors": [{"code": "NOT_FOUND"}]}).encode()
 
