@@ -3582,7 +3582,7 @@ static source *decompress_open(decompressor *d, source *in, error *e)
  * Defined by  POSIX.1-2024 pax(1), "ustar Interchange Format"; GNU tar manual, appendix "Tar
  *             Internals"; OCI image-spec, layer.md; kernel Documentation/filesystems/overlayfs.rst
  * Uses        1, 2 (open_inside, make_dir_inside, tree_remove), 5 (source, byte_reader)
- * Gives       tar_open, tar_next, tar_data, tar_unpack, tar_put_header
+ * Gives       tar_open, tar_next, tar_data, tar_unpack, tar_put_header, tar_pack
  * Bounds      names 4095 bytes, 1024 levels; pax header 1 MiB; extended attribute 64 KiB; 65,536
  *             pieces of a sparse file; 5 MiB of memory however large the archive */
 
@@ -4530,6 +4530,250 @@ static void tar_put_header(buf *out, const tar_entry *entry)
     }
     tar_put_block(out, &h);
     out->oom |= records.oom;
+}
+
+/* -- packing -----------------------------------------------------------------------------------
+ *
+ * The way back: a layer's directory as an archive. The same tree always gives the same bytes, for
+ * names are sorted and nothing of the moment goes in. They are not the bytes that it was unpacked
+ * from: those had their own order and their own writer's habits. */
+
+/* Takes an archive's bytes as they come; embed it in what needs more. 0, or -1 and *e. */
+typedef struct tar_sink { int (*write)(struct tar_sink *, slice bytes, error *e); } tar_sink;
+
+/* A file that has several names, and the first of them that was met. */
+typedef struct { uint64_t inode; const char *name; } pack_link;
+
+typedef struct {
+    int root;
+    tar_sink *to;
+    buf out;                /* headers and bytes that are not handed on yet */
+    char path[PATH_MAX];    /* of what is being packed, inside the root; "" is the root */
+    size_t n;
+    char name[PATH_MAX + 8]; /* the same as the archive has it */
+    pack_link *links;       /* by inode, `size` of them: a power of two, at least twice nlinks */
+    size_t nlinks, size;
+    arena names;            /* theirs */
+} packer;
+
+enum { PACK_CHUNK = 64 * KIB };
+
+static int pack_no_memory(error *e) { return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory"); }
+
+static int pack_flush(packer *k, error *e)
+{
+    if (k->out.oom) return pack_no_memory(e);
+    int done = k->out.n ? k->to->write(k->to, buf_view(&k->out), e) : 0;
+    k->out.n = 0;
+    return done;
+}
+
+static pack_link *pack_slot(pack_link *links, size_t size, uint64_t inode)
+{
+    size_t i = (size_t)(inode * UINT64_C(0x9E3779B97F4A7C15) >> 32) & (size - 1);
+    while (links[i].name && links[i].inode != inode) i = (i + 1) & (size - 1);
+    return &links[i];
+}
+
+/* The place of a file with several names; its `name` is NULL the first time. NULL: no memory. */
+static pack_link *pack_find_link(packer *k, uint64_t inode)
+{
+    if (2 * k->nlinks >= k->size) {
+        size_t size = MAX(2 * k->size, (size_t)64);
+        pack_link *grown = calloc(size, sizeof *grown);
+        if (!grown) return NULL;
+        for (size_t i = 0; i < k->size; i++)
+            if (k->links[i].name) *pack_slot(grown, size, k->links[i].inode) = k->links[i];
+        free(k->links);
+        k->links = grown;
+        k->size = size;
+    }
+    return pack_slot(k->links, k->size, inode);
+}
+
+static int pack_compare(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* The extended attributes that a layer may have, sorted; the arena's. */
+static int pack_xattrs(int fd, arena *a, tar_entry *entry, error *e)
+{
+    char all[64 * KIB], value[TAR_XATTR_MAX]; /* XATTR_LIST_MAX, XATTR_SIZE_MAX: xattr(7) */
+    OWNED_BUF names = { 0 };
+    ssize_t n = flistxattr(fd, all, sizeof all);
+    if (n < 0 && errno != EOPNOTSUPP)
+        return fail_sys(e, GRPC_INTERNAL, "list extended attributes");
+    for (const char *p = all; p < all + n; p += strlen(p) + 1)
+        if (tar_xattr_allowed(slice_of(p)) && !strchr(p, '=')) buf_add(&names, &p, sizeof p);
+    size_t count = names.n / sizeof(char *);
+    char **sorted = (void *)names.p;
+    if (count) qsort(sorted, count, sizeof *sorted, pack_compare);
+    tar_xattr *list = arena_alloc(a, count * sizeof *list);
+    for (size_t i = 0; i < count && list; i++) {
+        ssize_t got = fgetxattr(fd, sorted[i], value, sizeof value);
+        if (got < 0) return fail_sys(e, GRPC_INTERNAL, "read extended attribute %s", sorted[i]);
+        list[i].name = arena_copy(a, slice_of(sorted[i]));
+        list[i].value = arena_copy(a, (slice){ (uint8_t *)value, (size_t)got });
+    }
+    entry->xattrs = list;
+    entry->nxattrs = count;
+    return names.oom || a->oom ? pack_no_memory(e) : 0;
+}
+
+/* The bytes of a file, holes too. It cannot have changed: nobody writes to a layer. */
+static int pack_bytes(packer *k, int fd, uint64_t size, error *e)
+{
+    for (uint64_t left = size; left;) {
+        if (k->out.n >= PACK_CHUNK && pack_flush(k, e) < 0) return -1;
+        if (!buf_reserve(&k->out, PACK_CHUNK)) return pack_no_memory(e);
+        size_t room = PACK_CHUNK - k->out.n;
+        ssize_t got = read(fd, k->out.p + k->out.n, (size_t)MIN(left, (uint64_t)room));
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return fail_sys(e, GRPC_INTERNAL, "read");
+        if (got == 0) return fail(e, GRPC_DATA_LOSS, "the file is shorter than its size");
+        k->out.n += (size_t)got;
+        left -= (uint64_t)got;
+    }
+    tar_put_padding(&k->out, size);
+    return 0;
+}
+
+/* Writes "DIRECTORY/.wh.NAME", the archive's word for a name that is gone; `name` ".wh..opq" gives
+ * the word for a directory that hides what is below it. */
+static void pack_whiteout(packer *k, const char *directory, int n, const char *name)
+{
+    snprintf(k->name, sizeof k->name, "%.*s%s.wh.%s", n, directory, n ? "/" : "", name);
+    tar_put_header(&k->out, &(tar_entry){ .type = '0', .name = slice_of(k->name) });
+}
+
+/* A file or a directory: what can be opened, and have attributes. */
+static int pack_open(packer *k, tar_entry *entry, error *e)
+{
+    char opaque;
+    OWNED_ARENA a = arena_make(TAR_ENTRY_MEMORY);
+    const char *path = k->n ? k->path : ".";
+    OWNED_FD fd = open_inside(k->root, path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, e);
+    if (fd < 0 || pack_xattrs(fd, &a, entry, e) < 0) return -1;
+    tar_put_header(&k->out, entry);
+    if (entry->type == '0') return pack_bytes(k, fd, entry->size, e);
+    if (fgetxattr(fd, "trusted.overlay.opaque", &opaque, 1) == 1 && opaque == 'y')
+        pack_whiteout(k, k->path, (int)k->n, ".wh..opq");
+    return 0;
+}
+
+static void pack_describe(packer *k, const struct stat *st, tar_entry *out)
+{
+    static const struct { mode_t kind; char type; } types[] = {
+        { S_IFREG, '0' }, { S_IFLNK, '2' }, { S_IFCHR, '3' },
+        { S_IFBLK, '4' }, { S_IFDIR, '5' }, { S_IFIFO, '6' },
+    };
+    bool directory = S_ISDIR(st->st_mode);
+    snprintf(k->name, sizeof k->name, "%s%s", k->n ? k->path : ".", directory ? "/" : "");
+    *out = (tar_entry){ .name = slice_of(k->name), .mode = st->st_mode & 07777,
+                        .uid = st->st_uid, .gid = st->st_gid, .mtime = st->st_mtim };
+    for (size_t i = 0; i < COUNT(types); i++)
+        if ((st->st_mode & S_IFMT) == types[i].kind) out->type = types[i].type;
+    if (out->type == '0') out->size = (uint64_t)st->st_size;
+    if (out->type == '3' || out->type == '4')
+        out->major = major(st->st_rdev), out->minor = minor(st->st_rdev);
+}
+
+/* What is neither a directory nor a whiteout; `fd` is an O_PATH descriptor of it. */
+static int pack_file(packer *k, int fd, const struct stat *st, error *e)
+{
+    tar_entry entry;
+    char target[PATH_MAX];
+    pack_describe(k, st, &entry);
+    if (!entry.type) return 0; /* a socket: no archive has one, so none can be here */
+    pack_link *link = st->st_nlink > 1 ? pack_find_link(k, st->st_ino) : NULL;
+    if (st->st_nlink > 1 && !link) return pack_no_memory(e);
+    if (link && link->name) {
+        entry.type = '1', entry.size = 0, entry.link = slice_of(link->name);
+        return tar_put_header(&k->out, &entry), 0;
+    }
+    if (link) *link = (pack_link){ st->st_ino, arena_str(&k->names, entry.name) }, k->nlinks++;
+    if (k->names.oom) return pack_no_memory(e);
+    if (entry.type == '0') return pack_open(k, &entry, e);
+    ssize_t n = entry.type == '2' ? readlinkat(fd, "", target, sizeof target) : 0;
+    if (n < 0) return fail_sys(e, GRPC_INTERNAL, "read the link");
+    entry.link = (slice){ (uint8_t *)target, (size_t)n };
+    return tar_put_header(&k->out, &entry), 0;
+}
+
+/* The names in a directory, sorted: pointers in *list to what is the arena's. */
+static int pack_list(packer *k, arena *a, buf *list, error *e)
+{
+    int fd = open_inside(k->root, k->n ? k->path : ".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW, e);
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    if (!d) return fd < 0 ? -1 : (close(fd), pack_no_memory(e));
+    errno = 0;
+    for (struct dirent *entry; (entry = readdir(d)); errno = 0) {
+        const char *name = entry->d_name;
+        if (!strcmp(name, ".") || !strcmp(name, "..")) continue;
+        name = arena_str(a, slice_of(name));
+        buf_add(list, &name, sizeof name);
+    }
+    int why = errno;
+    closedir(d);
+    if (why) return errno = why, fail_sys(e, GRPC_INTERNAL, "read the directory");
+    if (list->oom || a->oom) return pack_no_memory(e);
+    if (list->n) qsort(list->p, list->n / sizeof(char *), sizeof(char *), pack_compare);
+    return 0;
+}
+
+/* Packs what k->path names. `*st` is filled from it. */
+static int pack_one(packer *k, struct stat *st, error *e)
+{
+    tar_entry entry;
+    const char *slash = strrchr(k->path, '/'), *name = slash ? slash + 1 : k->path;
+    OWNED_FD fd = open_inside(k->root, k->n ? k->path : ".", O_PATH | O_NOFOLLOW, e);
+    if (fd < 0) return -1;
+    if (fstat(fd, st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat");
+    if (k->out.n >= PACK_CHUNK && pack_flush(k, e) < 0) return -1;
+    if (S_ISCHR(st->st_mode) && st->st_rdev == 0)
+        return pack_whiteout(k, k->path, slash ? (int)(slash - k->path) : 0, name), 0;
+    if (!S_ISDIR(st->st_mode)) return pack_file(k, fd, st, e);
+    pack_describe(k, st, &entry);
+    return pack_open(k, &entry, e);
+}
+
+/* The same and all that is below it. After a failure k->path says where it was. */
+static int pack_tree(packer *k, error *e)
+{
+    struct stat st;
+    OWNED_ARENA a = arena_make((size_t)1 << 30);
+    OWNED_BUF list = { 0 };
+    size_t n = k->n;
+    if (pack_one(k, &st, e) < 0) return -1;
+    if (!S_ISDIR(st.st_mode)) return 0;
+    if (pack_list(k, &a, &list, e) < 0) return -1;
+    for (size_t i = 0; i < list.n / sizeof(char *); i++) {
+        const char *name = ((char **)(void *)list.p)[i];
+        if (strlen(name) + 2 > sizeof k->path - n)
+            return fail(e, GRPC_INTERNAL, "the name of what is in it is too long");
+        k->n = n + (size_t)snprintf(k->path + n, sizeof k->path - n, "%s%s", n ? "/" : "", name);
+        if (pack_tree(k, e) < 0) return -1;
+    }
+    k->n = n;
+    k->path[n] = '\0';
+    return 0;
+}
+
+/* Writes the layer in the directory `root` as an archive to `to`, overlay's words for what is gone
+ * turned back into the archive's. Reads what tar_unpack can make; nothing is changed.
+ * root, to  borrowed
+ * Needs     CAP_DAC_READ_SEARCH, and CAP_SYS_ADMIN to see trusted.overlay.opaque: xattr(7) */
+static int tar_pack(int root, tar_sink *to, error *e)
+{
+    packer k = { .root = root, .to = to, .names = arena_make((size_t)1 << 30) };
+    int failed = pack_tree(&k, e);
+    tar_put_end(&k.out);
+    if (!failed) failed = pack_flush(&k, e);
+    free(k.links);
+    arena_free(&k.names);
+    buf_free(&k.out);
+    return failed ? fail_in(e, "pack %s", k.n ? k.path : "/") : 0;
 }
 
 /* == 8. Protobuf =============================================================================
@@ -6925,6 +7169,15 @@ PB_TABLE(ImageConfig,
     PB_LIST(7, STRING, ImageConfig, volumes),
     PB_PAIRS(8, ImageConfig, labels));
 
+/* A file or layout of the import directory that an image came from. It is the same one still if the
+ * stamp is; zeros: not all of its images had come. */
+typedef struct { slice name; uint64_t size; int64_t mtime; uint64_t inode; } ImportSource;
+PB_TABLE(ImportSource,
+    PB(1, STRING, ImportSource, name),
+    PB(2, UINT64, ImportSource, size),
+    PB(3, INT64, ImportSource, mtime),
+    PB(4, UINT64, ImportSource, inode));
+
 /* An image that is there, with all its layers, on disk. */
 typedef struct {
     uint32_t version;
@@ -6933,9 +7186,11 @@ typedef struct {
     LIST(slice) layers;                 /* names below root/layers, bottom first */
     uint64_t size;                      /* bytes unpacked */
     ImageConfig *config;
-    bool pinned;                        /* not for garbage collection */
+    bool pinned;                        /* built in, or by `krun pin` */
     int64_t created_at;                 /* nanoseconds since 1970 */
     slice config_json, manifest_digest; /* config_json: as the registry sent it */
+    slice manifest;                     /* likewise; empty in older records */
+    LIST(ImportSource) imports;
 } ImageRecord;
 PB_TABLE(ImageRecord,
     PB(1, UINT32, ImageRecord, version),
@@ -6948,7 +7203,9 @@ PB_TABLE(ImageRecord,
     PB(8, BOOL, ImageRecord, pinned),
     PB(9, INT64, ImageRecord, created_at),
     PB(10, STRING, ImageRecord, config_json),
-    PB(11, STRING, ImageRecord, manifest_digest));
+    PB(11, STRING, ImageRecord, manifest_digest),
+    PB(12, BYTES, ImageRecord, manifest),
+    PB_SUBS(13, ImportSource, ImageRecord, imports));
 
 /* What a daemon that comes back must know of a pod. */
 typedef struct {
@@ -7014,6 +7271,21 @@ PB_TABLE(KrunLoadImageRequest, PB(1, STRING, KrunLoadImageRequest, path));
 
 typedef struct { LIST(slice) names; } KrunLoadImageResponse;
 PB_TABLE(KrunLoadImageResponse, PB_LIST(1, STRING, KrunLoadImageResponse, names));
+
+/* The archive comes as a stream of pieces. */
+typedef struct { LIST(slice) images; } KrunSaveImageRequest;
+PB_TABLE(KrunSaveImageRequest, PB_LIST(1, STRING, KrunSaveImageRequest, images));
+
+typedef struct { slice data; } KrunSaveImageResponse;
+PB_TABLE(KrunSaveImageResponse, PB(1, BYTES, KrunSaveImageResponse, data));
+
+typedef struct { slice image; bool pinned; } KrunPinImageRequest; /* pinned: false takes it away */
+PB_TABLE(KrunPinImageRequest,
+    PB(1, STRING, KrunPinImageRequest, image),
+    PB(2, BOOL, KrunPinImageRequest, pinned));
+
+typedef struct { bool pinned; } KrunPinImageResponse; /* whether it is, for whatever reason */
+PB_TABLE(KrunPinImageResponse, PB(1, BOOL, KrunPinImageResponse, pinned));
 
 /* == 10. HPACK and HTTP/2 ====================================================================
  *
@@ -11031,12 +11303,14 @@ static int registry_hosts(const char *dir, const image_ref *ref, arena *a, Fetch
  *   read    nobody; nothing but its two pipes: what a manifest or a config says
  *   unpack  chrooted into the one directory that it fills; the capabilities to make any file there
  *   archive `krun load`: nobody; offers an archive file or a layout directory as a registry would
+ *   pack    `krun save`: chrooted into a layer; may read all of it: a layer as an archive again
  *
  * What they answer is checked by the daemon (chapter 16), which hashes and compares but parses
  * nothing of it.
  *
  * Defined by  OCI image-spec 1.1 (manifest, index, config, layout), docker's image archive
- * Uses        1-6, 8, 9, 13      Gives  read_main, unpack_main, archive_main and their messages
+ * Uses        1-6, 8, 9, 13
+ * Gives       read_main, unpack_main, archive_main, pack_main and their messages
  * Bounds      those of chapter 13; a layer 64 GiB and 4 M entries; archive entries 64 Ki */
 
 /* -- messages between the daemon and its helpers ----------------------------------------------- */
@@ -11047,19 +11321,25 @@ PB_TABLE(Descriptor,
     PB(2, STRING, Descriptor, digest),
     PB(3, UINT64, Descriptor, size));
 
-/* A document to take apart. `platform` is what to choose from an index: "linux/arm/v7". */
-typedef struct { bool is_config; slice media_type, body, platform; } ReadRequest;
+/* A document to take apart. `platform` is what to choose from an index: "linux/arm/v7". A config
+ * with diff_ids: write it with these. */
+typedef struct {
+    bool is_config; slice media_type, body, platform; LIST(slice) diff_ids;
+} ReadRequest;
 PB_TABLE(ReadRequest,
     PB(1, BOOL, ReadRequest, is_config),
     PB(2, STRING, ReadRequest, media_type),
     PB(3, BYTES, ReadRequest, body),
-    PB(4, STRING, ReadRequest, platform));
+    PB(4, STRING, ReadRequest, platform),
+    PB_LIST(5, STRING, ReadRequest, diff_ids));
 
-/* Of an index `chosen`; of a manifest `config` and `layers`; of a config `image` and `diff_ids`. */
+/* Of an index `chosen`; of a manifest `config`, `layers` and `media_type`; of a config `image` and
+ * `diff_ids`, and `body` when it was to be written. */
 typedef struct {
     int32_t code; slice message;
     Descriptor *chosen, *config; LIST(Descriptor) layers;
     ImageConfig *image; LIST(slice) diff_ids;
+    slice body, media_type;
 } ReadAnswer;
 PB_TABLE(ReadAnswer,
     PB(1, INT32, ReadAnswer, code),
@@ -11068,7 +11348,9 @@ PB_TABLE(ReadAnswer,
     PB_SUB(4, Descriptor, ReadAnswer, config),
     PB_SUBS(5, Descriptor, ReadAnswer, layers),
     PB_SUB(6, ImageConfig, ReadAnswer, image),
-    PB_LIST(7, STRING, ReadAnswer, diff_ids));
+    PB_LIST(7, STRING, ReadAnswer, diff_ids),
+    PB(8, BYTES, ReadAnswer, body),
+    PB(9, STRING, ReadAnswer, media_type));
 
 /* What an archive or a layout holds: manifests, with the names that it gives them. */
 typedef struct { Descriptor *manifest; LIST(slice) names; } ArchiveImage;
@@ -11109,10 +11391,11 @@ static slice id_hex(slice id)
 
 enum doc_kind { DOC_UNKNOWN, DOC_INDEX, DOC_MANIFEST, DOC_SCHEMA1, DOC_OTHER };
 
+enum { DOC_OCI_MANIFEST = 2 }; /* a row of doc_kinds */
 static const struct { const char *media_type; enum doc_kind kind; } doc_kinds[] = {
     { "application/vnd.oci.image.index.v1+json", DOC_INDEX },
     { "application/vnd.docker.distribution.manifest.list.v2+json", DOC_INDEX },
-    { "application/vnd.oci.image.manifest.v1+json", DOC_MANIFEST },
+    [DOC_OCI_MANIFEST] = { "application/vnd.oci.image.manifest.v1+json", DOC_MANIFEST },
     { "application/vnd.docker.distribution.manifest.v2+json", DOC_MANIFEST },
     { "application/vnd.docker.distribution.manifest.v1+json", DOC_SCHEMA1 },
     { "application/vnd.docker.distribution.manifest.v1+prettyjws", DOC_SCHEMA1 },
@@ -11240,6 +11523,8 @@ static int doc_manifest(const json *doc, arena *a, ReadAnswer *out, error *e)
 {
     const json *layers = json_get(doc, "layers");
     char what[32];
+    out->media_type = json_text(json_get(doc, "mediaType")); /* the OCI's form may leave it out */
+    if (!out->media_type.n) out->media_type = slice_of(doc_kinds[DOC_OCI_MANIFEST].media_type);
     out->config = arena_alloc(a, sizeof *out->config);
     if (!layers || layers->kind != JSON_ARRAY || !layers->n || layers->n > LAYERS_MAX)
         return fail(e, GRPC_INVALID_ARGUMENT, "manifest: %zu layers, not 1 to %d",
@@ -11340,6 +11625,70 @@ static int doc_config(const json *doc, arena *a, ReadAnswer *out, error *e)
     return doc_labels(json_get(config, "Labels"), a, c, e);
 }
 
+/* Takes a value off the front of a text that json_parse has accepted, as it is written. */
+static slice doc_take_value(slice *s)
+{
+    size_t i = 0, depth = 0;
+    bool quoted = false;
+    slice value;
+    *s = slice_trim(*s);
+    for (; i < s->n; i++) {
+        uint8_t c = s->p[i];
+        if (quoted && c == '\\') i++;
+        else if (c == '"') quoted = !quoted;
+        else if (quoted) continue;
+        else if (c == '{' || c == '[') depth++;
+        else if (depth && (c == '}' || c == ']')) depth--;
+        else if (!depth && strchr(",:}] \t\r\n", c)) break;
+    }
+    slice_take(s, MIN(i, s->n), &value);
+    return value;
+}
+
+/* The value of a member as it is written, the last of its name; `quoted` is the name with its
+ * quotes. Empty when there is none, or its name is written with escapes. */
+static slice doc_raw_member(slice object, const char *quoted)
+{
+    slice found = { NULL, 0 }, mark;
+    object = slice_trim(object);
+    if (!slice_starts(object, "{")) return found;
+    while (slice_take(&object, 1, &mark)) { /* '{' or ',' */
+        slice name = doc_take_value(&object);
+        object = slice_trim(object);
+        slice_take(&object, 1, &mark); /* ':' */
+        slice value = doc_take_value(&object);
+        object = slice_trim(object);
+        if (slice_is(name, quoted)) found = value;
+    }
+    return found;
+}
+
+/* The config with other diff_ids, and every other byte as it was: what it says besides is no
+ * concern of ours, and numbers and keys that we do not know stay whole. Held against what a reader
+ * sees. */
+static int doc_rewrite(const ReadRequest *q, arena *a, ReadAnswer *out, error *e)
+{
+    ReadAnswer again = { 0 };
+    OWNED_BUF text = { 0 };
+    slice old = doc_raw_member(doc_raw_member(q->body, "\"rootfs\""), "\"diff_ids\"");
+    if (!old.n) return fail(e, GRPC_INVALID_ARGUMENT, "config: rootfs.diff_ids is not found");
+    buf_add(&text, q->body.p, (size_t)(old.p - q->body.p));
+    for (size_t i = 0; i < q->diff_ids.n; i++) {
+        buf_byte(&text, i ? ',' : '[');
+        json_string(&text, q->diff_ids.p[i]);
+    }
+    buf_byte(&text, ']');
+    buf_add(&text, old.p + old.n, (size_t)(q->body.p + q->body.n - old.p) - old.n);
+    out->body = arena_copy(a, buf_view(&text));
+    if (text.oom || a->oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "config: out of memory");
+    const json *doc = json_parse(out->body, a, e);
+    if (!doc || doc_config(doc, a, &again, e) < 0) return fail_in(e, "config, written anew");
+    bool same = again.diff_ids.n == q->diff_ids.n;
+    for (size_t i = 0; i < q->diff_ids.n && same; i++)
+        same = slice_eq(again.diff_ids.p[i], q->diff_ids.p[i]);
+    return same ? 0 : fail(e, GRPC_INVALID_ARGUMENT, "config: rootfs.diff_ids is ambiguous");
+}
+
 static int doc_read(const ReadRequest *q, arena *a, ReadAnswer *out, error *e)
 {
     enum doc_kind kind = DOC_UNKNOWN;
@@ -11349,6 +11698,7 @@ static int doc_read(const ReadRequest *q, arena *a, ReadAnswer *out, error *e)
         return fail(e, GRPC_INVALID_ARGUMENT,
                     "manifest: the server sent %.*s, which is no manifest", PR(q->media_type));
     if (!doc) return fail_in(e, "manifest");
+    if (q->is_config && q->diff_ids.n) return doc_rewrite(q, a, out, e);
     if (q->is_config) return doc_config(doc, a, out, e);
     if (doc_classify(doc, q->media_type, &kind, e) < 0) return -1;
     return kind == DOC_INDEX ? doc_choose(doc, q->platform, a, out, e)
@@ -11457,6 +11807,41 @@ static int unpack_main(int argc, char **argv)
         unpack_stream(STDIN_FILENO, UNPACK_ROOT, &answer, diff_id, &e) < 0)
         answer = (UnpackAnswer){ .code = e.code, .message = slice_of(e.text) };
     return frame_write_message(STDOUT_FILENO, &UnpackAnswer_msg, &answer) ? 0 : 1;
+}
+
+/* -- pack: a layer as a tar stream again ------------------------------------------------------- */
+
+enum { PACK_ROOT = 3 };
+
+static int pack_frames(tar_sink *to, slice bytes, error *e)
+{
+    (void)to, (void)e;
+    for (slice part; bytes.n;) {
+        slice_take(&bytes, MIN(bytes.n, (size_t)CHUNK), &part);
+        if (!frame_write(STDOUT_FILENO, part)) _exit(1); /* nobody wants it any more */
+    }
+    return 0;
+}
+
+/* `krun pack`: fd 3 is a layer's directory. For every request, whatever it says, all of it is sent
+ * as fetch sends a blob. */
+static int pack_main(int argc, char **argv)
+{
+    error e = { 0 };
+    tar_sink out = { pack_frames };
+    (void)argc, (void)argv;
+    int confined = confine_to(PACK_ROOT, CAP_BIT_DAC_READ_SEARCH | CAP_BIT_SYS_ADMIN, &e);
+    for (;;) {
+        slice wire;
+        FetchAnswer answer = { 0 };
+        OWNED_ARENA a = arena_make(MIB);
+        if (frame_read(STDIN_FILENO, &a, &wire) != 1) return 0;
+        if (confined < 0 || tar_pack(PACK_ROOT, &out, &e) < 0)
+            answer = (FetchAnswer){ .code = e.code, .message = slice_of(e.text) };
+        if (!frame_write(STDOUT_FILENO, (slice){ NULL, 0 }) ||
+            !frame_write_message(STDOUT_FILENO, &FetchAnswer_msg, &answer))
+            return 1;
+    }
 }
 
 /* -- archive: images in a file or a directory -----------------------------------------------------
@@ -24173,6 +24558,7 @@ static const main_role main_roles[] = {
     { "read", read_main },       /* chapter 14: takes manifests apart, with no rights at all */
     { "archive", archive_main }, /* chapter 14: reads an archive for `krun load` */
     { "unpack", unpack_main },   /* chapter 14: fills one directory, chrooted into it */
+    { "pack", pack_main },       /* chapter 14: reads one, for `krun save` */
 };
 
 /* argv[0] tells a role from a word that a user typed: spawn gives exactly "krun", and the built-in
