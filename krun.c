@@ -12245,6 +12245,9 @@ typedef struct image_store {
     uint64_t bytes, entries; /* of all layers */
     unsigned threads;
     bool collecting, sweeping, closing;
+    arena memory;            /* of the two below; none of them changes after images_open */
+    slice *pins;             /* image-pinned: whole names, and patterns with a '*' */
+    size_t npins;
 } image_store;
 
 /* The built-in image, which cannot be removed: chapter 16 makes it. */
@@ -12348,6 +12351,49 @@ static slice name_normalise(slice given, arena *a)
     image_ref ref;
     error ignored;
     return image_ref_parse(given, a, &ref, &ignored) == 0 ? ref.full : (slice){ NULL, 0 };
+}
+
+/* -- pins -------------------------------------------------------------------------------------- */
+
+/* The setting image-pinned: names, completed as every name is; or patterns as CRI-O has them, with
+ * a '*' in front, behind, or both, which stands for anything. What is neither is left out. */
+static int pins_read(image_store *s, error *e)
+{
+    s->memory = arena_make(MIB);
+    slice rest = slice_of(s->o.pinned);
+    s->pins = arena_alloc(&s->memory, (rest.n / 2 + 2) * sizeof *s->pins);
+    while (rest.n && !s->memory.oom) {
+        slice one = slice_trim(slice_cut(&rest, ','));
+        bool pattern = slice_starts(one, "*") || slice_ends(one, "*");
+        slice name = pattern ? one : name_normalise(one, &s->memory);
+        if (name.n) s->pins[s->npins++] = name;
+        else if (one.n) log_warn("image-pinned: \"%.*s\" is no name of an image", PR(one));
+    }
+    return s->memory.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "image-pinned: out of memory") : 0;
+}
+
+static bool pin_matches(slice pin, slice name)
+{
+    bool front = slice_starts(pin, "*"), back = pin.n > front && slice_ends(pin, "*");
+    slice core = { pin.p + front, pin.n - front - back };
+    if (!front && !back) return slice_eq(pin, name);
+    if (core.n > name.n) return false;
+    if (front && back) return memmem(name.p, name.n, core.p, core.n);
+    return memcmp(front ? name.p + name.n - core.n : name.p, core.p, core.n) == 0;
+}
+
+/* Whether garbage collection must leave the image: built in or marked, imported (its file is there
+ * still), or named in the settings. Whoever asks for its removal by name gets it all the same. */
+static bool image_is_pinned(const image_store *s, const ImageRecord *r)
+{
+    if (r->pinned || (r->imports.n && s->o.import_dir && *s->o.import_dir)) return true;
+    for (size_t i = 0; i < s->npins; i++) {
+        for (size_t k = 0; k < r->repo_tags.n; k++)
+            if (pin_matches(s->pins[i], r->repo_tags.p[k])) return true;
+        for (size_t k = 0; k < r->repo_digests.n; k++)
+            if (pin_matches(s->pins[i], r->repo_digests.p[k])) return true;
+    }
+    return false;
 }
 
 /* -- flights ----------------------------------------------------------------------------------- */
@@ -12537,7 +12583,15 @@ static void list_merge(slice *list, size_t *n, const slice *more, size_t nmore)
         if (!list_has(list, *n, more[i])) list[(*n)++] = more[i];
 }
 
-/* The record with the names of an older one of the same image added. */
+/* What a record has of an import's file; NULL: nothing. */
+static const ImportSource *import_find(const ImageRecord *r, slice name)
+{
+    for (size_t i = 0; i < r->imports.n; i++)
+        if (slice_eq(r->imports.p[i].name, name)) return &r->imports.p[i];
+    return NULL;
+}
+
+/* The record with what an older one of the same image has more: names, pins. */
 static int record_merge(ImageRecord *r, const ImageRecord *old, arena *a, error *e)
 {
     slice *tags = arena_alloc(a, (r->repo_tags.n + old->repo_tags.n + 1) * sizeof *tags);
@@ -12552,7 +12606,25 @@ static int record_merge(ImageRecord *r, const ImageRecord *old, arena *a, error 
     r->repo_tags.p = tags, r->repo_tags.n = ntags;
     r->repo_digests.p = digests, r->repo_digests.n = ndigests;
     r->pinned = r->pinned || old->pinned;
+    if (!r->manifest.n) r->manifest = old->manifest;
+    ImportSource *imports = arena_alloc(a, (r->imports.n + old->imports.n + 1) * sizeof *imports);
+    if (!imports) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
+    size_t n = r->imports.n;
+    if (n) memcpy(imports, r->imports.p, n * sizeof *imports);
+    for (size_t i = 0; i < old->imports.n; i++)
+        if (!import_find(r, old->imports.p[i].name)) imports[n++] = old->imports.p[i];
+    r->imports.p = imports, r->imports.n = n;
     return 0;
+}
+
+/* Writes a record and puts it in the place of the image's old one. Under `writing`. */
+static int store_rewrite(image_store *s, const ImageRecord *r, error *e)
+{
+    if (record_write(s, r, e) < 0) return -1;
+    pthread_mutex_lock(&s->lock);
+    bool replaced = image_replace(s, r, e);
+    pthread_mutex_unlock(&s->lock);
+    return replaced ? 0 : -1;
 }
 
 /* Takes the tags of `r` away from every other image: a tag names one. Under `writing`. */
@@ -12570,11 +12642,8 @@ static int store_move_tags(image_store *s, const ImageRecord *r, error *e)
             if (!image_has_name(r, i->record.repo_tags.p[n]))
                 less.repo_tags.p[less.repo_tags.n++] = i->record.repo_tags.p[n];
         if (less.repo_tags.n == i->record.repo_tags.n) continue;
-        if (record_write(s, &less, e) < 0) return -1;
-        pthread_mutex_lock(&s->lock);
-        bool replaced = image_replace(s, &less, e);
-        pthread_mutex_unlock(&s->lock);
-        return !replaced ? -1 : store_move_tags(s, r, e); /* the list has changed: look again */
+        if (store_rewrite(s, &less, e) < 0) return -1;
+        return store_move_tags(s, r, e); /* the list has changed: look again */
     }
     return 0;
 }
@@ -12691,10 +12760,11 @@ static void image_user(const ImageRecord *r, Image *out, Int64Value *uid)
 }
 
 /* `size` is what the registry says: the compressed bytes, as containerd reports them. */
-static int image_message(const ImageRecord *r, arena *a, Image *out, error *e)
+static int image_message(const image_store *s, const ImageRecord *r, arena *a, Image *out,
+                         error *e)
 {
     Int64Value uid;
-    Image m = { .id = r->id, .size = r->size, .pinned = r->pinned };
+    Image m = { .id = r->id, .size = r->size, .pinned = image_is_pinned(s, r) };
     m.repo_tags.p = r->repo_tags.p, m.repo_tags.n = r->repo_tags.n;
     m.repo_digests.p = r->repo_digests.p, m.repo_digests.n = r->repo_digests.n;
     image_user(r, &m, &uid);
@@ -12718,7 +12788,7 @@ static int images_list(image_store *s, slice filter, arena *a, ListImagesRespons
         failed = fail(e, GRPC_RESOURCE_EXHAUSTED, "list of images: out of memory");
     for (const store_image *i = s->images; i && !failed; i = i->next)
         if (!filter.n || i == only)
-            failed = image_message(&i->record, a, &out->images.p[out->images.n++], e);
+            failed = image_message(s, &i->record, a, &out->images.p[out->images.n++], e);
     pthread_mutex_unlock(&s->lock);
     return failed;
 }
@@ -12754,7 +12824,7 @@ static int image_status(image_store *s, const ImageStatusRequest *in, arena *a,
     out->image = arena_alloc(a, sizeof *out->image);
     out->info.p = in->verbose ? arena_alloc(a, sizeof *out->info.p) : NULL;
     int failed = a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "ImageStatus: out of memory")
-                        : image_message(r, a, out->image, e);
+                        : image_message(s, r, a, out->image, e);
     if (!failed && out->info.p)
         out->info.p[out->info.n++] = (pb_pair){ SLICE("info"), image_info(r, a) };
     image_drop(s, r);
@@ -12773,6 +12843,26 @@ static int image_remove(image_store *s, slice name, error *e)
     if (r && image_has_name(r, slice_of(self_name)))
         failed = fail(e, GRPC_FAILED_PRECONDITION, "%s is built in", self_name);
     else if (r) failed = store_forget(s, r->id, e);
+    pthread_mutex_unlock(&s->writing);
+    image_drop(s, r);
+    return failed;
+}
+
+/* Marks an image as pinned, for good, or takes the mark away; *now is whether it is pinned then,
+ * for whatever reason. */
+static int image_pin(image_store *s, slice name, bool pin, bool *now, error *e)
+{
+    int failed = 0;
+    if (!name.n) return fail(e, GRPC_INVALID_ARGUMENT, "PinImage: image is empty");
+    pthread_mutex_lock(&s->writing);
+    const ImageRecord *r = image_hold(s, name);
+    if (!r) failed = fail(e, GRPC_NOT_FOUND, "there is no image \"%.*s\"", PR(name));
+    else if (!pin && image_has_name(r, slice_of(self_name)))
+        failed = fail(e, GRPC_FAILED_PRECONDITION, "%s is built in", self_name);
+    ImageRecord changed = r ? *r : (ImageRecord){ 0 };
+    changed.pinned = pin;
+    if (!failed) failed = store_rewrite(s, &changed, e);
+    *now = !failed && image_is_pinned(s, &changed);
     pthread_mutex_unlock(&s->writing);
     image_drop(s, r);
     return failed;
@@ -12938,6 +13028,7 @@ typedef struct {
     uint64_t bytes;
     buf *memory;
     const helper *unpack;
+    tar_sink *copy;
     slice media_type;
 } blob_sink;
 
@@ -12948,6 +13039,7 @@ static int sink_add(blob_sink *s, const uint8_t *p, size_t n, error *e)
     if (s->memory) buf_add(s->memory, p, n);
     if (s->memory && s->memory->oom)
         return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a blob");
+    if (s->copy && s->copy->write(s->copy, (slice){ p, n }, e) < 0) return -1;
     return s->unpack ? helper_write(s->unpack, p, n, e) : 0;
 }
 
@@ -12986,7 +13078,7 @@ typedef struct {
     char digest[DIGEST_TEXT];  /* of the index or manifest that was asked for */
     uint64_t size;             /* compressed bytes of all that is the image's */
     ReadAnswer manifest, config;
-    slice config_json;
+    slice config_json, manifest_json;
     pthread_mutex_t lock;
     size_t next;               /* the layer to get next */
     bool got[LAYERS_MAX];      /* those that we hold */
@@ -13001,11 +13093,18 @@ static int pull_source(const pull_state *p, helper *h, error *e)
     return helper_send(h, &FetchSetup_msg, p->setup, e);
 }
 
+/* Has `krun read` take a document apart; the answer is the arena's. */
+static int reader_ask(const helper *reader, const ReadRequest *q, arena *a, ReadAnswer *out,
+                      error *e)
+{
+    if (helper_send(reader, &ReadRequest_msg, q, e) < 0) return -1;
+    if (helper_receive(reader, &ReadAnswer_msg, a, out, e) < 0) return -1;
+    return out->code ? fail(e, out->code, "%.*s", PR(out->message)) : 0;
+}
+
 static int pull_read(pull_state *p, const ReadRequest *q, ReadAnswer *out, error *e)
 {
-    if (helper_send(&p->reader, &ReadRequest_msg, q, e) < 0) return -1;
-    if (helper_receive(&p->reader, &ReadAnswer_msg, &p->a, out, e) < 0) return -1;
-    return out->code ? fail(e, out->code, "%.*s", PR(out->message)) : 0;
+    return reader_ask(&p->reader, q, &p->a, out, e);
 }
 
 /* Gets a small blob into memory and holds it against its descriptor; without one (a tag) any digest
@@ -13079,6 +13178,7 @@ static int pull_manifest(pull_state *p, slice reference, const Descriptor *known
         q.platform = platform_ours(&p->a);
         if (must && must->media_type.n) q.media_type = must->media_type;
         if (pull_read(p, &q, &p->manifest, e) < 0) return -1;
+        p->manifest_json = q.body;
         if (!p->manifest.chosen) return 0;
         want = *p->manifest.chosen;
         must = &want;
@@ -13313,6 +13413,7 @@ static int pull_record(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], 
                       .created_at = clock_wall(),
                       .config_json = p->config_json,
                       .manifest_digest = slice_of(p->digest),
+                      .manifest = p->manifest_json,
                       .pinned = w->pinned };
     slice tags[16], digests[1] = { digest_name };
     size_t ntags = MIN(w->ntags, COUNT(tags));
@@ -13583,6 +13684,335 @@ static int image_load(image_store *s, const char *path, arena *a, KrunLoadImageR
     return failed ? fail_in(e, "load %s", path) : 0;
 }
 
+/* -- krun save ------------------------------------------------------------------------------------
+ *
+ * Images as an OCI layout in a tar, written as it is made: nothing of it lies on disk or in memory.
+ * A tar says a blob's size and name before its bytes, and a layer's are known only when it has been
+ * packed; so each layer is packed twice, first for its digest, then for its bytes.
+ *
+ * A packed layer has other bytes than the one that was pulled, hence another diff-id, hence the
+ * image another config and ID. Only where all that the registry sent was kept (--keep-blobs) is the
+ * image saved as it was. */
+
+/* A blob that is in the archive; `of`: the diff-id of the layer that was packed into it. */
+typedef struct save_blob {
+    struct save_blob *next;
+    slice of, media_type;
+    char digest[DIGEST_TEXT];
+    uint64_t size;
+} save_blob;
+
+typedef struct {
+    image_store *store;
+    int cancel_fd;
+    tar_sink *to;
+    arena a;
+    helper reader;
+    save_blob *blobs;
+    buf index;         /* the entries of index.json */
+    size_t entries;
+} save_state;
+
+/* An image that is to be saved: what it is made of, and whether all of that is as it was sent. */
+typedef struct {
+    const ImageRecord *record;
+    ReadAnswer config, manifest;
+    const save_blob *layers[LAYERS_MAX];
+    slice diff_ids[LAYERS_MAX]; /* of these blobs: a packed layer is a plain tar, so its digest */
+    bool kept;
+} save_image;
+
+#define OCI_TYPE "application/vnd.oci.image."
+enum { SAVE_ENTRIES = 256 }; /* as many as are read back */
+
+/* The layer's blob as the registry sent it, if it was kept: a descriptor, the caller's, or -1. */
+static int blob_open(image_store *s, slice digest)
+{
+    char path[LAYER_NAME + 8];
+    snprintf(path, sizeof path, "blobs/%.*s", PR(id_hex(digest)));
+    return openat(s->o.root_fd, path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+}
+
+static int save_buf(save_state *s, const buf *bytes, error *e)
+{
+    if (bytes->oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the archive");
+    return s->to->write(s->to, buf_view(bytes), e);
+}
+
+/* The header of a member. No time of today is in it: the same image is saved as the same bytes. */
+static int save_header(save_state *s, const char *name, uint64_t size, error *e)
+{
+    OWNED_BUF head = { 0 };
+    tar_put_header(&head, &(tar_entry){ .type = '0', .name = slice_of(name), .mode = 0644,
+                                        .size = size });
+    return save_buf(s, &head, e);
+}
+
+static int save_padding(save_state *s, uint64_t size, error *e)
+{
+    OWNED_BUF tail = { 0 };
+    tar_put_padding(&tail, size);
+    return tail.n ? save_buf(s, &tail, e) : 0;
+}
+
+static int save_member(save_state *s, const char *name, slice bytes, error *e)
+{
+    if (save_header(s, name, bytes.n, e) < 0 || s->to->write(s->to, bytes, e) < 0) return -1;
+    return save_padding(s, bytes.n, e);
+}
+
+static const save_blob *save_find(const save_state *s, slice digest, slice of)
+{
+    for (const save_blob *b = s->blobs; b; b = b->next)
+        if (of.n ? slice_eq(b->of, of) : slice_is(digest, b->digest)) return b;
+    return NULL;
+}
+
+static save_blob *save_note(save_state *s, const char *digest, uint64_t size, error *e)
+{
+    save_blob *b = arena_alloc(&s->a, sizeof *b);
+    if (!b) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the archive"), NULL;
+    *b = (save_blob){ .next = s->blobs, .size = size };
+    snprintf(b->digest, sizeof b->digest, "%s", digest);
+    return s->blobs = b;
+}
+
+/* Begins the member of a blob; its bytes and padding come next. */
+static int save_blob_header(save_state *s, const save_blob *b, error *e)
+{
+    char name[DIGEST_TEXT + 16];
+    snprintf(name, sizeof name, "blobs/sha256/%s", b->digest + 7);
+    return save_header(s, name, b->size, e);
+}
+
+/* A manifest or a config. */
+static const save_blob *save_document(save_state *s, slice bytes, error *e)
+{
+    char digest[DIGEST_TEXT];
+    sha256_text(bytes, (slice){ NULL, 0 }, (slice){ NULL, 0 }, digest);
+    const save_blob *b = save_find(s, slice_of(digest), (slice){ NULL, 0 });
+    if (b) return b;
+    if (!(b = save_note(s, digest, bytes.n, e)) || save_blob_header(s, b, e) < 0) return NULL;
+    return s->to->write(s->to, bytes, e) < 0 || save_padding(s, bytes.n, e) < 0 ? NULL : b;
+}
+
+/* One packing of a layer, to `copy` if that is not NULL; its digest and size. */
+static int save_pack(const helper *pack, tar_sink *copy, uint64_t max, save_blob *out, error *e)
+{
+    uint8_t hash[32];
+    blob_sink sink = { .copy = copy };
+    FetchRequest all = { .size = max };
+    OWNED_ARENA a = arena_make(MIB);
+    if (source_get(pack, &all, &sink, &a, e) < 0) return -1;
+    sha256_end(&sink.hash, hash);
+    digest_text(hash, out->digest);
+    out->size = sink.bytes;
+    return 0;
+}
+
+static const save_blob *save_packed_by(save_state *s, const helper *pack, slice diff_id, error *e)
+{
+    save_blob first, again;
+    if (save_pack(pack, NULL, UINT64_MAX, &first, e) < 0) return NULL;
+    const save_blob *same = save_find(s, slice_of(first.digest), (slice){ NULL, 0 });
+    if (same) return same;
+    save_blob *b = save_note(s, first.digest, first.size, e);
+    if (!b || save_blob_header(s, b, e) < 0) return NULL;
+    if (save_pack(pack, s->to, b->size, &again, e) < 0) return NULL;
+    if (again.size != b->size || strcmp(again.digest, b->digest))
+        return fail(e, GRPC_DATA_LOSS, "the layer changes while it is read"), NULL;
+    b->of = diff_id;
+    b->media_type = SLICE(OCI_TYPE "layer.v1.tar");
+    return save_padding(s, b->size, e) < 0 ? NULL : b;
+}
+
+/* A layer from its directory. */
+static const save_blob *save_packed(save_state *s, slice diff_id, error *e)
+{
+    char name[LAYER_NAME];
+    helper pack = helper_none;
+    const save_blob *b = save_find(s, (slice){ NULL, 0 }, diff_id);
+    if (b) return b;
+    snprintf(name, sizeof name, "%.*s", PR(id_hex(diff_id)));
+    const int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+    OWNED_FD dir = openat(s->store->layers_fd, name, flags);
+    if (dir < 0) return fail_sys(e, GRPC_INTERNAL, "open layers/%s", name), NULL;
+    if (helper_start(&pack, "pack", (int[]){ dir, -1 }, s->cancel_fd, e) == 0)
+        b = save_packed_by(s, &pack, diff_id, e);
+    helper_stop(&pack);
+    return b ? b : (fail_in(e, "layer %s", name), NULL);
+}
+
+/* A layer as it was sent. NULL: it was not kept, or (then e->code is set) something went wrong. */
+static const save_blob *save_kept(save_state *s, const Descriptor *d, error *e)
+{
+    struct stat st;
+    uint8_t hash[32], chunk[16 * KIB];
+    char digest[DIGEST_TEXT];
+    sha256 h;
+    e->code = 0;
+    const save_blob *b = save_find(s, d->digest, (slice){ NULL, 0 });
+    OWNED_FD fd = b ? -1 : blob_open(s->store, d->digest);
+    if (fd < 0 || fstat(fd, &st) < 0 || (uint64_t)st.st_size != d->size) return b;
+    save_blob *made = save_note(s, arena_str(&s->a, d->digest), d->size, e);
+    if (!made || save_blob_header(s, made, e) < 0) return NULL;
+    made->media_type = d->media_type;
+    sha256_init(&h);
+    for (ssize_t got; (got = read_all(fd, chunk, sizeof chunk)) != 0;) {
+        if (got < 0) return fail_sys(e, GRPC_INTERNAL, "read blob %s", made->digest), NULL;
+        sha256_add(&h, chunk, (size_t)got);
+        if (s->to->write(s->to, (slice){ chunk, (size_t)got }, e) < 0) return NULL;
+    }
+    sha256_end(&h, hash);
+    digest_text(hash, digest);
+    if (strcmp(digest, made->digest))
+        return fail(e, GRPC_DATA_LOSS, "blobs/%s is damaged", made->digest + 7), NULL;
+    return save_padding(s, d->size, e) < 0 ? NULL : made;
+}
+
+static int save_layers(save_state *s, save_image *i, error *e)
+{
+    size_t n = i->config.diff_ids.n;
+    i->kept = i->manifest.layers.n == n;
+    for (size_t k = 0; k < n; k++) {
+        slice diff_id = i->config.diff_ids.p[k];
+        const Descriptor *sent = i->manifest.layers.n == n ? &i->manifest.layers.p[k] : NULL;
+        if (!digest_valid(diff_id) || (sent && !digest_valid(sent->digest)))
+            return fail(e, GRPC_INTERNAL, "krun read: an invalid digest");
+        i->layers[k] = sent ? save_kept(s, sent, e) : NULL;
+        if (!i->layers[k] && sent && e->code) return -1;
+        bool packed = !i->layers[k];
+        if (packed && !(i->layers[k] = save_packed(s, diff_id, e))) return -1;
+        i->diff_ids[k] = packed ? slice_of(i->layers[k]->digest) : diff_id;
+        i->kept = i->kept && !packed;
+    }
+    return 0;
+}
+
+/* A manifest of OCI's kind may not name a layer by docker's: the bytes are of the same kind. */
+static const char *save_layer_type(slice sent)
+{
+    if (slice_ends(sent, "gzip")) return OCI_TYPE "layer.v1.tar+gzip";
+    return slice_ends(sent, "zstd") ? OCI_TYPE "layer.v1.tar+zstd" : OCI_TYPE "layer.v1.tar";
+}
+
+/* Config and manifest for layers that are others now; the manifest's blob. */
+static const save_blob *save_new_manifest(save_state *s, save_image *i, error *e)
+{
+    OWNED_BUF text = { 0 };
+    ReadAnswer written;
+    size_t n = i->config.diff_ids.n;
+    ReadRequest q = { .is_config = true, .body = i->record->config_json };
+    q.diff_ids.p = i->diff_ids, q.diff_ids.n = n;
+    if (reader_ask(&s->reader, &q, &s->a, &written, e) < 0) return NULL;
+    const save_blob *config = save_document(s, written.body, e);
+    if (!config) return NULL;
+    buf_printf(&text, "{\"schemaVersion\":2,\"mediaType\":\"" OCI_TYPE "manifest.v1+json\","
+                      "\"config\":{\"mediaType\":\"" OCI_TYPE "config.v1+json\","
+                      "\"digest\":\"%s\",\"size\":%" PRIu64 "},\"layers\":[",
+               config->digest, config->size);
+    for (size_t k = 0; k < n; k++)
+        buf_printf(&text, "%s{\"mediaType\":\"%s\",\"digest\":\"%s\",\"size\":%" PRIu64 "}",
+                   k ? "," : "", save_layer_type(i->layers[k]->media_type), i->layers[k]->digest,
+                   i->layers[k]->size);
+    buf_str(&text, "]}");
+    if (text.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the archive"), NULL;
+    return save_document(s, buf_view(&text), e);
+}
+
+/* An entry of index.json. The name stands in two annotations: containerd and krun read the first,
+ * skopeo and podman the tag in the second. */
+static int save_index(save_state *s, slice type, const save_blob *manifest, slice name, error *e)
+{
+    image_ref ref;
+    OWNED_ARENA a = arena_make(MIB);
+    buf *out = &s->index;
+    if (s->entries++ >= SAVE_ENTRIES)
+        return fail(e, GRPC_INVALID_ARGUMENT, "more than %d names for one archive", SAVE_ENTRIES);
+    buf_str(out, s->entries > 1 ? ",{\"mediaType\":" : "{\"mediaType\":");
+    json_string(out, type);
+    buf_printf(out, ",\"digest\":\"%s\",\"size\":%" PRIu64, manifest->digest, manifest->size);
+    if (name.n) {
+        if (image_ref_parse(name, &a, &ref, e) < 0) return -1;
+        buf_str(out, ",\"annotations\":{\"io.containerd.image.name\":");
+        json_string(out, ref.full);
+        buf_str(out, ",\"org.opencontainers.image.ref.name\":");
+        json_string(out, ref.tag);
+        buf_byte(out, '}');
+    }
+    buf_byte(out, '}');
+    return 0;
+}
+
+/* One image, under the name that it was asked for by; asked for by ID or digest, under all. */
+static int save_one(save_state *s, const ImageRecord *r, slice given, error *e)
+{
+    error none;
+    save_image i = { .record = r };
+    ReadRequest config = { .is_config = true, .body = r->config_json },
+                manifest = { .body = r->manifest };
+    slice full = name_normalise(given, &s->a);
+    if (reader_ask(&s->reader, &config, &s->a, &i.config, e) < 0) return -1;
+    if (!i.config.diff_ids.n || i.config.diff_ids.n > LAYERS_MAX)
+        return fail(e, GRPC_FAILED_PRECONDITION, "its config lists no layers, or too many");
+    if (r->manifest.n && reader_ask(&s->reader, &manifest, &s->a, &i.manifest, &none) < 0)
+        i.manifest = (ReadAnswer){ 0 };
+    if (save_layers(s, &i, e) < 0) return -1;
+    bool as_sent = i.kept && save_document(s, r->config_json, e);
+    const save_blob *b = as_sent   ? save_document(s, r->manifest, e)
+                         : !i.kept ? save_new_manifest(s, &i, e)
+                                   : NULL;
+    if (!b) return -1;
+    slice type = as_sent ? i.manifest.media_type : SLICE(OCI_TYPE "manifest.v1+json");
+    if (list_has(r->repo_tags.p, r->repo_tags.n, full)) return save_index(s, type, b, full, e);
+    if (!r->repo_tags.n) return save_index(s, type, b, (slice){ NULL, 0 }, e);
+    for (size_t k = 0; k < r->repo_tags.n; k++)
+        if (save_index(s, type, b, r->repo_tags.p[k], e) < 0) return -1;
+    return 0;
+}
+
+static int save_all(save_state *s, const slice *names, const ImageRecord *const *records, size_t n,
+                    error *e)
+{
+    OWNED_BUF text = { 0 }, end = { 0 };
+    if (helper_start(&s->reader, "read", (int[]){ -1, -1 }, s->cancel_fd, e) < 0) return -1;
+    if (save_member(s, "oci-layout", SLICE("{\"imageLayoutVersion\":\"1.0.0\"}"), e) < 0)
+        return -1;
+    for (size_t i = 0; i < n; i++)
+        if (save_one(s, records[i], names[i], e) < 0)
+            return fail_in(e, "save %.*s", PR(names[i]));
+    buf_str(&text, "{\"schemaVersion\":2,\"mediaType\":\"" OCI_TYPE "index.v1+json\","
+                   "\"manifests\":[");
+    buf_slice(&text, buf_view(&s->index));
+    buf_str(&text, "]}");
+    tar_put_end(&end);
+    if (text.oom || s->index.oom || s->a.oom)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the archive");
+    if (save_member(s, "index.json", buf_view(&text), e) < 0) return -1;
+    return save_buf(s, &end, e);
+}
+
+/* Writes images to `to`, as one archive. All must be there before anything is written, and stay
+ * until the end. -1: NOT_FOUND, CANCELLED (cancel_fd is readable), DATA_LOSS, what `to` said. */
+static int image_save(image_store *s, const slice_list *names, int cancel_fd, tar_sink *to,
+                      error *e)
+{
+    save_state save = { .store = s, .cancel_fd = cancel_fd, .to = to, .reader = helper_none,
+                        .a = arena_make(128 * MIB) };
+    const ImageRecord **records = arena_alloc(&save.a, (names->n + 1) * sizeof *records);
+    int failed = records ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "save: out of memory");
+    size_t n = 0;
+    for (; n < names->n && !failed; n++)
+        if (!(records[n] = image_hold(s, names->p[n])))
+            failed = fail(e, GRPC_NOT_FOUND, "there is no image \"%.*s\"", PR(names->p[n]));
+    if (!failed) failed = save_all(&save, names->p, records, n, e);
+    for (size_t i = 0; i < n; i++) image_drop(s, records[i]);
+    helper_stop(&save.reader);
+    buf_free(&save.index);
+    arena_free(&save.a);
+    return failed;
+}
+
 /* -- the built-in image ---------------------------------------------------------------------------
  *
  * localhost/krun:self: krun's own program as the only file of a root file system, so that a machine
@@ -13831,6 +14261,7 @@ static void images_close(image_store *s)
     pthread_mutex_unlock(&s->lock);
     close_fd(&s->images_fd);
     close_fd(&s->layers_fd);
+    arena_free(&s->memory);
     free(s);
 }
 
@@ -13847,7 +14278,7 @@ static image_store *images_open(const image_options *o, error *e)
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->idle, NULL);
     s->layers_fd = -1;
-    s->images_fd = open_directory(o->root_fd, "images", e);
+    s->images_fd = pins_read(s, e) < 0 ? -1 : open_directory(o->root_fd, "images", e);
     if (s->images_fd >= 0) s->layers_fd = open_directory(o->root_fd, "layers", e);
     bool good = s->layers_fd >= 0 && dir_each(s, s->layers_fd, open_layer, e) == 0 &&
                 dir_each(s, s->images_fd, open_image, e) == 0 &&
@@ -21775,6 +22206,54 @@ static int service_load_image(grpc_call *c, const void *in, void *out, error *e)
                       e);
 }
 
+/* The archive goes out in pieces, each as soon as the one before it is on its way: a client that
+ * reads slowly slows the packing down, and one that has gone ends it. */
+enum { SERVICE_PIECE = 256 * KIB };
+typedef struct { tar_sink sink; grpc_call *call; buf piece; } service_archive;
+
+static int service_send_piece(service_archive *s, error *e)
+{
+    KrunSaveImageResponse out = { .data = buf_view(&s->piece) };
+    if (s->piece.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the archive");
+    int done = s->piece.n ? grpc_send(s->call, &out, e) : 0;
+    s->piece.n = 0;
+    return done;
+}
+
+static int service_archive_write(tar_sink *to, slice bytes, error *e)
+{
+    service_archive *s = OWNER(to, service_archive, sink);
+    for (slice part; bytes.n;) {
+        slice_take(&bytes, MIN(bytes.n, SERVICE_PIECE - s->piece.n), &part);
+        buf_slice(&s->piece, part);
+        bool full = s->piece.n >= SERVICE_PIECE || s->piece.oom;
+        if (full && service_send_piece(s, e) < 0) return -1;
+    }
+    return 0;
+}
+
+static int service_save_image(grpc_call *c, const void *in, void *out, error *e)
+{
+    const KrunSaveImageRequest *ask = in;
+    service_archive to = { .sink = { service_archive_write }, .call = c };
+    slice_list names = { ask->images.p, ask->images.n };
+    int cancel = grpc_cancel_fd(c, e);
+    (void)out;
+    if (cancel < 0) return -1;
+    if (!names.n) return fail(e, GRPC_INVALID_ARGUMENT, "images is required");
+    int failed = image_save(service_runtime(c)->images, &names, cancel, &to.sink, e);
+    if (!failed) failed = service_send_piece(&to, e);
+    buf_free(&to.piece);
+    return failed;
+}
+
+static int service_pin_image(grpc_call *c, const void *in, void *out, error *e)
+{
+    const KrunPinImageRequest *ask = in;
+    return image_pin(service_runtime(c)->images, ask->image, ask->pinned,
+                     &((KrunPinImageResponse *)out)->pinned, e);
+}
+
 /* -- lists in pieces --------------------------------------------------------------------------- */
 
 /* The Stream calls give what the List calls give, some rows a message, so that no list is too long
@@ -21869,9 +22348,20 @@ static const service *service_find(const char *name) /* NULL: not built yet */
     return NULL;
 }
 
-/* The paths that are served: all of cri.proto, those not built yet without a function, and our own
- * for `krun load`, because CRI has no call that brings an image from a file. Paths are `a`'s. */
-enum { SERVICES_METHODS = COUNT(cri_rpcs) + 1 };
+/* Our own calls, for what CRI has none: images from and to files, and pins. */
+static const grpc_method services_own[] = {
+    { .path = "/krun.v1.Krun/LoadImage", .in = &KrunLoadImageRequest_msg,
+      .out = &KrunLoadImageResponse_msg, .where = GRPC_LONG, .run = service_load_image },
+    { .path = "/krun.v1.Krun/SaveImage", .in = &KrunSaveImageRequest_msg,
+      .out = &KrunSaveImageResponse_msg, .where = GRPC_LONG, .streams = true,
+      .run = service_save_image },
+    { .path = "/krun.v1.Krun/PinImage", .in = &KrunPinImageRequest_msg,
+      .out = &KrunPinImageResponse_msg, .where = GRPC_LONG, .run = service_pin_image },
+};
+
+/* The paths that are served: all of cri.proto, those not built yet without a function, and our own.
+ * Paths are `a`'s. */
+enum { SERVICES_METHODS = COUNT(cri_rpcs) + COUNT(services_own) };
 static void services_methods(arena *a, grpc_method out[SERVICES_METHODS])
 {
     for (size_t i = 0; i < COUNT(cri_rpcs); i++) {
@@ -21884,11 +22374,7 @@ static void services_methods(arena *a, grpc_method out[SERVICES_METHODS])
                                 .where = built ? built->where : GRPC_ON_LOOP,
                                 .run = built ? built->run : NULL };
     }
-    out[COUNT(cri_rpcs)] = (grpc_method){ .path = "/krun.v1.Krun/LoadImage",
-                                          .in = &KrunLoadImageRequest_msg,
-                                          .out = &KrunLoadImageResponse_msg,
-                                          .where = GRPC_LONG,
-                                          .run = service_load_image };
+    memcpy(out + COUNT(cri_rpcs), services_own, sizeof services_own);
 }
 
 /* == 27. Client ==============================================================================
@@ -23606,6 +24092,96 @@ static int cli_do_load(cli *c, error *e)
     return CLI_OK;
 }
 
+/* Where `krun save` writes: standard output, or a file that gets its name when it is whole, so that
+ * an old archive of that name is not lost to a failed one. What is no file is written to as it
+ * is. */
+typedef struct { int fd; const char *path, *temp; } cli_archive;
+
+static const char *cli_archive_temp; /* to be removed if a signal ends us */
+static void cli_archive_interrupted(int sig)
+{
+    unlink(cli_archive_temp);
+    _exit(128 + sig);
+}
+
+static int cli_archive_open(cli *c, cli_archive *to, error *e)
+{
+    struct stat st;
+    const char *path = to->path, *slash = path ? strrchr(path, '/') : NULL;
+    if (!path) return to->fd = STDOUT_FILENO, 0;
+    bool other = stat(path, &st) == 0 && !S_ISREG(st.st_mode);
+    int before = slash ? (int)(slash + 1 - path) : 0;
+    to->temp = other ? NULL
+                     : arena_printf(&c->client.arena, "%.*s.%s.%d.tmp", before, path, path + before,
+                                    (int)getpid());
+    int flags = O_WRONLY | O_CLOEXEC | (other ? 0 : O_CREAT | O_EXCL);
+    to->fd = open(to->temp ? to->temp : path, flags, 0600); /* as docker: a secret may be in it */
+    if (to->fd < 0) return fail_sys(e, GRPC_INTERNAL, "create %s", path);
+    cli_archive_temp = to->temp;
+    if (to->temp) signal(SIGINT, cli_archive_interrupted), signal(SIGTERM, cli_archive_interrupted);
+    return 0;
+}
+
+static int cli_archive_close(cli_archive *to, int failed, error *e)
+{
+    if (!to->temp) return failed;
+    if (!failed && (fsync(to->fd) < 0 || rename(to->temp, to->path) < 0))
+        failed = fail_sys(e, GRPC_INTERNAL, "write %s", to->path);
+    close_fd(&to->fd);
+    if (failed) unlink(to->temp);
+    return failed;
+}
+
+static int cli_archive_piece(void *user, const void *out, error *e)
+{
+    slice bytes = ((const KrunSaveImageResponse *)out)->data;
+    cli_archive *to = user;
+    if (write_all(to->fd, bytes.p, bytes.n) == 0) return 0;
+    return fail_sys(e, GRPC_INTERNAL, "write %s", to->path ? to->path : "standard output");
+}
+
+static int cli_do_save(cli *c, error *e)
+{
+    cli_archive to = { .path = c->output };
+    KrunSaveImageRequest in = { 0 };
+    if (!c->output && isatty(STDOUT_FILENO))
+        return cli_usage(c, "an archive is nothing for a terminal: use -o FILE or redirect it");
+    in.images.p = arena_alloc(&c->client.arena, (size_t)c->nargs * sizeof *in.images.p);
+    if (!in.images.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
+    for (int i = 0; i < c->nargs; i++) in.images.p[in.images.n++] = slice_of(c->args[i]);
+    if (cli_archive_open(c, &to, e) < 0) return -1;
+    grpc_request r = { .path = "/krun.v1.Krun/SaveImage",
+                       .in_msg = &KrunSaveImageRequest_msg,
+                       .in = &in,
+                       .out_msg = &KrunSaveImageResponse_msg,
+                       .each = cli_archive_piece,
+                       .user = &to };
+    return cli_archive_close(&to, client_call(&c->client, &r, e), e) < 0 ? -1 : CLI_OK;
+}
+
+/* `krun pin` and `krun unpin`. */
+static int cli_pin_images(cli *c, bool pin, error *e)
+{
+    for (int i = 0; i < c->nargs; i++) {
+        KrunPinImageRequest in = { .image = slice_of(c->args[i]), .pinned = pin };
+        KrunPinImageResponse out = { 0 };
+        grpc_request r = { .path = "/krun.v1.Krun/PinImage",
+                           .in_msg = &KrunPinImageRequest_msg,
+                           .in = &in,
+                           .out_msg = &KrunPinImageResponse_msg,
+                           .out = &out };
+        if (client_call(&c->client, &r, e) < 0) return -1;
+        printf("%s\n", c->args[i]);
+        if (!pin && out.pinned)
+            fprintf(stderr, "krun: %s stays pinned: by the settings, or it is imported\n",
+                    c->args[i]);
+    }
+    return CLI_OK;
+}
+
+static int cli_do_pin(cli *c, error *e) { return cli_pin_images(c, true, e); }
+static int cli_do_unpin(cli *c, error *e) { return cli_pin_images(c, false, e); }
+
 /* The CRI's RemoveImage does not mind an image that is not there; a person wants to be told. */
 static int cli_do_rmi(cli *c, error *e)
 {
@@ -23972,6 +24548,9 @@ enum cli_command {
     CLI_IMAGES,
     CLI_PULL,
     CLI_LOAD,
+    CLI_SAVE,
+    CLI_PIN,
+    CLI_UNPIN,
     CLI_RMI,
     CLI_RUNP,
     CLI_CREATE,
@@ -24038,6 +24617,19 @@ static const cli_command cli_commands[CLI_COMMANDS] = {
         "load images from an archive; - is standard input",
         "  krun load busybox.tar\n"
         "  docker save busybox | krun load -\n" },
+    [CLI_SAVE] = { cli_do_save, "save", "IMAGE...", 1, CLI_ANY, CLI_PLAIN,
+        "write images to an archive",
+        "  krun save -o busybox.tar busybox\n"
+        "  krun save app:1 app:2 | gzip >apps.tar.gz\n"
+        "\nThe archive is an OCI layout, which krun load, skopeo, podman and docker read. Layers\n"
+        "are packed anew from their files: what is loaded from the archive is the same image\n"
+        "but has another ID, unless the daemon keeps what registries send (--keep-blobs).\n" },
+    [CLI_PIN] = { cli_do_pin, "pin", "IMAGE...", 1, CLI_ANY, CLI_PLAIN,
+        "keep images from garbage collection",
+        "  krun pin registry.k8s.io/pause:3.10\n" },
+    [CLI_UNPIN] = { cli_do_unpin, "unpin", "IMAGE...", 1, CLI_ANY, CLI_PLAIN,
+        "undo krun pin",
+        "  krun unpin registry.k8s.io/pause:3.10\n" },
     [CLI_RMI] = { cli_do_rmi, "rmi", "IMAGE...", 1, CLI_ANY, CLI_PLAIN,
         "remove images",
         "  krun rmi busybox\n" },
@@ -24099,6 +24691,7 @@ static const cli_option cli_options[] = {
            "when to pull the image; missing"),
     OPTION(ON(EXEC), 't', "timeout", "SECONDS", NUMBER, timeout, "kill it after that; 0: never"),
     OPTION(ON(STOP), 't', "timeout", "SECONDS", NUMBER, timeout, "kill after that; 10"),
+    OPTION(ON(SAVE), 'o', "output", "FILE", WORD, output, "write to it; standard output"),
     FLAG(ON(LOGS), 'f', "follow", follow, "go on until the container ends"),
     OPTION(ON(LOGS), 'n', "tail", "LINES", NUMBER, tail, "only the last lines"),
     FLAG(ON(LOGS), 0, "timestamps", timestamps, "put its time before each line"),

@@ -1,0 +1,330 @@
+"""Images without a registry: krun save, the import directory, pins. What save writes is read back by
+skopeo, podman and umoci; what the directory takes was made by them or by images.py."""
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+
+import images
+from harness import (Failure, check, equal, holds, processes, refused, restarts, test, until)
+from images import Image, Tree
+
+REAL = "127.0.0.1:5000/"
+
+
+def setup(k):
+    k.work = k.directory + "/work"
+    os.makedirs(k.work)
+
+
+def status(k, name):
+    return k.cri.ImageStatus(image={"image": name}).image
+
+
+def drop(k, *wanted):
+    for name in wanted:
+        k.cri.RemoveImage(image={"image": name})
+
+
+def layers(k):
+    return set(os.listdir(k.root + "/layers"))
+
+
+def rich(title):
+    """Two layers with everything that a layer can have."""
+    base = images.busybox_tree().file("title", title).directory("d", 0o2750, (1, 2))
+    base.file("d/suid", "x", 0o4755, (1000, 1001)).hard_link("d/again", "d/suid")
+    base.file("d/gone", "1").directory("o").file("o/below", "1").link("d/link", "../title")
+    base.file("d/" + "long" * 40, "long name").file("empty", "")
+    top = Tree().directory("d", 0o2750, (1, 2)).file("d/.wh.gone").directory("o")
+    top.file("o/.wh..wh..opq").file("o/above", "2" * 70000).file(".wh.title").directory("swap").file(".wh.empty")
+    return Image([base, top], {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"], "Labels": {"t": title}})
+
+
+def big(title):
+    """An image that takes a moment to save."""
+    content = os.urandom(1 << 20) * 48 + title.encode()
+    return Image([Tree().file("big", content)], {"Cmd": ["/none"]}, compress=lambda b: b)
+
+
+def pulled(k, image, repository, tag="1"):
+    name = images.push(image, "127.0.0.1:5000", repository, tag)
+    equal(k.pull(name), image.id, "the pull")
+    return name
+
+
+def run(*command, **options):
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False, **options)
+    if done.returncode:
+        raise Failure(f"{' '.join(command)}: exit {done.returncode}: {done.stderr.decode()[-800:]}")
+    return done.stdout.decode()
+
+
+def members(data):
+    """The regular files of an archive, by name."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as t:
+        return {m.name: t.extractfile(m).read() for m in t if m.isfile()}
+
+
+def tree_of(top):
+    """A line for each entry of a tree with all that an image says about it. Directories that no
+    archive has named have the time of their making, so the root's own is left out."""
+    lines, inodes = [], {}
+    for path, directories, files in os.walk(top):
+        for name in files:
+            st = os.lstat(os.path.join(path, name))
+            inodes.setdefault(st.st_ino, []).append(os.path.relpath(os.path.join(path, name), top))
+    for path, directories, files in os.walk(top):
+        for name in directories + files + ([""] if path == top else []):
+            full = os.path.join(path, name)
+            st = os.lstat(full)
+            inside = os.path.relpath(full, top)
+            what = os.readlink(full) if os.path.islink(full) else ""
+            if os.path.isfile(full) and not os.path.islink(full):
+                with open(full, "rb") as f:
+                    what = hashlib.sha256(f.read()).hexdigest()
+            xattrs = {x: os.getxattr(full, x, follow_symlinks=False)
+                      for x in os.listxattr(full, follow_symlinks=False)}
+            links = sorted(inodes.get(st.st_ino, []))
+            time = 0 if inside == "." else st.st_mtime_ns
+            lines.append(f"{inside} {st.st_mode:o} {st.st_uid}:{st.st_gid} {st.st_rdev:x} {time} {what} "
+                         f"{sorted(xattrs.items())} {links if len(links) > 1 else ''}")
+    return sorted(lines)
+
+
+def unpacked(layout, tag, to):
+    run("umoci", "raw", "unpack", "--image", f"{layout}:{tag}", to)
+    return tree_of(to)
+
+
+# -- krun save ------------------------------------------------------------------------------------
+
+@test
+def what_save_writes_umoci_unpacks_to_the_tree_that_the_registry_has(k):
+    name = pulled(k, rich("umoci"), "save/umoci")
+    k.cli("save", "-o", k.work + "/umoci.tar", name)
+    for source, layout in ((f"docker://{name}", "original"), (f"oci-archive:{k.work}/umoci.tar", "saved")):
+        run("skopeo", "copy", "--insecure-policy", "--src-tls-verify=false", source,
+            f"oci:{k.work}/{layout}:1")
+    want = unpacked(k.work + "/original", "1", k.work + "/tree-original")
+    got = unpacked(k.work + "/saved", "1", k.work + "/tree-saved")
+    equal([line for line in got if line not in want], [line for line in want if line not in got],
+          "what differs in the tree")
+    check(any("['d/again', 'd/suid']" in line for line in got), "hard links are there")
+    equal(json.loads(run("skopeo", "inspect", "--config", f"oci:{k.work}/saved:1"))["config"],
+          json.loads(run("skopeo", "inspect", "--config", f"oci:{k.work}/original:1"))["config"],
+          "the config")
+    drop(k, name)
+
+
+@test
+def podman_loads_what_save_writes_under_its_name(k):
+    name = pulled(k, rich("podman"), "save/podman")
+    k.cli("save", "--output", k.work + "/podman.tar", name)
+    run_root = tempfile.mkdtemp(prefix="p-")  # podman wants a short path
+    podman = ["podman", "--root", k.work + "/podman", "--runroot", run_root,
+              "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"]
+    holds(name, run(*podman, "load", "-i", k.work + "/podman.tar"), "what podman says")
+    shown = json.loads(run(*podman, "image", "inspect", name))[0]
+    equal((shown["Config"]["Cmd"], shown["Labels"]), (["/bin/sh"], {"t": "podman"}), "the config")
+    drop(k, name)
+
+
+@test
+def krun_loads_what_it_saved_as_an_image_that_runs(k):
+    name = pulled(k, rich("load"), "save/load")
+    old = status(k, name).id
+    data = k.cli("save", name).stdout
+    drop(k, name)
+    equal(k.cli("load", "-", stdin=data).stdout.decode(), name + "\n", "what load prints")
+    check(status(k, name).id not in ("", old), "it is there, under an ID of its own")
+    container = k.pod().start(image={"image": name})
+    for command, wanted in (("ls -A /d | sort | head -2", "again\nlink\n"), ("ls /o", "above\n"),
+                            ("test -e /title || echo gone", "gone\n"), ("stat -c %a /d/suid", "4755\n")):
+        equal(container.sh(command), wanted, command)
+    k.remove_all()
+    equal(k.cli("save", name).stdout, data, "saved again, it is the same to the byte")
+    drop(k, name)
+
+
+@test
+def several_images_go_into_one_archive_with_each_blob_once(k):
+    one = pulled(k, images.busybox({"Labels": {"n": "1"}}), "save/one")
+    two = pulled(k, images.busybox({"Labels": {"n": "2"}}), "save/two")
+    images.push(images.busybox({"Labels": {"n": "1"}}), "127.0.0.1:5000", "save/one", "other")
+    k.pull(REAL + "save/one:other")
+    data = k.cli("save", one, two, one, REAL + "save/one:other").stdout
+    with tarfile.open(fileobj=io.BytesIO(data)) as t:
+        names = t.getnames()
+    equal(len(names), len(set(names)), "members with a name of their own")
+    index = json.loads(members(data)["index.json"])
+    equal([m["annotations"] for m in index["manifests"]],
+          [{"io.containerd.image.name": n, "org.opencontainers.image.ref.name": n.rsplit(":", 1)[1]}
+           for n in (one, two, one, REAL + "save/one:other")], "names")
+    for file, content in members(data).items():
+        if file.startswith("blobs/sha256/"):
+            equal(hashlib.sha256(content).hexdigest(), file[13:], "a blob's name")
+    drop(k, one, two)
+    k.cli("load", "-", stdin=data)
+    check(status(k, one).id and status(k, two).id and status(k, REAL + "save/one:other").id, "all are there")
+    drop(k, one, two)
+
+
+@test
+def an_image_asked_for_by_its_ID_has_all_its_tags_and_one_without_has_none(k):
+    image = rich("by id")
+    name, other = pulled(k, image, "save/id"), pulled(k, image, "save/id", "2")
+    index = json.loads(members(k.cli("save", image.id).stdout)["index.json"])
+    equal(sorted(m["annotations"]["io.containerd.image.name"] for m in index["manifests"]), [name, other],
+          "names")
+    drop(k, name)
+    digest = f"{REAL}save/id@{image.digest}"
+    k.pull(digest)
+    index = json.loads(members(k.cli("save", digest).stdout)["index.json"])
+    check("annotations" not in index["manifests"][0], str(index))
+    drop(k, digest)
+
+
+@test
+def the_built_in_image_can_be_saved(k):
+    k.cli("save", "-o", k.work + "/self.tar", "localhost/krun:self")
+    run("skopeo", "inspect", "--raw", f"oci-archive:{k.work}/self.tar:self")
+
+
+@test
+def with_all_blobs_kept_the_image_is_saved_as_it_was(k):
+    image = rich("kept")
+    name = pulled(k, image, "save/kept")
+    os.makedirs(k.root + "/blobs", exist_ok=True)
+    for blob in image.layers:
+        with open(f"{k.root}/blobs/{hashlib.sha256(blob).hexdigest()}", "wb") as f:
+            f.write(blob)
+    try:
+        files = members(k.cli("save", name).stdout)
+        entry = json.loads(files["index.json"])["manifests"][0]
+        equal((entry["digest"], entry["mediaType"], files["blobs/sha256/" + image.digest[7:]]),
+              (image.digest, image.media_type, image.manifest), "the manifest")
+        equal(files["blobs/sha256/" + image.id[7:]], image.config, "the config")
+        # One of two: that layer goes out as it is, with its diff-id; the other is packed.
+        first = hashlib.sha256(image.layers[0]).hexdigest()
+        os.unlink(f"{k.root}/blobs/{hashlib.sha256(image.layers[1]).hexdigest()}")
+        data = k.cli("save", name).stdout
+        entry = json.loads(members(data)["index.json"])["manifests"][0]
+        manifest = json.loads(members(data)["blobs/sha256/" + entry["digest"][7:]])
+        equal(manifest["layers"][0]["digest"], "sha256:" + first, "the kept layer")
+        drop(k, name)
+        k.cli("load", "-", stdin=data)
+        check(status(k, name).id not in ("", image.id), "it loads")
+        drop(k, name)
+        # And a damaged one is found.
+        k.pull(name)
+        with open(f"{k.root}/blobs/{first}", "r+b") as f:
+            f.write(b"XX")
+        done = k.cli("save", "-o", k.work + "/damaged.tar", name, check_status=False)
+        holds("damaged", done.stderr.decode(), "the message")
+        drop(k, name)
+    finally:
+        shutil.rmtree(k.root + "/blobs")
+
+
+@test
+def an_image_that_is_not_there_fails_the_whole_and_keeps_the_old_archive(k):
+    with open(k.work + "/old.tar", "w") as f:
+        f.write("old")
+    done = k.cli("save", "-o", k.work + "/old.tar", k.image, "no.example/such:1", check_status=False)
+    equal(done.returncode, 1, "the exit code")
+    holds("no.example/such:1", done.stderr.decode(), "the message")
+    with open(k.work + "/old.tar") as f:
+        equal(f.read(), "old", "the file")
+    equal([n for n in os.listdir(k.work) if n.startswith(".")], [], "temporary files")
+    equal(k.cli("save", k.image, "no.example/such:1", check_status=False).stdout, b"", "bytes before")
+
+
+@test
+def save_writes_to_no_terminal(k):
+    ours, theirs = os.openpty()
+    done = subprocess.run([os.environ.get("KRUN", k.command()[0]), "save", "--socket", k.socket, k.image],
+                          stdout=theirs, stderr=subprocess.PIPE, check=False)
+    os.close(ours)
+    os.close(theirs)
+    equal(done.returncode, 2, "the exit code")
+    holds("-o FILE", done.stderr.decode(), "the message")
+
+
+@test
+def a_client_that_goes_away_ends_the_save(k):
+    name = pulled(k, big("gone"), "save/big")
+    client = subprocess.Popen([k.command()[0], "save", "--socket", k.socket, name], stdout=subprocess.PIPE)
+    check(client.stdout.read(100000), "it has begun")
+    check([p for p in processes().values() if p.startswith("krun pack")], "the layer is being packed")
+    client.kill()
+    client.stdout.close()
+    client.wait()
+    until("nothing of it runs", lambda: not [p for p in processes().values()
+                                             if p.startswith(("krun pack", "krun read"))])
+    drop(k, name)
+    until("the layer is free", lambda: len(layers(k)) and not status(k, name).id)
+
+
+@test
+def what_packs_a_layer_may_only_read(k):
+    name = pulled(k, big("who"), "save/who")
+    client = subprocess.Popen([k.command()[0], "save", "--socket", k.socket, name], stdout=subprocess.PIPE)
+    try:
+        check(client.stdout.read(100000), "it has begun")
+        pid = next(p for p, line in processes().items() if line.startswith("krun pack"))
+        with open(f"/proc/{pid}/status") as f:
+            text = f.read()
+        holds("CapEff:\t0000000000200004\n", text, "DAC_READ_SEARCH and SYS_ADMIN")
+        holds("NoNewPrivs:\t1\n", text, "its status")
+        holds("/layers/", os.readlink(f"/proc/{pid}/root"), "its root")
+    finally:
+        client.kill()
+        client.stdout.close()
+        client.wait()
+    drop(k, name)
+
+
+# -- pins -----------------------------------------------------------------------------------------
+
+@restarts
+@test
+def krun_pin_lasts_until_krun_unpin(k):
+    name = pulled(k, rich("pin"), "pin/me")
+    check(not status(k, name).pinned, "before")
+    k.cli("pin", name)
+    check(status(k, name).pinned, "after krun pin")
+    k.pull(name)
+    k.restart()
+    check(status(k, name).pinned, "after a second pull and a restart")
+    check([i.pinned for i in k.cri.ListImages(filter={"image": {"image": name}}).images] == [True], "listed")
+    k.cli("unpin", name)
+    check(not status(k, name).pinned, "after krun unpin")
+    equal(k.cli("pin", "no.example/such:1", check_status=False).returncode, 1, "of none")
+    holds("built in", k.cli("unpin", "localhost/krun:self", check_status=False).stderr.decode(), "of krun:self")
+    k.cli("pin", name)
+    drop(k, name)
+    check(not status(k, name).id, "a removal by name does not mind")
+
+
+@restarts
+@test
+def image_pinned_names_images_and_patterns(k):
+    name = pulled(k, rich("settings"), "pin/settings", "7")
+    rows = {name: True, REAL + "pin/settings": False, REAL + "pin/*": True, "*settings:7": True, "*/settings:*": True,
+            "*:8": False, "busybox,  " + name + " ,x": True, "NOT A NAME": False, "*": True, "": False,
+            REAL + "pin/settings:7*": True, "*" + "x" * 300: False}
+    flags = list(k.flags)
+    try:
+        for pattern, wanted in rows.items():
+            k.flags = [*flags, "--image-pinned", pattern] if pattern else flags
+            k.restart()
+            equal(status(k, name).pinned, wanted, f"pinned with \"{pattern}\"")
+    finally:
+        k.flags = flags
+        k.restart()
+    drop(k, name)
