@@ -12911,7 +12911,8 @@ static int images_fs_info(image_store *s, arena *a, ImageFsInfoResponse *out, er
  *
  * Defined by  OCI image-spec 1.1; the CRI's PullImage and what the kubelet reads of its errors
  * Uses        1, 2, 4, 8, 9, 12-15
- * Gives       images_open, images_close, images_collect, image_pull, image_load
+ * Gives       images_open, images_close, images_collect, image_pull, image_load, image_save,
+ *             import_open, import_close
  * Bounds      three layers at once; those of chapters 13 and 14 */
 
 /* -- helper processes, as the daemon sees them ------------------------------------------------- */
@@ -13356,7 +13357,8 @@ static void pull_layers_from(pull_state *p, helper *from)
         p->got[i] = !failed;
         if (failed && !p->failed) p->failed = true, p->why = e;
         pthread_mutex_unlock(&p->lock);
-        if (failed && p->cancel_fd >= 0) event_set(p->cancel_fd); /* the others need not go on */
+        /* The others need not go on. The source of a load is one, so there are none. */
+        if (failed && p->setup && p->cancel_fd >= 0) event_set(p->cancel_fd);
     }
 }
 
@@ -13401,6 +13403,7 @@ typedef struct {
     size_t ntags;
     slice name;
     bool pinned;
+    const ImportSource *import; /* NULL: it comes from nowhere in the import directory */
 } pull_wish;
 
 static int pull_record(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], error *e)
@@ -13420,6 +13423,8 @@ static int pull_record(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], 
     for (size_t i = 0; i < ntags; i++) tags[i] = w->tags[i];
     r.repo_tags.p = tags, r.repo_tags.n = ntags;
     r.repo_digests.p = digests, r.repo_digests.n = w->name.n > 0;
+    ImportSource import = w->import ? *w->import : (ImportSource){ 0 };
+    r.imports.p = &import, r.imports.n = w->import != NULL;
     for (size_t i = 0; i < p->manifest.layers.n; i++) r.size += p->manifest.layers.p[i].size;
     if (record_layers(p, &p->a, &r, e) < 0) return -1;
     if (p->a.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
@@ -13611,14 +13616,25 @@ static slice load_name(const char *path, slice said, arena *a)
                           a);
 }
 
-/* A load that is going on: its archive's helper, and the names of what it has loaded. */
+/* A load that is going on: its archive's helper, and the names and IDs of what it has loaded. */
 typedef struct {
     image_store *store;
     const char *path;
+    int cancel_fd;
+    const ImportSource *import; /* goes into the records; or NULL */
     helper from;
     arena *a;
-    slice_list names;
+    slice_list names, ids;
 } load_state;
+
+static bool load_note(arena *a, slice_list *list, const slice *more, size_t n)
+{
+    slice *grown = arena_alloc(a, (list->n + n) * sizeof *grown);
+    for (size_t i = 0; grown && i < list->n + n; i++)
+        grown[i] = i < list->n ? list->p[i] : more[i - list->n];
+    if (grown) *list = (slice_list){ grown, list->n + n };
+    return grown;
+}
 
 /* One image. The helper is lent to its pull, and taken back. */
 static int load_one(load_state *l, const ArchiveImage *given, error *e)
@@ -13626,27 +13642,23 @@ static int load_one(load_state *l, const ArchiveImage *given, error *e)
     pull_state p;
     char id[DIGEST_TEXT];
     slice tags[16], nameless = { NULL, 0 };
-    pull_wish wish = { .known = given->manifest, .tags = tags };
+    pull_wish wish = { .known = given->manifest, .tags = tags, .import = l->import };
     if (!given->manifest || !digest_valid(given->manifest->digest))
         return fail(e, GRPC_INVALID_ARGUMENT, "an image without a manifest");
     for (size_t i = 0; i < MAX(given->names.n, (size_t)1) && wish.ntags < COUNT(tags); i++) {
         slice full = load_name(l->path, given->names.n ? given->names.p[i] : nameless, l->a);
         if (full.n && !slice_has(full, '@')) tags[wish.ntags++] = full;
     }
-    pull_begin(&p, l->store, -1);
+    pull_begin(&p, l->store, l->cancel_fd);
     p.source = l->from;
     int failed = pull_run(&p, &wish, id, e);
     p.source = helper_none;
     pull_end(&p);
-    size_t more = MAX(wish.ntags, (size_t)1);
-    slice *grown = failed ? NULL : arena_alloc(l->a, (l->names.n + more) * sizeof *grown);
-    if (failed || !grown)
-        return failed ? -1 : fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for names");
-    for (size_t i = 0; i < l->names.n; i++) grown[i] = l->names.p[i];
-    for (size_t i = 0; i < wish.ntags; i++) grown[l->names.n + i] = tags[i];
-    if (!wish.ntags) grown[l->names.n] = arena_copy(l->a, slice_of(id));
-    l->names = (slice_list){ grown, l->names.n + more };
-    return 0;
+    if (failed) return -1;
+    slice copy = arena_copy(l->a, slice_of(id));
+    bool noted = load_note(l->a, &l->ids, &copy, 1) &&
+                 load_note(l->a, &l->names, wish.ntags ? tags : &copy, MAX(wish.ntags, (size_t)1));
+    return noted ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for names");
 }
 
 static int load_all(load_state *l, error *e)
@@ -13659,13 +13671,9 @@ static int load_all(load_state *l, error *e)
     return 0;
 }
 
-/* Loads every image of an archive file (plain or compressed) or an OCI layout directory.
- * out->names, the arena's, get their tags; of one without a tag its ID. What came before a bad
- * image stays. */
-static int image_load(image_store *s, const char *path, arena *a, KrunLoadImageResponse *out,
-                      error *e)
+static int load_run(load_state *l, error *e)
 {
-    load_state l = { .store = s, .path = path, .from = helper_none, .a = a };
+    const char *path = l->path;
     OWNED_FD archive_fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     struct stat st;
     if (path[0] != '/')
@@ -13675,13 +13683,25 @@ static int image_load(image_store *s, const char *path, arena *a, KrunLoadImageR
                         path);
     if (!S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))
         return fail(e, GRPC_INVALID_ARGUMENT, "load %s: neither a file nor a directory", path);
-    OWNED_FD spool = openat(s->o.root_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    OWNED_FD spool = openat(l->store->o.root_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (spool < 0) return fail_sys(e, GRPC_INTERNAL, "load %s: temporary file", path);
-    int failed = helper_start(&l.from, "archive", (int[]){ archive_fd, spool }, -1, e) < 0 ||
-                 load_all(&l, e) < 0;
-    helper_stop(&l.from);
-    out->names.p = l.names.p, out->names.n = l.names.n;
+    int failed =
+        helper_start(&l->from, "archive", (int[]){ archive_fd, spool }, l->cancel_fd, e) < 0 ||
+        load_all(l, e) < 0;
+    helper_stop(&l->from);
     return failed ? fail_in(e, "load %s", path) : 0;
+}
+
+/* Loads every image of an archive file (plain or compressed) or an OCI layout directory.
+ * out->names, the arena's, get their tags; of one without a tag its ID. What came before a bad
+ * image stays. */
+static int image_load(image_store *s, const char *path, arena *a, KrunLoadImageResponse *out,
+                      error *e)
+{
+    load_state l = { .store = s, .path = path, .cancel_fd = -1, .from = helper_none, .a = a };
+    int failed = load_run(&l, e);
+    out->names.p = l.names.p, out->names.n = l.names.n;
+    return failed;
 }
 
 /* -- krun save ------------------------------------------------------------------------------------
@@ -14296,6 +14316,353 @@ static void images_collect(image_store *s)
     s->collecting = true;
     store_collect(s);
     pthread_mutex_unlock(&s->lock);
+}
+
+/* -- the import directory -------------------------------------------------------------------------
+ *
+ * What lies in the directory of the setting image-import is loaded, and its images are pinned while
+ * it lies there: archives, and directories that are OCI layouts. A record says which file its image
+ * came from and how that looked, so that a start loads only what has changed meanwhile.
+ *
+ * inotify(7) tells the event loop what has happened to which name; a thread of the store looks at
+ * the names one by one. A file counts when its writer has closed it or it was renamed to its name;
+ * what a start finds half written is a broken archive until then. A layout comes in many files, in
+ * any order, so all that is closed in it is a reason to try it again. */
+
+/* A directory that is watched: the import directory (name "") or a part of the layout `name`. */
+typedef struct import_watch { struct import_watch *next; int wd; char name[]; } import_watch;
+
+/* A name that something has happened to; "": look at everything. `whole`: not merely created. */
+typedef struct import_name { struct import_name *next; bool whole; char name[]; } import_name;
+
+/* What went wrong with a name the last time: it is told once. The thread's. */
+typedef struct import_trouble {
+    struct import_trouble *next;
+    error why;
+    char name[];
+} import_trouble;
+
+typedef struct {
+    image_store *store;
+    watch notify;            /* fd -1: nothing is watched */
+    import_trouble *troubles;
+    /* guarded by the store's lock */
+    import_watch *watches;
+    import_name *names;      /* in the order in which they came */
+    flight *running;         /* the thread's; images_close ends it like any other work */
+} image_import;
+
+enum { IMPORT_EVENTS = IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM | IN_DELETE | IN_CREATE |
+                       IN_MOVE_SELF | IN_ONLYDIR };
+
+/* Names of files that are not there yet for whoever writes them: hidden, *.tmp, *.part. */
+static bool import_ignores(slice name)
+{
+    return !name.n || slice_starts(name, ".") || slice_ends(name, ".tmp") ||
+           slice_ends(name, ".part");
+}
+
+static bool import_same(const ImportSource *a, const ImportSource *b) /* NULL: nothing */
+{
+    if (!a || !b) return a == b;
+    return a->size == b->size && a->mtime == b->mtime && a->inode == b->inode;
+}
+
+/* Makes the record say `now` of that file; NULL: nothing. Under `writing`. */
+static int import_note(image_store *s, const ImageRecord *r, slice name, const ImportSource *now,
+                       error *e)
+{
+    ImageRecord next = *r;
+    OWNED_ARENA a = arena_make(MIB);
+    next.imports.p = arena_alloc(&a, (r->imports.n + 1) * sizeof *next.imports.p);
+    next.imports.n = 0;
+    if (!next.imports.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
+    for (size_t i = 0; i < r->imports.n; i++)
+        if (!slice_eq(r->imports.p[i].name, name))
+            next.imports.p[next.imports.n++] = r->imports.p[i];
+    if (now) next.imports.p[next.imports.n++] = *now;
+    return store_rewrite(s, &next, e);
+}
+
+/* Settles which images the file `name` is the source of: those of `ids`, and it looks like `now`;
+ * NULL: none. How many records that has changed, or -1. */
+static int import_settle(image_store *s, slice name, const ImportSource *now, const slice_list *ids,
+                         error *e)
+{
+    int changed = 0;
+    pthread_mutex_lock(&s->writing);
+    for (const store_image *i = s->images; i && changed >= 0;) {
+        const ImageRecord *r = &i->record;
+        const ImportSource *want = now && list_has(ids->p, ids->n, r->id) ? now : NULL;
+        bool right = import_same(import_find(r, name), want);
+        if (!right) changed = import_note(s, r, name, want, e) < 0 ? -1 : changed + 1;
+        i = right ? i->next : s->images; /* the list has changed: look again */
+    }
+    pthread_mutex_unlock(&s->writing);
+    return changed;
+}
+
+/* Whether all that came from this file came from it as it is now. */
+static bool import_is_known(image_store *s, const ImportSource *now)
+{
+    size_t same = 0, other = 0;
+    pthread_mutex_lock(&s->lock);
+    for (const store_image *i = s->images; i; i = i->next) {
+        const ImportSource *had = import_find(&i->record, now->name);
+        if (had) *(import_same(had, now) ? &same : &other) += 1;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return same && !other;
+}
+
+/* Logs why a name could not be imported; the same reason once. NULL: all is well with it. */
+static void import_tell(image_import *m, const char *name, const error *why)
+{
+    import_trouble **at = &m->troubles;
+    while (*at && strcmp((*at)->name, name)) at = &(*at)->next;
+    import_trouble *had = *at;
+    if (had && why && !strcmp(had->why.text, why->text)) return;
+    if (had) *at = had->next;
+    free(had);
+    if (!why) return;
+    log_warn("import %s: %s", name, why->text);
+    import_trouble *made = malloc(sizeof *made + strlen(name) + 1);
+    if (!made) return;
+    made->next = m->troubles;
+    made->why = *why;
+    memcpy(made->name, name, strlen(name) + 1);
+    m->troubles = made;
+}
+
+/* Watches a directory. Its events are about `name`. False and errno. */
+static bool import_watch_add(image_import *m, const char *path, const char *name)
+{
+    int wd = inotify_add_watch(m->notify.fd, path, IMPORT_EVENTS);
+    import_watch *w = wd < 0 ? NULL : malloc(sizeof *w + strlen(name) + 1);
+    if (!w) return false;
+    pthread_mutex_lock(&m->store->lock);
+    import_watch **at = &m->watches; /* a directory that is watched already has its number again */
+    while (*at && (*at)->wd != wd) at = &(*at)->next;
+    import_watch *had = *at;
+    *w = (import_watch){ .next = had ? had->next : NULL, .wd = wd };
+    memcpy(w->name, name, strlen(name) + 1);
+    *at = w;
+    pthread_mutex_unlock(&m->store->lock);
+    free(had);
+    return true;
+}
+
+/* Loads a file or layout. Its images are pinned as they come; that all have come is said last. */
+static int import_load(image_import *m, const char *path, const ImportSource *now, error *e)
+{
+    OWNED_ARENA a = arena_make(64 * MIB);
+    ImportSource unfinished = { .name = now->name };
+    load_state l = { .store = m->store, .path = path, .cancel_fd = m->running->cancel,
+                     .import = &unfinished, .from = helper_none, .a = &a };
+    int64_t start = clock_mono();
+    if (load_run(&l, e) < 0) return -1;
+    fault_point("import.settle");
+    if (import_settle(m->store, now->name, now, &l.ids, e) < 0) return -1;
+    log_info("imported %s: %zu images in %.2f s", path, l.ids.n,
+             (double)(clock_mono() - start) / (double)NS_PER_SEC);
+    return 0;
+}
+
+/* How the file or layout looks that has this name. False: there is nothing that could be loaded.
+ * `whole`: its writer has closed it; else only a link counts, which is whole when it is made. */
+static bool import_look(image_import *m, const char *path, bool whole, ImportSource *out)
+{
+    static const char *const parts[] = { "", "/blobs", "/blobs/sha256" };
+    char inner[PATH_MAX + 16];
+    struct stat st, own;
+    if (stat(path, &st) < 0 || lstat(path, &own) < 0) return false;
+    if (S_ISDIR(st.st_mode)) {
+        for (size_t i = 0; i < COUNT(parts); i++) {
+            snprintf(inner, sizeof inner, "%s%s", path, parts[i]);
+            import_watch_add(m, inner, (const char *)out->name.p); /* what is not there will come */
+        }
+        snprintf(inner, sizeof inner, "%s/index.json", path);
+        if (stat(inner, &st) < 0) return false;
+    } else if (!whole && !S_ISLNK(own.st_mode) && own.st_nlink < 2) {
+        return false;
+    }
+    out->size = (uint64_t)st.st_size;
+    out->mtime = (int64_t)st.st_mtim.tv_sec * NS_PER_SEC + st.st_mtim.tv_nsec;
+    out->inode = st.st_ino;
+    return S_ISREG(st.st_mode);
+}
+
+/* Something has happened to a name of the directory. */
+static void import_one(image_import *m, const char *name, bool whole)
+{
+    error e = { 0 };
+    char path[PATH_MAX];
+    struct stat st;
+    ImportSource now = { .name = slice_of(name) };
+    snprintf(path, sizeof path, "%s/%s", m->store->o.import_dir, name);
+    if (import_look(m, path, whole, &now)) {
+        int failed = import_is_known(m->store, &now) ? 0 : import_load(m, path, &now, &e);
+        if (e.code != GRPC_CANCELLED) import_tell(m, name, failed ? &e : NULL);
+        return;
+    }
+    if (!whole && lstat(path, &st) == 0) return; /* a file that is being written */
+    int changed = import_settle(m->store, now.name, NULL, NULL, &e);
+    if (changed > 0)
+        log_info("import %s is gone: %d images are not pinned by it now", path, changed);
+    import_tell(m, name, changed < 0 ? &e : NULL);
+}
+
+/* Watches the import directory itself, and makes it if it is not there. */
+static int import_watch_top(image_import *m, error *e)
+{
+    const char *dir = m->store->o.import_dir;
+    OWNED_FD slash = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (import_watch_add(m, dir, "")) return 0;
+    if (errno != ENOENT) return fail_sys(e, GRPC_INTERNAL, "watch %s", dir);
+    log_warn("import: there is no directory %s: it is made", dir);
+    OWNED_FD made = make_dir_inside(slash, dir, 0755, e);
+    if (made < 0) return -1;
+    return import_watch_add(m, dir, "") ? 0 : fail_sys(e, GRPC_INTERNAL, "watch %s", dir);
+}
+
+/* The files that records speak of, each once; the arena's. */
+static slice_list import_sources(image_store *s, arena *a)
+{
+    slice_list list = { NULL, 0 };
+    pthread_mutex_lock(&s->lock);
+    for (const store_image *i = s->images; i; i = i->next)
+        for (size_t k = 0; k < i->record.imports.n; k++) {
+            slice name = arena_copy(a, i->record.imports.p[k].name);
+            if (name.n && !list_has(list.p, list.n, name)) load_note(a, &list, &name, 1);
+        }
+    pthread_mutex_unlock(&s->lock);
+    return list;
+}
+
+/* At the start, and when events were lost: looks at every name that there is, or was. */
+static void import_all(image_import *m)
+{
+    error e = { 0 };
+    struct dirent **names = NULL;
+    OWNED_ARENA a = arena_make(64 * MIB);
+    const char *dir = m->store->o.import_dir;
+    import_tell(m, dir, import_watch_top(m, &e) < 0 ? &e : NULL);
+    int n = scandir(dir, &names, NULL, alphasort);
+    for (int i = 0; i < n; i++) {
+        if (!import_ignores(slice_of(names[i]->d_name))) import_one(m, names[i]->d_name, true);
+        free(names[i]);
+    }
+    free(names);
+    slice_list known = import_sources(m->store, &a);
+    for (size_t i = 0; i < known.n; i++) import_one(m, (const char *)known.p[i].p, false);
+}
+
+/* The thread: looks at names until there are none. */
+static void *import_run(void *arg)
+{
+    image_import *m = arg;
+    image_store *s = m->store;
+    pthread_mutex_lock(&s->lock);
+    for (import_name *one; !s->closing && (one = m->names);) {
+        m->names = one->next;
+        pthread_mutex_unlock(&s->lock);
+        if (*one->name) import_one(m, one->name, one->whole);
+        else import_all(m);
+        free(one);
+        pthread_mutex_lock(&s->lock);
+    }
+    flight_land(s, m->running, NULL);
+    flight_unref(m->running);
+    m->running = NULL;
+    store_thread_ends(s);
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}
+
+/* Has the thread look at a name. Under the lock. */
+static void import_push(image_import *m, const char *name, bool whole)
+{
+    bool first;
+    import_name **at = &m->names;
+    while (*at && strcmp((*at)->name, name)) at = &(*at)->next;
+    import_name *one = *at ? *at : calloc(1, sizeof *one + strlen(name) + 1);
+    if (!one) { log_warn("import %s: out of memory", name); return; }
+    one->whole = one->whole || whole;
+    memcpy(one->name, name, strlen(name) + 1);
+    *at = one;
+    if (m->running || m->store->closing) return;
+    m->running = flight_join(m->store, "import", &first);
+    if (m->running && store_thread(m->store, import_run, m)) return;
+    log_warn("import %s: out of memory, threads or descriptors: at the next event", name);
+    if (m->running) flight_unlist(m->store, m->running), flight_unref(m->running);
+    m->running = NULL;
+}
+
+/* One event. Under the lock. */
+static void import_event(image_import *m, const struct inotify_event *event, const char *name)
+{
+    import_watch **at = &m->watches, *w;
+    if (event->mask & IN_Q_OVERFLOW) { import_push(m, "", true); return; }
+    while (*at && (*at)->wd != event->wd) at = &(*at)->next;
+    if (!(w = *at)) return;
+    bool renamed = event->mask & IN_MOVE_SELF && !*w->name; /* of a layout its parent tells us */
+    if (event->mask & IN_IGNORED || renamed) { /* IGNORED: removed or unmounted */
+        if (renamed) inotify_rm_watch(m->notify.fd, event->wd);
+        *at = w->next;
+        import_push(m, w->name, true);
+        free(w);
+        return;
+    }
+    if (event->mask & IN_MOVE_SELF) return;
+    bool created = event->mask & IN_CREATE && !(event->mask & IN_ISDIR);
+    if (!*w->name && !import_ignores(slice_of(name))) import_push(m, name, !created);
+    if (*w->name && !created) import_push(m, w->name, true);
+}
+
+static void import_ready(watch *w, uint32_t events)
+{
+    image_import *m = OWNER(w, image_import, notify);
+    struct inotify_event one;
+    char bytes[16 * KIB];
+    (void)events;
+    ssize_t n = read(w->fd, bytes, sizeof bytes);
+    pthread_mutex_lock(&m->store->lock);
+    for (char *p = bytes; n > 0 && p < bytes + n; p += sizeof one + one.len) {
+        memcpy(&one, p, sizeof one);
+        import_event(m, &one, one.len ? p + sizeof one : "");
+    }
+    pthread_mutex_unlock(&m->store->lock);
+}
+
+/* Begins with the import directory, if the settings name one: on the loop's thread. Whatever goes
+ * wrong with it is a warning: the node has other images. */
+static void import_open(image_import *m, image_store *s, loop *l)
+{
+    error e;
+    *m = (image_import){ .store = s, .notify = { -1, import_ready } };
+    if (!s->o.import_dir || !*s->o.import_dir) return;
+    m->notify.fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+    if (m->notify.fd < 0) fail_sys(&e, GRPC_RESOURCE_EXHAUSTED, "inotify");
+    if (m->notify.fd < 0 || loop_watch(l, &m->notify, EPOLLIN, &e) < 0) {
+        log_warn("import %s: %s", s->o.import_dir, e.text);
+        close_fd(&m->notify.fd);
+        return;
+    }
+    pthread_mutex_lock(&s->lock);
+    import_push(m, "", true);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* After images_close, which has ended the thread. */
+static void import_close(image_import *m)
+{
+    if (m->store) close_fd(&m->notify.fd);
+    for (import_watch *next; m->watches; m->watches = next)
+        next = m->watches->next, free(m->watches);
+    for (import_name *next; m->names; m->names = next)
+        next = m->names->next, free(m->names);
+    for (import_trouble *next; m->troubles; m->troubles = next)
+        next = m->troubles->next, free(m->troubles);
 }
 
 /* == 17. Root filesystem and volumes =========================================================
@@ -23213,6 +23580,8 @@ static int settings_resolve(const krun_options *given, arena *a, runtime_options
     if (!*all.socket) all.socket = arena_printf(a, "%s/krun.sock", all.run);
     if (all.root[0] != '/' || all.run[0] != '/')
         return fail(e, GRPC_INVALID_ARGUMENT, "root and run must be absolute paths");
+    if (*all.image_import && all.image_import[0] != '/')
+        return fail(e, GRPC_INVALID_ARGUMENT, "image-import must be an absolute path");
     int level = settings_choice("log-level", all.log_level, levels, e);
     int ignore = settings_choice("missing-controllers", all.missing_controllers, missing, e);
     int keep = settings_choice("keep-blobs", all.keep_blobs, truth, e);
@@ -23247,6 +23616,7 @@ typedef struct {
     arena memory;              /* the settings */
     runtime_options options;
     runtime runtime;
+    image_import import;
     loop loop;
     grpc_method methods[SERVICES_METHODS];
     grpc_server *server;
@@ -23339,6 +23709,7 @@ static int daemon_open_state(krund *d, error *e)
     r->images = images_open(&images, e);
     if (!r->images || runtime_resume(r, e) < 0) return -1;
     images_collect(r->images); /* only now is it known which layers containers use */
+    import_open(&d->import, r->images, &d->loop);
     return 0;
 }
 
@@ -23391,6 +23762,7 @@ static void daemon_close(krund *d)
         unlock_state(r);
         runtime_forget(r);
         if (r->images) images_close(r->images);
+        import_close(&d->import);
     }
     if (r->monitors >= 0) { /* gone only when no pod is left: else rmdir(2) says EBUSY */
         cg_remove_empty(&r->cgroups, r->home, &e);

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tarfile
 import tempfile
@@ -328,3 +329,313 @@ def image_pinned_names_images_and_patterns(k):
         k.flags = flags
         k.restart()
     drop(k, name)
+
+
+# -- the import directory -------------------------------------------------------------------------
+
+class Import:
+    """Restarts the daemon with an import directory, and without it at the end."""
+
+    def __init__(self, k, make=True):
+        self.k, self.flags = k, list(k.flags)
+        self.path = tempfile.mkdtemp(prefix="import-", dir=k.work)
+        if not make:
+            os.rmdir(self.path)
+        k.flags = [*self.flags, "--image-import", self.path]
+
+    def __enter__(self):
+        open(self.k.directory + "/daemon.log", "w").close()
+        self.k.restart()
+        return self
+
+    def __exit__(self, *_):
+        self.k.flags = self.flags
+        self.k.environment = {}
+        self.k.restart()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def aside(self, name):
+        """A path on the same file system, outside."""
+        return f"{self.k.work}/{os.path.basename(self.path)}-{name}"
+
+    def move(self, name, source):
+        os.rename(source, f"{self.path}/{name}")
+
+    def log(self):
+        return self.k.log_end(10000)
+
+    def restart_and_look(self):
+        """A start with an empty log; comes back when every name has had its turn, the last in the alphabet
+        being no archive."""
+        self.k.end(9)
+        open(self.k.directory + "/daemon.log", "w").close()
+        with open(self.path + "/zz", "w") as f:
+            f.write("no archive")
+        self.k.start()
+        self.tells("import zz: ")
+        os.unlink(self.path + "/zz")
+
+    def tells(self, text, times=1):
+        until(f"{times} times \"{text}\" in the log", lambda: self.log().count(text) >= times)
+
+
+def is_pinned(k, name, wanted_id=None):
+    found = status(k, name)
+    return found.pinned and (wanted_id is None or found.id == wanted_id)
+
+
+def archive(path, image, *names):
+    return images.write_tar(images.docker_files(image, list(names)), path)
+
+
+def tagged(title):
+    return Image([Tree().file("title", title)], {"Cmd": ["/none"], "Labels": {"t": title}})
+
+
+@restarts
+@test
+def archives_of_every_kind_become_pinned_images_until_they_are_removed(k):
+    with Import(k) as d:
+        made, plain = {}, {}
+        for form in ("docker.tar", "oci.tar", "x.tar.gz", "x.tar.zst"):
+            name = f"import.test/{form.replace('.', '-')}:1"
+            image = plain[form] = tagged(form)
+            files = (images.oci_files(image, name) if form == "oci.tar"
+                     else images.docker_files(image, [name]))
+            images.write_tar(files, d.aside(form))
+            if form.endswith(("gz", "zst")):
+                program = ["gzip", "-f"] if form.endswith("gz") else ["zstd", "-q", "-f"]
+                with open(d.aside(form), "rb") as source, open(d.aside("c"), "wb") as to:
+                    subprocess.check_call([*program, "-c"], stdin=source, stdout=to)
+                os.rename(d.aside("c"), d.aside(form))
+            made[form] = name
+        d.move("docker.tar", d.aside("docker.tar"))  # moved in
+        shutil.copy(d.aside("oci.tar"), d.path + "/oci.tar")  # written there
+        os.symlink(d.aside("x.tar.gz"), d.path + "/x.tar.gz")
+        os.link(d.aside("x.tar.zst"), d.path + "/x.tar.zst")
+        for form, name in made.items():
+            until(f"{form} is imported", lambda name=name: is_pinned(k, name))
+            equal(status(k, name).id, plain[form].id, f"id of {form}")
+        for form in made:
+            os.unlink(f"{d.path}/{form}")
+        for form, name in made.items():
+            until(f"{form} is not pinned", lambda name=name: not status(k, name).pinned)
+            check(status(k, name).id, f"{form} is still there")
+        drop(k, *made.values())
+
+
+@restarts
+@test
+def OCI_layouts_become_pinned_images_however_they_come(k):
+    with Import(k) as d:
+        def layout(title, tag="1"):
+            image = tagged(title)
+            path = images.write_directory(images.oci_files(image, f"import.test/{title}:{tag}"), d.aside(title))
+            return image, path
+        image, path = layout("moved")
+        d.move("moved", path)
+        until("one moved in", lambda: is_pinned(k, "import.test/moved:1", image.id))
+        # Copied, the index first and the blobs after it, with a stop where a blob is half there.
+        image, path = layout("copied")
+        os.makedirs(d.path + "/copied/blobs/sha256")
+        shutil.copy(path + "/index.json", d.path + "/copied")
+        d.tells("import copied: ")
+        blobs = sorted(os.listdir(path + "/blobs/sha256"))
+        for blob in blobs:
+            shutil.copy(f"{path}/blobs/sha256/{blob}", d.path + "/copied/blobs/sha256")
+        shutil.copy(path + "/oci-layout", d.path + "/copied")
+        until("one copied", lambda: is_pinned(k, "import.test/copied:1", image.id))
+        # Made in place by a tool.
+        name = pulled(k, tagged("by skopeo"), "import/skopeo")
+        drop(k, name)
+        run("skopeo", "copy", "--insecure-policy", "--src-tls-verify=false", f"docker://{name}",
+            f"oci:{d.path}/by-skopeo:v1")
+        until("one by skopeo", lambda: is_pinned(k, "localhost/by-skopeo:v1"))
+        # The index changes: the old image is not pinned any more, the new one is.
+        newer, path = layout("newer")
+        for blob in os.listdir(path + "/blobs/sha256"):
+            shutil.copy(f"{path}/blobs/sha256/{blob}", d.path + "/moved/blobs/sha256")
+        os.rename(path + "/index.json", d.path + "/moved/index.json")
+        until("the newer one", lambda: is_pinned(k, "import.test/newer:1", newer.id))
+        until("the old one", lambda: not is_pinned(k, "import.test/moved:1"))
+        os.unlink(d.path + "/moved/index.json")
+        until("without an index", lambda: not is_pinned(k, "import.test/newer:1"))
+        os.rename(d.path + "/copied", d.path + "/renamed")
+        d.tells("imported " + d.path + "/renamed")
+        check(is_pinned(k, "import.test/copied:1"), "renamed, it is pinned")
+        shutil.rmtree(d.path + "/renamed")
+        until("removed", lambda: not is_pinned(k, "import.test/copied:1"))
+        os.rename(d.path + "/by-skopeo", d.aside("away"))
+        until("moved away", lambda: not is_pinned(k, "localhost/by-skopeo:v1"))
+        drop(k, "import.test/moved:1", "import.test/copied:1", "import.test/newer:1", "localhost/by-skopeo:v1")
+
+
+@restarts
+@test
+def a_file_counts_when_it_is_whole_and_a_broken_one_is_one_warning(k):
+    with Import(k) as d:
+        image = tagged("slow")
+        with open(archive(d.aside("slow"), image, "import.test/slow:1"), "rb") as f:
+            data = f.read()
+        for name in (".hidden.tar", "x.tmp", "x.part"):
+            shutil.copy(d.aside("slow"), f"{d.path}/{name}")
+        with open(d.path + "/slow.tar", "wb") as to:
+            to.write(data[:3000])
+            to.flush()
+            for name in ("broken.tar", "text.txt"):
+                with open(f"{d.path}/{name}", "wb") as f:
+                    f.write(data[:3000] if name == "broken.tar" else b"no archive\n")
+                d.tells(f"import {name}: ")  # so its turn has come, and that of what came before it
+            check(not status(k, "import.test/slow:1").id, "nothing is loaded yet")
+            equal(d.log().count("import slow.tar"), 0, "warnings of what is being written")
+            to.write(data[3000:])
+        until("it is whole", lambda: is_pinned(k, "import.test/slow:1", image.id))
+        log = d.log()
+        for name in ("broken.tar", "text.txt"):
+            equal(log.count(f"import {name}: "), 1, f"warnings of {name}")
+        for name in (".hidden.tar", "x.tmp", "x.part"):
+            check(name not in log, f"{name} is ignored")
+        os.rename(d.path + "/x.part", d.path + "/x.tar")
+        d.tells("imported " + d.path + "/x.tar")
+        os.unlink(d.path + "/slow.tar")
+        d.tells(d.path + "/slow.tar is gone")
+        check(is_pinned(k, "import.test/slow:1"), "two files had it, one has it still")
+        # The broken one is made whole.
+        shutil.copy(archive(d.aside("mended"), tagged("mended"), "import.test/mended:1"), d.path + "/broken.tar")
+        until("it is mended", lambda: is_pinned(k, "import.test/mended:1"))
+        drop(k, "import.test/slow:1", "import.test/mended:1")
+
+
+@restarts
+@test
+def a_file_replaced_by_a_newer_one_hands_its_pin_on(k):
+    with Import(k) as d:
+        one, two = tagged("version 1"), tagged("version 2")
+        d.move("app.tar", archive(d.aside("1"), one, "import.test/app:1", "import.test/app:old"))
+        until("the first", lambda: is_pinned(k, "import.test/app:1", one.id))
+        d.move("app.tar", archive(d.aside("2"), two, "import.test/app:1"))
+        until("the second", lambda: is_pinned(k, "import.test/app:1", two.id))
+        until("the first is let go", lambda: not is_pinned(k, one.id))
+        equal(list(status(k, one.id).repo_tags), ["import.test/app:old"], "its names")
+        # Written over in place by a broken one: what is there stays as it is.
+        with open(d.path + "/app.tar", "r+b") as f:
+            f.truncate(700)
+        d.tells("import app.tar: ")
+        check(is_pinned(k, "import.test/app:1", two.id), "the second is still pinned")
+        os.unlink(d.path + "/app.tar")
+        until("and gone with the file", lambda: not is_pinned(k, "import.test/app:1"))
+        drop(k, one.id, two.id)
+
+
+@restarts
+@test
+def what_happened_while_the_daemon_was_down_is_seen_at_its_start(k):
+    with Import(k) as d:
+        for name in ("stays", "goes", "changes"):
+            d.move(name + ".tar", archive(d.aside(name), tagged(name), f"import.test/{name}:1"))
+        for name in ("stays", "goes", "changes"):
+            until(name, lambda name=name: is_pinned(k, f"import.test/{name}:1"))
+        changed = tagged("changed")
+        k.stop()
+        os.unlink(d.path + "/goes.tar")
+        d.move("changes.tar", archive(d.aside("changed"), changed, "import.test/changes:1"))
+        d.move("comes.tar", archive(d.aside("comes"), tagged("comes"), "import.test/comes:1"))
+        d.restart_and_look()
+        until("the new one", lambda: is_pinned(k, "import.test/comes:1"))
+        until("the changed one", lambda: is_pinned(k, "import.test/changes:1", changed.id))
+        until("the one that is gone", lambda: not is_pinned(k, "import.test/goes:1"))
+        check(status(k, "import.test/goes:1").id, "which is still there")
+        check(is_pinned(k, "import.test/stays:1"), "the one that stays")
+        equal(d.log().count("stays.tar"), 0, "times that the unchanged one is in the log")
+        # Without the setting, what was imported is not pinned.
+        k.flags = d.flags
+        k.restart()
+        check(not is_pinned(k, "import.test/stays:1"), "the setting is gone")
+        drop(k, *(f"import.test/{n}:1" for n in ("stays", "goes", "changes", "comes")))
+
+
+@restarts
+@test
+def killed_in_the_middle_of_an_import_krun_finishes_it_at_the_next_start(k):
+    names = [f"import.test/killed:{i}" for i in range(3)]
+    made = [tagged(n) for n in names]
+    files = {}
+    for image, name in zip(made, names):
+        part = images.docker_files(image, [name])
+        entries = json.loads(files.get("manifest.json", b"[]")) + json.loads(part["manifest.json"])
+        files.update(part)
+        files["manifest.json"] = json.dumps(entries).encode()
+    with Import(k) as d:
+        images.write_tar(files, d.aside("all"))
+        for step in ("pull.layer:2", "pull.record:2", "pull.tags:2", "import.settle:1", "record:4", "record:5"):
+            k.end(9)
+            k.environment = {"KRUN_FAULT": step}
+            k.spawn()
+            shutil.copy(d.aside("all"), d.path + "/all.tar")
+            until(f"it is killed at {step}", lambda: k.process.poll() is not None)
+            k.environment = {}
+            k.start()
+            for image, name in zip(made, names):
+                until(f"{name} after {step}", lambda i=image, n=name: is_pinned(k, n, i.id))
+            d.tells("imported " + d.path + "/all.tar")
+            d.restart_and_look()
+            equal(d.log().count("all.tar"), 0, f"the next start has nothing to do after {step}")
+            os.unlink(d.path + "/all.tar")
+            for name in names:
+                until("it is let go", lambda n=name: not is_pinned(k, n))
+            drop(k, *names)
+
+
+@restarts
+@test
+def an_import_that_goes_on_does_not_delay_the_daemons_end(k):
+    with Import(k) as d:
+        d.move("big.tar", archive(d.aside("big"), big("end"), "import.test/big:1"))
+        pid = until("it has begun",
+                    lambda: [p for p, line in processes().items() if line.startswith("krun archive")])[0]
+        os.kill(pid, signal.SIGSTOP)  # it would take for ever
+        equal(k.stop(), 0, "the exit status")
+        equal([p for p in processes().values() if p.startswith(("krun archive", "krun unpack"))], [], "helpers")
+        check("import big.tar" not in d.log(), "no warning: it was us")
+        k.start()
+        until("it comes at the next start", lambda: is_pinned(k, "import.test/big:1"))
+        drop(k, "import.test/big:1")
+
+
+@restarts
+@test
+def a_directory_that_is_not_there_is_made_and_made_again(k):
+    with Import(k, make=False) as d:
+        d.tells("there is no directory " + d.path)
+        until("it is made", lambda: os.path.isdir(d.path))
+        d.move("a.tar", archive(d.aside("a"), tagged("a"), "import.test/a:1"))
+        until("it is watched", lambda: is_pinned(k, "import.test/a:1"))
+        os.rename(d.path, d.aside("renamed"))
+        until("another is made", lambda: os.path.isdir(d.path))
+        until("what was in it is not pinned", lambda: not is_pinned(k, "import.test/a:1"))
+        d.move("b.tar", archive(d.aside("b"), tagged("b"), "import.test/b:1"))
+        until("that one is watched", lambda: is_pinned(k, "import.test/b:1"))
+        shutil.rmtree(d.path)
+        until("b is not pinned", lambda: not is_pinned(k, "import.test/b:1"))
+        until("again", lambda: os.path.isdir(d.path))
+        d.move("a.tar", archive(d.aside("a"), tagged("a"), "import.test/a:1"))
+        until("and watched", lambda: is_pinned(k, "import.test/a:1"))
+        drop(k, "import.test/a:1", "import.test/b:1")
+    k.stop()
+    done = subprocess.run([*k.command(), "--image-import", "not/absolute"], stderr=subprocess.PIPE, check=False)
+    holds("image-import must be an absolute path", done.stderr.decode(), "what a relative one gets")
+    k.start()
+
+
+@restarts
+@test
+def an_imported_image_goes_when_it_is_removed_by_name(k):
+    with Import(k) as d:
+        d.move("a.tar", archive(d.aside("a"), tagged("rm"), "import.test/rm:1"))
+        until("it is there", lambda: is_pinned(k, "import.test/rm:1"))
+        holds("stays pinned", k.cli("unpin", "import.test/rm:1").stderr.decode(), "what unpin says")
+        drop(k, "import.test/rm:1")
+        check(not status(k, "import.test/rm:1").id, "it is gone")
+        k.restart()
+        until("it is back at the next start", lambda: is_pinned(k, "import.test/rm:1"))
+        drop(k, "import.test/rm:1")
