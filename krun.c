@@ -13729,7 +13729,7 @@ typedef struct {
     arena a;
     helper reader;
     save_blob *blobs;
-    buf index;         /* the entries of index.json */
+    buf index, docker; /* the entries of index.json; of manifest.json */
     size_t entries;
 } save_state;
 
@@ -13740,6 +13740,8 @@ typedef struct {
     const save_blob *layers[LAYERS_MAX];
     slice diff_ids[LAYERS_MAX]; /* of these blobs: a packed layer is a plain tar, so its digest */
     bool kept;
+    const save_blob *new_config, *new_manifest; /* what stands for the image in the archive */
+    slice type;                                 /* the manifest's */
 } save_image;
 
 #define OCI_TYPE "application/vnd.oci.image."
@@ -13916,17 +13918,17 @@ static const char *save_layer_type(slice sent)
     return slice_ends(sent, "zstd") ? OCI_TYPE "layer.v1.tar+zstd" : OCI_TYPE "layer.v1.tar";
 }
 
-/* Config and manifest for layers that are others now; the manifest's blob. */
-static const save_blob *save_new_manifest(save_state *s, save_image *i, error *e)
+/* Config and manifest for layers that are others now. */
+static int save_new_documents(save_state *s, save_image *i, error *e)
 {
     OWNED_BUF text = { 0 };
     ReadAnswer written;
     size_t n = i->config.diff_ids.n;
     ReadRequest q = { .is_config = true, .body = i->record->config_json };
     q.diff_ids.p = i->diff_ids, q.diff_ids.n = n;
-    if (reader_ask(&s->reader, &q, &s->a, &written, e) < 0) return NULL;
-    const save_blob *config = save_document(s, written.body, e);
-    if (!config) return NULL;
+    if (reader_ask(&s->reader, &q, &s->a, &written, e) < 0) return -1;
+    const save_blob *config = i->new_config = save_document(s, written.body, e);
+    if (!config) return -1;
     buf_printf(&text, "{\"schemaVersion\":2,\"mediaType\":\"" OCI_TYPE "manifest.v1+json\","
                       "\"config\":{\"mediaType\":\"" OCI_TYPE "config.v1+json\","
                       "\"digest\":\"%s\",\"size\":%" PRIu64 "},\"layers\":[",
@@ -13936,13 +13938,22 @@ static const save_blob *save_new_manifest(save_state *s, save_image *i, error *e
                    k ? "," : "", save_layer_type(i->layers[k]->media_type), i->layers[k]->digest,
                    i->layers[k]->size);
     buf_str(&text, "]}");
-    if (text.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the archive"), NULL;
-    return save_document(s, buf_view(&text), e);
+    if (text.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the archive");
+    i->type = SLICE(OCI_TYPE "manifest.v1+json");
+    return (i->new_manifest = save_document(s, buf_view(&text), e)) ? 0 : -1;
+}
+
+static int save_old_documents(save_state *s, save_image *i, error *e)
+{
+    i->type = i->manifest.media_type;
+    i->new_config = save_document(s, i->record->config_json, e);
+    i->new_manifest = i->new_config ? save_document(s, i->record->manifest, e) : NULL;
+    return i->new_manifest ? 0 : -1;
 }
 
 /* An entry of index.json. The name stands in two annotations: containerd and krun read the first,
- * skopeo and podman the tag in the second. */
-static int save_index(save_state *s, slice type, const save_blob *manifest, slice name, error *e)
+ * skopeo the tag in the second. */
+static int save_index(save_state *s, const save_image *i, slice name, error *e)
 {
     image_ref ref;
     OWNED_ARENA a = arena_make(MIB);
@@ -13950,8 +13961,9 @@ static int save_index(save_state *s, slice type, const save_blob *manifest, slic
     if (s->entries++ >= SAVE_ENTRIES)
         return fail(e, GRPC_INVALID_ARGUMENT, "more than %d names for one archive", SAVE_ENTRIES);
     buf_str(out, s->entries > 1 ? ",{\"mediaType\":" : "{\"mediaType\":");
-    json_string(out, type);
-    buf_printf(out, ",\"digest\":\"%s\",\"size\":%" PRIu64, manifest->digest, manifest->size);
+    json_string(out, i->type);
+    buf_printf(out, ",\"digest\":\"%s\",\"size\":%" PRIu64, i->new_manifest->digest,
+               i->new_manifest->size);
     if (name.n) {
         if (image_ref_parse(name, &a, &ref, e) < 0) return -1;
         buf_str(out, ",\"annotations\":{\"io.containerd.image.name\":");
@@ -13962,6 +13974,23 @@ static int save_index(save_state *s, slice type, const save_blob *manifest, slic
     }
     buf_byte(out, '}');
     return 0;
+}
+
+/* An entry of manifest.json, docker's own index. It is for docker before version 25, and for
+ * podman, which reads a layout of several images only this way. */
+static void save_docker(save_state *s, const save_image *i, const slice *tags, size_t ntags)
+{
+    buf *out = &s->docker;
+    buf_printf(out, "%s{\"Config\":\"blobs/sha256/%s\",\"RepoTags\":[", out->n ? "," : "",
+               i->new_config->digest + 7);
+    for (size_t k = 0; k < ntags; k++) {
+        if (k) buf_byte(out, ',');
+        json_string(out, tags[k]);
+    }
+    buf_str(out, "],\"Layers\":[");
+    for (size_t k = 0; k < i->config.diff_ids.n; k++)
+        buf_printf(out, "%s\"blobs/sha256/%s\"", k ? "," : "", i->layers[k]->digest + 7);
+    buf_str(out, "]}");
 }
 
 /* One image, under the name that it was asked for by; asked for by ID or digest, under all. */
@@ -13978,23 +14007,21 @@ static int save_one(save_state *s, const ImageRecord *r, slice given, error *e)
     if (r->manifest.n && reader_ask(&s->reader, &manifest, &s->a, &i.manifest, &none) < 0)
         i.manifest = (ReadAnswer){ 0 };
     if (save_layers(s, &i, e) < 0) return -1;
-    bool as_sent = i.kept && save_document(s, r->config_json, e);
-    const save_blob *b = as_sent   ? save_document(s, r->manifest, e)
-                         : !i.kept ? save_new_manifest(s, &i, e)
-                                   : NULL;
-    if (!b) return -1;
-    slice type = as_sent ? i.manifest.media_type : SLICE(OCI_TYPE "manifest.v1+json");
-    if (list_has(r->repo_tags.p, r->repo_tags.n, full)) return save_index(s, type, b, full, e);
-    if (!r->repo_tags.n) return save_index(s, type, b, (slice){ NULL, 0 }, e);
-    for (size_t k = 0; k < r->repo_tags.n; k++)
-        if (save_index(s, type, b, r->repo_tags.p[k], e) < 0) return -1;
+    if ((i.kept ? save_old_documents(s, &i, e) : save_new_documents(s, &i, e)) < 0) return -1;
+    bool by_tag = list_has(r->repo_tags.p, r->repo_tags.n, full);
+    const slice *tags = by_tag ? &full : r->repo_tags.p;
+    size_t ntags = by_tag ? 1 : r->repo_tags.n;
+    save_docker(s, &i, tags, ntags);
+    if (!ntags) return save_index(s, &i, (slice){ NULL, 0 }, e);
+    for (size_t k = 0; k < ntags; k++)
+        if (save_index(s, &i, tags[k], e) < 0) return -1;
     return 0;
 }
 
 static int save_all(save_state *s, const slice *names, const ImageRecord *const *records, size_t n,
                     error *e)
 {
-    OWNED_BUF text = { 0 }, end = { 0 };
+    OWNED_BUF text = { 0 }, docker = { 0 }, end = { 0 };
     if (helper_start(&s->reader, "read", (int[]){ -1, -1 }, s->cancel_fd, e) < 0) return -1;
     if (save_member(s, "oci-layout", SLICE("{\"imageLayoutVersion\":\"1.0.0\"}"), e) < 0)
         return -1;
@@ -14005,10 +14032,15 @@ static int save_all(save_state *s, const slice *names, const ImageRecord *const 
                    "\"manifests\":[");
     buf_slice(&text, buf_view(&s->index));
     buf_str(&text, "]}");
+    buf_byte(&docker, '[');
+    buf_slice(&docker, buf_view(&s->docker));
+    buf_byte(&docker, ']');
     tar_put_end(&end);
-    if (text.oom || s->index.oom || s->a.oom)
+    if (text.oom || docker.oom || s->index.oom || s->docker.oom || s->a.oom)
         return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the archive");
-    if (save_member(s, "index.json", buf_view(&text), e) < 0) return -1;
+    if (save_member(s, "index.json", buf_view(&text), e) < 0 ||
+        save_member(s, "manifest.json", buf_view(&docker), e) < 0)
+        return -1;
     return save_buf(s, &end, e);
 }
 
@@ -14029,6 +14061,7 @@ static int image_save(image_store *s, const slice_list *names, int cancel_fd, ta
     for (size_t i = 0; i < n; i++) image_drop(s, records[i]);
     helper_stop(&save.reader);
     buf_free(&save.index);
+    buf_free(&save.docker);
     arena_free(&save.a);
     return failed;
 }
@@ -14499,6 +14532,11 @@ static void import_one(image_import *m, const char *name, bool whole)
     char path[PATH_MAX];
     struct stat st;
     ImportSource now = { .name = slice_of(name) };
+    if (!utf8_valid(now.name)) { /* no record could hold it */
+        fail(&e, GRPC_INVALID_ARGUMENT, "the name is not UTF-8");
+        import_tell(m, name, &e);
+        return;
+    }
     snprintf(path, sizeof path, "%s/%s", m->store->o.import_dir, name);
     if (import_look(m, path, whole, &now)) {
         int failed = import_is_known(m->store, &now) ? 0 : import_load(m, path, &now, &e);

@@ -45,6 +45,7 @@ need_for_check()
     need skopeo have_command skopeo
     need umoci have_command umoci
     need podman have_command podman
+    need zstd have_command zstd
 }
 
 # Debian's other package of that name needs libraries, which no container has.

@@ -122,17 +122,33 @@ def what_save_writes_umoci_unpacks_to_the_tree_that_the_registry_has(k):
     drop(k, name)
 
 
+def podman(k):
+    """podman's command with a store of its own."""
+    run_root = tempfile.mkdtemp(prefix="p-")  # podman wants a short path
+    return ["podman", "--root", k.work + "/podman-" + os.path.basename(run_root), "--runroot", run_root,
+            "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"]
+
+
 @test
 def podman_loads_what_save_writes_under_its_name(k):
     name = pulled(k, rich("podman"), "save/podman")
     k.cli("save", "--output", k.work + "/podman.tar", name)
-    run_root = tempfile.mkdtemp(prefix="p-")  # podman wants a short path
-    podman = ["podman", "--root", k.work + "/podman", "--runroot", run_root,
-              "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"]
-    holds(name, run(*podman, "load", "-i", k.work + "/podman.tar"), "what podman says")
-    shown = json.loads(run(*podman, "image", "inspect", name))[0]
+    command = podman(k)
+    holds(name, run(*command, "load", "-i", k.work + "/podman.tar"), "what podman says")
+    shown = json.loads(run(*command, "image", "inspect", name))[0]
     equal((shown["Config"]["Cmd"], shown["Labels"]), (["/bin/sh"], {"t": "podman"}), "the config")
     drop(k, name)
+
+
+@test
+def podman_loads_all_images_of_one_archive(k):
+    names = [pulled(k, rich(f"podman {i}"), f"save/podman-{i}") for i in range(2)]
+    k.cli("save", "-o", k.work + "/two.tar", *names)
+    command = podman(k)
+    run(*command, "load", "-i", k.work + "/two.tar")
+    for i, name in enumerate(names):
+        equal(json.loads(run(*command, "image", "inspect", name))[0]["Labels"], {"t": f"podman {i}"}, name)
+    drop(k, *names)
 
 
 @test
@@ -440,6 +456,12 @@ def OCI_layouts_become_pinned_images_however_they_come(k):
         os.makedirs(d.path + "/copied/blobs/sha256")
         shutil.copy(path + "/index.json", d.path + "/copied")
         d.tells("import copied: ")
+        with open(d.path + "/copied/blobs/sha256/other", "w") as f:
+            f.write("not what it waits for")
+        with open(d.path + "/then.txt", "w") as f:
+            f.write("this is looked at after that")
+        d.tells("import then.txt: ")
+        equal(d.log().count("import copied: "), 1, "times that the same reason is told")
         blobs = sorted(os.listdir(path + "/blobs/sha256"))
         for blob in blobs:
             shutil.copy(f"{path}/blobs/sha256/{blob}", d.path + "/copied/blobs/sha256")
@@ -493,6 +515,8 @@ def a_file_counts_when_it_is_whole_and_a_broken_one_is_one_warning(k):
         log = d.log()
         for name in ("broken.tar", "text.txt"):
             equal(log.count(f"import {name}: "), 1, f"warnings of {name}")
+        os.rename(d.path + "/text.txt", os.fsencode(d.path) + b"/\xff.tar")
+        d.tells("the name is not UTF-8")
         for name in (".hidden.tar", "x.tmp", "x.part"):
             check(name not in log, f"{name} is ignored")
         os.rename(d.path + "/x.part", d.path + "/x.tar")
