@@ -3781,7 +3781,7 @@ static void ahead_close(ahead_source *a)
  * Defined by  POSIX.1-2024 pax(1), "ustar Interchange Format"; GNU tar manual, appendix "Tar
  *             Internals"; OCI image-spec, layer.md; kernel Documentation/filesystems/overlayfs.rst
  * Uses        1, 2 (open_inside, make_dir_inside, tree_remove), 5 (source, byte_reader)
- * Gives       tar_open, tar_next, tar_data, tar_unpack, tar_put_header
+ * Gives       tar_open, tar_next, tar_data, tar_unpack, tar_put_header, tar_pack
  * Bounds      names 4095 bytes, 1024 levels; pax header 1 MiB; extended attribute 64 KiB; 65,536
  *             pieces of a sparse file; 5 MiB of memory however large the archive */
 
@@ -4729,6 +4729,250 @@ static void tar_put_header(buf *out, const tar_entry *entry)
     }
     tar_put_block(out, &h);
     out->oom |= records.oom;
+}
+
+/* -- packing -----------------------------------------------------------------------------------
+ *
+ * The way back: a layer's directory as an archive. The same tree always gives the same bytes, for
+ * names are sorted and nothing of the moment goes in. They are not the bytes that it was unpacked
+ * from: those had their own order and their own writer's habits. */
+
+/* Takes an archive's bytes as they come; embed it in what needs more. 0, or -1 and *e. */
+typedef struct tar_sink { int (*write)(struct tar_sink *, slice bytes, error *e); } tar_sink;
+
+/* A file that has several names, and the first of them that was met. */
+typedef struct { uint64_t inode; const char *name; } pack_link;
+
+typedef struct {
+    int root;
+    tar_sink *to;
+    buf out;                /* headers and bytes that are not handed on yet */
+    char path[PATH_MAX];    /* of what is being packed, inside the root; "" is the root */
+    size_t n;
+    char name[PATH_MAX + 8]; /* the same as the archive has it */
+    pack_link *links;       /* by inode, `size` of them: a power of two, at least twice nlinks */
+    size_t nlinks, size;
+    arena names;            /* theirs */
+} packer;
+
+enum { PACK_CHUNK = 64 * KIB };
+
+static int pack_no_memory(error *e) { return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory"); }
+
+static int pack_flush(packer *k, error *e)
+{
+    if (k->out.oom) return pack_no_memory(e);
+    int done = k->out.n ? k->to->write(k->to, buf_view(&k->out), e) : 0;
+    k->out.n = 0;
+    return done;
+}
+
+static pack_link *pack_slot(pack_link *links, size_t size, uint64_t inode)
+{
+    size_t i = (size_t)(inode * UINT64_C(0x9E3779B97F4A7C15) >> 32) & (size - 1);
+    while (links[i].name && links[i].inode != inode) i = (i + 1) & (size - 1);
+    return &links[i];
+}
+
+/* The place of a file with several names; its `name` is NULL the first time. NULL: no memory. */
+static pack_link *pack_find_link(packer *k, uint64_t inode)
+{
+    if (2 * k->nlinks >= k->size) {
+        size_t size = MAX(2 * k->size, (size_t)64);
+        pack_link *grown = calloc(size, sizeof *grown);
+        if (!grown) return NULL;
+        for (size_t i = 0; i < k->size; i++)
+            if (k->links[i].name) *pack_slot(grown, size, k->links[i].inode) = k->links[i];
+        free(k->links);
+        k->links = grown;
+        k->size = size;
+    }
+    return pack_slot(k->links, k->size, inode);
+}
+
+static int pack_compare(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* The extended attributes that a layer may have, sorted; the arena's. */
+static int pack_xattrs(int fd, arena *a, tar_entry *entry, error *e)
+{
+    char all[64 * KIB], value[TAR_XATTR_MAX]; /* XATTR_LIST_MAX, XATTR_SIZE_MAX: xattr(7) */
+    OWNED_BUF names = { 0 };
+    ssize_t n = flistxattr(fd, all, sizeof all);
+    if (n < 0 && errno != EOPNOTSUPP)
+        return fail_sys(e, GRPC_INTERNAL, "list extended attributes");
+    for (const char *p = all; p < all + n; p += strlen(p) + 1)
+        if (tar_xattr_allowed(slice_of(p)) && !strchr(p, '=')) buf_add(&names, &p, sizeof p);
+    size_t count = names.n / sizeof(char *);
+    char **sorted = (void *)names.p;
+    if (count) qsort(sorted, count, sizeof *sorted, pack_compare);
+    tar_xattr *list = arena_alloc(a, count * sizeof *list);
+    for (size_t i = 0; i < count && list; i++) {
+        ssize_t got = fgetxattr(fd, sorted[i], value, sizeof value);
+        if (got < 0) return fail_sys(e, GRPC_INTERNAL, "read extended attribute %s", sorted[i]);
+        list[i].name = arena_copy(a, slice_of(sorted[i]));
+        list[i].value = arena_copy(a, (slice){ (uint8_t *)value, (size_t)got });
+    }
+    entry->xattrs = list;
+    entry->nxattrs = count;
+    return names.oom || a->oom ? pack_no_memory(e) : 0;
+}
+
+/* The bytes of a file, holes too. It cannot have changed: nobody writes to a layer. */
+static int pack_bytes(packer *k, int fd, uint64_t size, error *e)
+{
+    for (uint64_t left = size; left;) {
+        if (k->out.n >= PACK_CHUNK && pack_flush(k, e) < 0) return -1;
+        if (!buf_reserve(&k->out, PACK_CHUNK)) return pack_no_memory(e);
+        size_t room = PACK_CHUNK - k->out.n;
+        ssize_t got = read(fd, k->out.p + k->out.n, (size_t)MIN(left, (uint64_t)room));
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return fail_sys(e, GRPC_INTERNAL, "read");
+        if (got == 0) return fail(e, GRPC_DATA_LOSS, "the file is shorter than its size");
+        k->out.n += (size_t)got;
+        left -= (uint64_t)got;
+    }
+    tar_put_padding(&k->out, size);
+    return 0;
+}
+
+/* Writes "DIRECTORY/.wh.NAME", the archive's word for a name that is gone; `name` ".wh..opq" gives
+ * the word for a directory that hides what is below it. */
+static void pack_whiteout(packer *k, const char *directory, int n, const char *name)
+{
+    snprintf(k->name, sizeof k->name, "%.*s%s.wh.%s", n, directory, n ? "/" : "", name);
+    tar_put_header(&k->out, &(tar_entry){ .type = '0', .name = slice_of(k->name) });
+}
+
+/* A file or a directory: what can be opened, and have attributes. */
+static int pack_open(packer *k, tar_entry *entry, error *e)
+{
+    char opaque;
+    OWNED_ARENA a = arena_make(TAR_ENTRY_MEMORY);
+    const char *path = k->n ? k->path : ".";
+    OWNED_FD fd = open_inside(k->root, path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, e);
+    if (fd < 0 || pack_xattrs(fd, &a, entry, e) < 0) return -1;
+    tar_put_header(&k->out, entry);
+    if (entry->type == '0') return pack_bytes(k, fd, entry->size, e);
+    if (fgetxattr(fd, "trusted.overlay.opaque", &opaque, 1) == 1 && opaque == 'y')
+        pack_whiteout(k, k->path, (int)k->n, ".wh..opq");
+    return 0;
+}
+
+static void pack_describe(packer *k, const struct stat *st, tar_entry *out)
+{
+    static const struct { mode_t kind; char type; } types[] = {
+        { S_IFREG, '0' }, { S_IFLNK, '2' }, { S_IFCHR, '3' },
+        { S_IFBLK, '4' }, { S_IFDIR, '5' }, { S_IFIFO, '6' },
+    };
+    bool directory = S_ISDIR(st->st_mode);
+    snprintf(k->name, sizeof k->name, "%s%s", k->n ? k->path : ".", directory ? "/" : "");
+    *out = (tar_entry){ .name = slice_of(k->name), .mode = st->st_mode & 07777,
+                        .uid = st->st_uid, .gid = st->st_gid, .mtime = st->st_mtim };
+    for (size_t i = 0; i < COUNT(types); i++)
+        if ((st->st_mode & S_IFMT) == types[i].kind) out->type = types[i].type;
+    if (out->type == '0') out->size = (uint64_t)st->st_size;
+    if (out->type == '3' || out->type == '4')
+        out->major = major(st->st_rdev), out->minor = minor(st->st_rdev);
+}
+
+/* What is neither a directory nor a whiteout; `fd` is an O_PATH descriptor of it. */
+static int pack_file(packer *k, int fd, const struct stat *st, error *e)
+{
+    tar_entry entry;
+    char target[PATH_MAX];
+    pack_describe(k, st, &entry);
+    if (!entry.type) return 0; /* a socket: no archive has one, so none can be here */
+    pack_link *link = st->st_nlink > 1 ? pack_find_link(k, st->st_ino) : NULL;
+    if (st->st_nlink > 1 && !link) return pack_no_memory(e);
+    if (link && link->name) {
+        entry.type = '1', entry.size = 0, entry.link = slice_of(link->name);
+        return tar_put_header(&k->out, &entry), 0;
+    }
+    if (link) *link = (pack_link){ st->st_ino, arena_str(&k->names, entry.name) }, k->nlinks++;
+    if (k->names.oom) return pack_no_memory(e);
+    if (entry.type == '0') return pack_open(k, &entry, e);
+    ssize_t n = entry.type == '2' ? readlinkat(fd, "", target, sizeof target) : 0;
+    if (n < 0) return fail_sys(e, GRPC_INTERNAL, "read the link");
+    entry.link = (slice){ (uint8_t *)target, (size_t)n };
+    return tar_put_header(&k->out, &entry), 0;
+}
+
+/* The names in a directory, sorted: pointers in *list to what is the arena's. */
+static int pack_list(packer *k, arena *a, buf *list, error *e)
+{
+    int fd = open_inside(k->root, k->n ? k->path : ".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW, e);
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    if (!d) return fd < 0 ? -1 : (close(fd), pack_no_memory(e));
+    errno = 0;
+    for (struct dirent *entry; (entry = readdir(d)); errno = 0) {
+        const char *name = entry->d_name;
+        if (!strcmp(name, ".") || !strcmp(name, "..")) continue;
+        name = arena_str(a, slice_of(name));
+        buf_add(list, &name, sizeof name);
+    }
+    int why = errno;
+    closedir(d);
+    if (why) return errno = why, fail_sys(e, GRPC_INTERNAL, "read the directory");
+    if (list->oom || a->oom) return pack_no_memory(e);
+    if (list->n) qsort(list->p, list->n / sizeof(char *), sizeof(char *), pack_compare);
+    return 0;
+}
+
+/* Packs what k->path names. `*st` is filled from it. */
+static int pack_one(packer *k, struct stat *st, error *e)
+{
+    tar_entry entry;
+    const char *slash = strrchr(k->path, '/'), *name = slash ? slash + 1 : k->path;
+    OWNED_FD fd = open_inside(k->root, k->n ? k->path : ".", O_PATH | O_NOFOLLOW, e);
+    if (fd < 0) return -1;
+    if (fstat(fd, st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat");
+    if (k->out.n >= PACK_CHUNK && pack_flush(k, e) < 0) return -1;
+    if (S_ISCHR(st->st_mode) && st->st_rdev == 0)
+        return pack_whiteout(k, k->path, slash ? (int)(slash - k->path) : 0, name), 0;
+    if (!S_ISDIR(st->st_mode)) return pack_file(k, fd, st, e);
+    pack_describe(k, st, &entry);
+    return pack_open(k, &entry, e);
+}
+
+/* The same and all that is below it. After a failure k->path says where it was. */
+static int pack_tree(packer *k, error *e)
+{
+    struct stat st;
+    OWNED_ARENA a = arena_make((size_t)1 << 30);
+    OWNED_BUF list = { 0 };
+    size_t n = k->n;
+    if (pack_one(k, &st, e) < 0) return -1;
+    if (!S_ISDIR(st.st_mode)) return 0;
+    if (pack_list(k, &a, &list, e) < 0) return -1;
+    for (size_t i = 0; i < list.n / sizeof(char *); i++) {
+        const char *name = ((char **)(void *)list.p)[i];
+        if (strlen(name) + 2 > sizeof k->path - n)
+            return fail(e, GRPC_INTERNAL, "the name of what is in it is too long");
+        k->n = n + (size_t)snprintf(k->path + n, sizeof k->path - n, "%s%s", n ? "/" : "", name);
+        if (pack_tree(k, e) < 0) return -1;
+    }
+    k->n = n;
+    k->path[n] = '\0';
+    return 0;
+}
+
+/* Writes the layer in the directory `root` as an archive to `to`, overlay's words for what is gone
+ * turned back into the archive's. Reads what tar_unpack can make; nothing is changed.
+ * root, to  borrowed
+ * Needs     CAP_DAC_READ_SEARCH, and CAP_SYS_ADMIN to see trusted.overlay.opaque: xattr(7) */
+static int tar_pack(int root, tar_sink *to, error *e)
+{
+    packer k = { .root = root, .to = to, .names = arena_make((size_t)1 << 30) };
+    int failed = pack_tree(&k, e);
+    tar_put_end(&k.out);
+    if (!failed) failed = pack_flush(&k, e);
+    free(k.links);
+    arena_free(&k.names);
+    buf_free(&k.out);
+    return failed ? fail_in(e, "pack %s", k.n ? k.path : "/") : 0;
 }
 
 /* == 8. Protobuf =============================================================================
@@ -7124,6 +7368,15 @@ PB_TABLE(ImageConfig,
     PB_LIST(7, STRING, ImageConfig, volumes),
     PB_PAIRS(8, ImageConfig, labels));
 
+/* A file or layout of the import directory that an image came from. It is the same one still if the
+ * stamp is; zeros: not all of its images had come. */
+typedef struct { slice name; uint64_t size; int64_t mtime; uint64_t inode; } ImportSource;
+PB_TABLE(ImportSource,
+    PB(1, STRING, ImportSource, name),
+    PB(2, UINT64, ImportSource, size),
+    PB(3, INT64, ImportSource, mtime),
+    PB(4, UINT64, ImportSource, inode));
+
 /* An image that is there, with all its layers, on disk. */
 typedef struct {
     uint32_t version;
@@ -7132,9 +7385,11 @@ typedef struct {
     LIST(slice) layers;                 /* names below root/layers, bottom first */
     uint64_t size;                      /* bytes unpacked */
     ImageConfig *config;
-    bool pinned;                        /* not for garbage collection */
+    bool pinned;                        /* built in, or by `krun pin` */
     int64_t created_at;                 /* nanoseconds since 1970 */
     slice config_json, manifest_digest; /* config_json: as the registry sent it */
+    slice manifest;                     /* likewise; empty in older records */
+    LIST(ImportSource) imports;
 } ImageRecord;
 PB_TABLE(ImageRecord,
     PB(1, UINT32, ImageRecord, version),
@@ -7147,7 +7402,9 @@ PB_TABLE(ImageRecord,
     PB(8, BOOL, ImageRecord, pinned),
     PB(9, INT64, ImageRecord, created_at),
     PB(10, STRING, ImageRecord, config_json),
-    PB(11, STRING, ImageRecord, manifest_digest));
+    PB(11, STRING, ImageRecord, manifest_digest),
+    PB(12, BYTES, ImageRecord, manifest),
+    PB_SUBS(13, ImportSource, ImageRecord, imports));
 
 /* What a daemon that comes back must know of a pod. */
 typedef struct {
@@ -7238,6 +7495,21 @@ typedef struct { LIST(KrunLayerProgress) layers; slice image_ref; } KrunPullProg
 PB_TABLE(KrunPullProgress,
     PB_SUBS(1, KrunLayerProgress, KrunPullProgress, layers),
     PB(2, STRING, KrunPullProgress, image_ref));
+
+/* The archive comes as a stream of pieces. */
+typedef struct { LIST(slice) images; } KrunSaveImageRequest;
+PB_TABLE(KrunSaveImageRequest, PB_LIST(1, STRING, KrunSaveImageRequest, images));
+
+typedef struct { slice data; } KrunSaveImageResponse;
+PB_TABLE(KrunSaveImageResponse, PB(1, BYTES, KrunSaveImageResponse, data));
+
+typedef struct { slice image; bool pinned; } KrunPinImageRequest; /* pinned: false takes it away */
+PB_TABLE(KrunPinImageRequest,
+    PB(1, STRING, KrunPinImageRequest, image),
+    PB(2, BOOL, KrunPinImageRequest, pinned));
+
+typedef struct { bool pinned; } KrunPinImageResponse; /* whether it is, for whatever reason */
+PB_TABLE(KrunPinImageResponse, PB(1, BOOL, KrunPinImageResponse, pinned));
 
 /* == 10. HPACK and HTTP/2 ====================================================================
  *
@@ -11957,12 +12229,14 @@ static int auth_file_find(const json *tree, const image_ref *ref, AuthConfig *ou
  *   read    nobody; nothing but its two pipes: what a manifest or a config says
  *   unpack  chrooted into the one directory that it fills; the capabilities to make any file there
  *   archive `krun load`: nobody; offers an archive file or a layout directory as a registry would
+ *   pack    `krun save`: chrooted into a layer; may read all of it: a layer as an archive again
  *
  * What they answer is checked by the daemon (chapter 16), which hashes and compares but parses
  * nothing of it.
  *
  * Defined by  OCI image-spec 1.1 (manifest, index, config, layout), docker's image archive
- * Uses        1-6, 8, 9, 13      Gives  read_main, unpack_main, archive_main and their messages
+ * Uses        1-6, 8, 9, 13
+ * Gives       read_main, unpack_main, archive_main, pack_main and their messages
  * Bounds      those of chapter 13; a layer 64 GiB and 4 M entries; archive entries 64 Ki */
 
 /* -- messages between the daemon and its helpers ----------------------------------------------- */
@@ -11973,19 +12247,25 @@ PB_TABLE(Descriptor,
     PB(2, STRING, Descriptor, digest),
     PB(3, UINT64, Descriptor, size));
 
-/* A document to take apart. `platform` is what to choose from an index: "linux/arm/v7". */
-typedef struct { bool is_config; slice media_type, body, platform; } ReadRequest;
+/* A document to take apart. `platform` is what to choose from an index: "linux/arm/v7". A config
+ * with diff_ids: write it with these. */
+typedef struct {
+    bool is_config; slice media_type, body, platform; LIST(slice) diff_ids;
+} ReadRequest;
 PB_TABLE(ReadRequest,
     PB(1, BOOL, ReadRequest, is_config),
     PB(2, STRING, ReadRequest, media_type),
     PB(3, BYTES, ReadRequest, body),
-    PB(4, STRING, ReadRequest, platform));
+    PB(4, STRING, ReadRequest, platform),
+    PB_LIST(5, STRING, ReadRequest, diff_ids));
 
-/* Of an index `chosen`; of a manifest `config` and `layers`; of a config `image` and `diff_ids`. */
+/* Of an index `chosen`; of a manifest `config`, `layers` and `media_type`; of a config `image` and
+ * `diff_ids`, and `body` when it was to be written. */
 typedef struct {
     int32_t code; slice message;
     Descriptor *chosen, *config; LIST(Descriptor) layers;
     ImageConfig *image; LIST(slice) diff_ids;
+    slice body, media_type;
 } ReadAnswer;
 PB_TABLE(ReadAnswer,
     PB(1, INT32, ReadAnswer, code),
@@ -11994,7 +12274,9 @@ PB_TABLE(ReadAnswer,
     PB_SUB(4, Descriptor, ReadAnswer, config),
     PB_SUBS(5, Descriptor, ReadAnswer, layers),
     PB_SUB(6, ImageConfig, ReadAnswer, image),
-    PB_LIST(7, STRING, ReadAnswer, diff_ids));
+    PB_LIST(7, STRING, ReadAnswer, diff_ids),
+    PB(8, BYTES, ReadAnswer, body),
+    PB(9, STRING, ReadAnswer, media_type));
 
 /* What an archive or a layout holds: manifests, with the names that it gives them. */
 typedef struct { Descriptor *manifest; LIST(slice) names; } ArchiveImage;
@@ -12042,10 +12324,11 @@ static slice id_hex(slice id)
 
 enum doc_kind { DOC_UNKNOWN, DOC_INDEX, DOC_MANIFEST, DOC_SCHEMA1, DOC_OTHER };
 
+enum { DOC_OCI_MANIFEST = 2 }; /* a row of doc_kinds */
 static const struct { const char *media_type; enum doc_kind kind; } doc_kinds[] = {
     { "application/vnd.oci.image.index.v1+json", DOC_INDEX },
     { "application/vnd.docker.distribution.manifest.list.v2+json", DOC_INDEX },
-    { "application/vnd.oci.image.manifest.v1+json", DOC_MANIFEST },
+    [DOC_OCI_MANIFEST] = { "application/vnd.oci.image.manifest.v1+json", DOC_MANIFEST },
     { "application/vnd.docker.distribution.manifest.v2+json", DOC_MANIFEST },
     { "application/vnd.docker.distribution.manifest.v1+json", DOC_SCHEMA1 },
     { "application/vnd.docker.distribution.manifest.v1+prettyjws", DOC_SCHEMA1 },
@@ -12173,6 +12456,8 @@ static int doc_manifest(const json *doc, arena *a, ReadAnswer *out, error *e)
 {
     const json *layers = json_get(doc, "layers");
     char what[32];
+    out->media_type = json_text(json_get(doc, "mediaType")); /* the OCI's form may leave it out */
+    if (!out->media_type.n) out->media_type = slice_of(doc_kinds[DOC_OCI_MANIFEST].media_type);
     out->config = arena_alloc(a, sizeof *out->config);
     if (!layers || layers->kind != JSON_ARRAY || !layers->n || layers->n > LAYERS_MAX)
         return fail(e, GRPC_INVALID_ARGUMENT, "manifest: %zu layers, not 1 to %d",
@@ -12273,6 +12558,70 @@ static int doc_config(const json *doc, arena *a, ReadAnswer *out, error *e)
     return doc_labels(json_get(config, "Labels"), a, c, e);
 }
 
+/* Takes a value off the front of a text that json_parse has accepted, as it is written. */
+static slice doc_take_value(slice *s)
+{
+    size_t i = 0, depth = 0;
+    bool quoted = false;
+    slice value;
+    *s = slice_trim(*s);
+    for (; i < s->n; i++) {
+        uint8_t c = s->p[i];
+        if (quoted && c == '\\') i++;
+        else if (c == '"') quoted = !quoted;
+        else if (quoted) continue;
+        else if (c == '{' || c == '[') depth++;
+        else if (depth && (c == '}' || c == ']')) depth--;
+        else if (!depth && strchr(",:}] \t\r\n", c)) break;
+    }
+    slice_take(s, MIN(i, s->n), &value);
+    return value;
+}
+
+/* The value of a member as it is written, the last of its name; `quoted` is the name with its
+ * quotes. Empty when there is none, or its name is written with escapes. */
+static slice doc_raw_member(slice object, const char *quoted)
+{
+    slice found = { NULL, 0 }, mark;
+    object = slice_trim(object);
+    if (!slice_starts(object, "{")) return found;
+    while (slice_take(&object, 1, &mark)) { /* '{' or ',' */
+        slice name = doc_take_value(&object);
+        object = slice_trim(object);
+        slice_take(&object, 1, &mark); /* ':' */
+        slice value = doc_take_value(&object);
+        object = slice_trim(object);
+        if (slice_is(name, quoted)) found = value;
+    }
+    return found;
+}
+
+/* The config with other diff_ids, and every other byte as it was: what it says besides is no
+ * concern of ours, and numbers and keys that we do not know stay whole. Held against what a reader
+ * sees. */
+static int doc_rewrite(const ReadRequest *q, arena *a, ReadAnswer *out, error *e)
+{
+    ReadAnswer again = { 0 };
+    OWNED_BUF text = { 0 };
+    slice old = doc_raw_member(doc_raw_member(q->body, "\"rootfs\""), "\"diff_ids\"");
+    if (!old.n) return fail(e, GRPC_INVALID_ARGUMENT, "config: rootfs.diff_ids is not found");
+    buf_add(&text, q->body.p, (size_t)(old.p - q->body.p));
+    for (size_t i = 0; i < q->diff_ids.n; i++) {
+        buf_byte(&text, i ? ',' : '[');
+        json_string(&text, q->diff_ids.p[i]);
+    }
+    buf_byte(&text, ']');
+    buf_add(&text, old.p + old.n, (size_t)(q->body.p + q->body.n - old.p) - old.n);
+    out->body = arena_copy(a, buf_view(&text));
+    if (text.oom || a->oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "config: out of memory");
+    const json *doc = json_parse(out->body, a, e);
+    if (!doc || doc_config(doc, a, &again, e) < 0) return fail_in(e, "config, written anew");
+    bool same = again.diff_ids.n == q->diff_ids.n;
+    for (size_t i = 0; i < q->diff_ids.n && same; i++)
+        same = slice_eq(again.diff_ids.p[i], q->diff_ids.p[i]);
+    return same ? 0 : fail(e, GRPC_INVALID_ARGUMENT, "config: rootfs.diff_ids is ambiguous");
+}
+
 static int doc_read(const ReadRequest *q, arena *a, ReadAnswer *out, error *e)
 {
     enum doc_kind kind = DOC_UNKNOWN;
@@ -12282,6 +12631,7 @@ static int doc_read(const ReadRequest *q, arena *a, ReadAnswer *out, error *e)
         return fail(e, GRPC_INVALID_ARGUMENT,
                     "manifest: the server sent %.*s, which is no manifest", PR(q->media_type));
     if (!doc) return fail_in(e, "manifest");
+    if (q->is_config && q->diff_ids.n) return doc_rewrite(q, a, out, e);
     if (q->is_config) return doc_config(doc, a, out, e);
     if (doc_classify(doc, q->media_type, &kind, e) < 0) return -1;
     return kind == DOC_INDEX ? doc_choose(doc, q->platform, a, out, e)
@@ -12422,6 +12772,41 @@ static int unpack_main(int argc, char **argv)
         unpack_stream(in, UNPACK_ROOT, &answer, diff_id, &e) < 0)
         answer = (UnpackAnswer){ .code = e.code, .message = slice_of(e.text) };
     return frame_write_message(STDOUT_FILENO, &UnpackAnswer_msg, &answer) ? 0 : 1;
+}
+
+/* -- pack: a layer as a tar stream again ------------------------------------------------------- */
+
+enum { PACK_ROOT = 3 };
+
+static int pack_frames(tar_sink *to, slice bytes, error *e)
+{
+    (void)to, (void)e;
+    for (slice part; bytes.n;) {
+        slice_take(&bytes, MIN(bytes.n, (size_t)CHUNK), &part);
+        if (!frame_write(STDOUT_FILENO, part)) _exit(1); /* nobody wants it any more */
+    }
+    return 0;
+}
+
+/* `krun pack`: fd 3 is a layer's directory. For every request, whatever it says, all of it is sent
+ * as fetch sends a blob. */
+static int pack_main(int argc, char **argv)
+{
+    error e = { 0 };
+    tar_sink out = { pack_frames };
+    (void)argc, (void)argv;
+    int confined = confine_to(PACK_ROOT, CAP_BIT_DAC_READ_SEARCH | CAP_BIT_SYS_ADMIN, &e);
+    for (;;) {
+        slice wire;
+        FetchAnswer answer = { 0 };
+        OWNED_ARENA a = arena_make(MIB);
+        if (frame_read(STDIN_FILENO, &a, &wire) != 1) return 0;
+        if (confined < 0 || tar_pack(PACK_ROOT, &out, &e) < 0)
+            answer = (FetchAnswer){ .code = e.code, .message = slice_of(e.text) };
+        if (!frame_write(STDOUT_FILENO, (slice){ NULL, 0 }) ||
+            !frame_write_message(STDOUT_FILENO, &FetchAnswer_msg, &answer))
+            return 1;
+    }
 }
 
 /* -- archive: images in a file or a directory -----------------------------------------------------
@@ -12838,6 +13223,9 @@ typedef struct image_store {
     uint64_t bytes, entries; /* of all layers */
     unsigned threads;
     bool collecting, sweeping, closing;
+    arena memory;            /* of the two below; none of them changes after images_open */
+    slice *pins;             /* image-pinned: whole names, and patterns with a '*' */
+    size_t npins;
 } image_store;
 
 /* The built-in image, which cannot be removed: chapter 16 makes it. */
@@ -12942,6 +13330,49 @@ static slice name_normalise(slice given, arena *a)
     image_ref ref;
     error ignored;
     return image_ref_parse(given, a, &ref, &ignored) == 0 ? ref.full : (slice){ NULL, 0 };
+}
+
+/* -- pins -------------------------------------------------------------------------------------- */
+
+/* The setting image-pinned: names, completed as every name is; or patterns as CRI-O has them, with
+ * a '*' in front, behind, or both, which stands for anything. What is neither is left out. */
+static int pins_read(image_store *s, error *e)
+{
+    s->memory = arena_make(MIB);
+    slice rest = slice_of(s->o.pinned);
+    s->pins = arena_alloc(&s->memory, (rest.n / 2 + 2) * sizeof *s->pins);
+    while (rest.n && !s->memory.oom) {
+        slice one = slice_trim(slice_cut(&rest, ','));
+        bool pattern = slice_starts(one, "*") || slice_ends(one, "*");
+        slice name = pattern ? one : name_normalise(one, &s->memory);
+        if (name.n) s->pins[s->npins++] = name;
+        else if (one.n) log_warn("image-pinned: \"%.*s\" is no name of an image", PR(one));
+    }
+    return s->memory.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "image-pinned: out of memory") : 0;
+}
+
+static bool pin_matches(slice pin, slice name)
+{
+    bool front = slice_starts(pin, "*"), back = pin.n > front && slice_ends(pin, "*");
+    slice core = { pin.p + front, pin.n - front - back };
+    if (!front && !back) return slice_eq(pin, name);
+    if (core.n > name.n) return false;
+    if (front && back) return memmem(name.p, name.n, core.p, core.n);
+    return memcmp(front ? name.p + name.n - core.n : name.p, core.p, core.n) == 0;
+}
+
+/* Whether garbage collection must leave the image: built in or marked, imported (its file is there
+ * still), or named in the settings. Whoever asks for its removal by name gets it all the same. */
+static bool image_is_pinned(const image_store *s, const ImageRecord *r)
+{
+    if (r->pinned || (r->imports.n && s->o.import_dir && *s->o.import_dir)) return true;
+    for (size_t i = 0; i < s->npins; i++) {
+        for (size_t k = 0; k < r->repo_tags.n; k++)
+            if (pin_matches(s->pins[i], r->repo_tags.p[k])) return true;
+        for (size_t k = 0; k < r->repo_digests.n; k++)
+            if (pin_matches(s->pins[i], r->repo_digests.p[k])) return true;
+    }
+    return false;
 }
 
 /* -- flights ----------------------------------------------------------------------------------- */
@@ -13141,7 +13572,15 @@ static void list_merge(slice *list, size_t *n, const slice *more, size_t nmore)
         if (!list_has(list, *n, more[i])) list[(*n)++] = more[i];
 }
 
-/* The record with the names of an older one of the same image added. */
+/* What a record has of an import's file; NULL: nothing. */
+static const ImportSource *import_find(const ImageRecord *r, slice name)
+{
+    for (size_t i = 0; i < r->imports.n; i++)
+        if (slice_eq(r->imports.p[i].name, name)) return &r->imports.p[i];
+    return NULL;
+}
+
+/* The record with what an older one of the same image has more: names, pins. */
 static int record_merge(ImageRecord *r, const ImageRecord *old, arena *a, error *e)
 {
     slice *tags = arena_alloc(a, (r->repo_tags.n + old->repo_tags.n + 1) * sizeof *tags);
@@ -13156,7 +13595,25 @@ static int record_merge(ImageRecord *r, const ImageRecord *old, arena *a, error 
     r->repo_tags.p = tags, r->repo_tags.n = ntags;
     r->repo_digests.p = digests, r->repo_digests.n = ndigests;
     r->pinned = r->pinned || old->pinned;
+    if (!r->manifest.n) r->manifest = old->manifest;
+    ImportSource *imports = arena_alloc(a, (r->imports.n + old->imports.n + 1) * sizeof *imports);
+    if (!imports) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
+    size_t n = r->imports.n;
+    if (n) memcpy(imports, r->imports.p, n * sizeof *imports);
+    for (size_t i = 0; i < old->imports.n; i++)
+        if (!import_find(r, old->imports.p[i].name)) imports[n++] = old->imports.p[i];
+    r->imports.p = imports, r->imports.n = n;
     return 0;
+}
+
+/* Writes a record and puts it in the place of the image's old one. Under `writing`. */
+static int store_rewrite(image_store *s, const ImageRecord *r, error *e)
+{
+    if (record_write(s, r, e) < 0) return -1;
+    pthread_mutex_lock(&s->lock);
+    bool replaced = image_replace(s, r, e);
+    pthread_mutex_unlock(&s->lock);
+    return replaced ? 0 : -1;
 }
 
 /* Takes the tags of `r` away from every other image: a tag names one. Under `writing`. */
@@ -13174,11 +13631,8 @@ static int store_move_tags(image_store *s, const ImageRecord *r, error *e)
             if (!image_has_name(r, i->record.repo_tags.p[n]))
                 less.repo_tags.p[less.repo_tags.n++] = i->record.repo_tags.p[n];
         if (less.repo_tags.n == i->record.repo_tags.n) continue;
-        if (record_write(s, &less, e) < 0) return -1;
-        pthread_mutex_lock(&s->lock);
-        bool replaced = image_replace(s, &less, e);
-        pthread_mutex_unlock(&s->lock);
-        return !replaced ? -1 : store_move_tags(s, r, e); /* the list has changed: look again */
+        if (store_rewrite(s, &less, e) < 0) return -1;
+        return store_move_tags(s, r, e); /* the list has changed: look again */
     }
     return 0;
 }
@@ -13295,10 +13749,11 @@ static void image_user(const ImageRecord *r, Image *out, Int64Value *uid)
 }
 
 /* `size` is what the registry says: the compressed bytes, as containerd reports them. */
-static int image_message(const ImageRecord *r, arena *a, Image *out, error *e)
+static int image_message(const image_store *s, const ImageRecord *r, arena *a, Image *out,
+                         error *e)
 {
     Int64Value uid;
-    Image m = { .id = r->id, .size = r->size, .pinned = r->pinned };
+    Image m = { .id = r->id, .size = r->size, .pinned = image_is_pinned(s, r) };
     m.repo_tags.p = r->repo_tags.p, m.repo_tags.n = r->repo_tags.n;
     m.repo_digests.p = r->repo_digests.p, m.repo_digests.n = r->repo_digests.n;
     image_user(r, &m, &uid);
@@ -13322,7 +13777,7 @@ static int images_list(image_store *s, slice filter, arena *a, ListImagesRespons
         failed = fail(e, GRPC_RESOURCE_EXHAUSTED, "list of images: out of memory");
     for (const store_image *i = s->images; i && !failed; i = i->next)
         if (!filter.n || i == only)
-            failed = image_message(&i->record, a, &out->images.p[out->images.n++], e);
+            failed = image_message(s, &i->record, a, &out->images.p[out->images.n++], e);
     pthread_mutex_unlock(&s->lock);
     return failed;
 }
@@ -13358,7 +13813,7 @@ static int image_status(image_store *s, const ImageStatusRequest *in, arena *a,
     out->image = arena_alloc(a, sizeof *out->image);
     out->info.p = in->verbose ? arena_alloc(a, sizeof *out->info.p) : NULL;
     int failed = a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "ImageStatus: out of memory")
-                        : image_message(r, a, out->image, e);
+                        : image_message(s, r, a, out->image, e);
     if (!failed && out->info.p)
         out->info.p[out->info.n++] = (pb_pair){ SLICE("info"), image_info(r, a) };
     image_drop(s, r);
@@ -13377,6 +13832,26 @@ static int image_remove(image_store *s, slice name, error *e)
     if (r && image_has_name(r, slice_of(self_name)))
         failed = fail(e, GRPC_FAILED_PRECONDITION, "%s is built in", self_name);
     else if (r) failed = store_forget(s, r->id, e);
+    pthread_mutex_unlock(&s->writing);
+    image_drop(s, r);
+    return failed;
+}
+
+/* Marks an image as pinned, for good, or takes the mark away; *now is whether it is pinned then,
+ * for whatever reason. */
+static int image_pin(image_store *s, slice name, bool pin, bool *now, error *e)
+{
+    int failed = 0;
+    if (!name.n) return fail(e, GRPC_INVALID_ARGUMENT, "PinImage: image is empty");
+    pthread_mutex_lock(&s->writing);
+    const ImageRecord *r = image_hold(s, name);
+    if (!r) failed = fail(e, GRPC_NOT_FOUND, "there is no image \"%.*s\"", PR(name));
+    else if (!pin && image_has_name(r, slice_of(self_name)))
+        failed = fail(e, GRPC_FAILED_PRECONDITION, "%s is built in", self_name);
+    ImageRecord changed = r ? *r : (ImageRecord){ 0 };
+    changed.pinned = pin;
+    if (!failed) failed = store_rewrite(s, &changed, e);
+    *now = !failed && image_is_pinned(s, &changed);
     pthread_mutex_unlock(&s->writing);
     image_drop(s, r);
     return failed;
@@ -13425,7 +13900,8 @@ static int images_fs_info(image_store *s, arena *a, ImageFsInfoResponse *out, er
  *
  * Defined by  OCI image-spec 1.1; the CRI's PullImage and what the kubelet reads of its errors
  * Uses        1, 2, 4, 8, 9, 12-15
- * Gives       images_open, images_close, images_collect, image_pull, image_load
+ * Gives       images_open, images_close, images_collect, image_pull, image_load, image_save,
+ *             import_open, import_close
  * Bounds      three layers at once; image-verify 60 s; those of chapters 13 and 14 */
 
 /* -- helper processes, as the daemon sees them ------------------------------------------------- */
@@ -13546,6 +14022,7 @@ typedef struct {
     const helper *unpack;
     slice media_type, digest;
     layer_progress *progress; /* or NULL */
+    tar_sink *copy;           /* or NULL */
 } blob_sink;
 
 static void sink_open(blob_sink *s, buf *memory)
@@ -13570,6 +14047,7 @@ static int sink_add(blob_sink *s, const uint8_t *p, size_t n, error *e)
     if (s->memory) buf_add(s->memory, p, n);
     if (s->memory && s->memory->oom)
         return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a blob");
+    if (s->copy && s->copy->write(s->copy, (slice){ p, n }, e) < 0) return -1;
     fault_point("pull.bytes");
     if (s->file >= 0 && write_all(s->file, p, n) < 0)
         return fail_sys(e, errno == ENOSPC ? GRPC_RESOURCE_EXHAUSTED : GRPC_INTERNAL,
@@ -13626,7 +14104,7 @@ typedef struct {
     char platform[DIGEST_TEXT]; /* of the manifest that is this machine's */
     uint64_t size;             /* compressed bytes of all that is the image's */
     ReadAnswer manifest, config;
-    slice config_json;
+    slice config_json, manifest_json;
     pthread_mutex_t lock;
     size_t next;               /* the layer to get next */
     bool got[LAYERS_MAX];      /* those that we hold */
@@ -13641,11 +14119,18 @@ static int pull_source(const pull_state *p, helper *h, error *e)
     return helper_send(h, &FetchSetup_msg, p->setup, e);
 }
 
+/* Has `krun read` take a document apart; the answer is the arena's. */
+static int reader_ask(const helper *reader, const ReadRequest *q, arena *a, ReadAnswer *out,
+                      error *e)
+{
+    if (helper_send(reader, &ReadRequest_msg, q, e) < 0) return -1;
+    if (helper_receive(reader, &ReadAnswer_msg, a, out, e) < 0) return -1;
+    return out->code ? fail(e, out->code, "%.*s", PR(out->message)) : 0;
+}
+
 static int pull_read(pull_state *p, const ReadRequest *q, ReadAnswer *out, error *e)
 {
-    if (helper_send(&p->reader, &ReadRequest_msg, q, e) < 0) return -1;
-    if (helper_receive(&p->reader, &ReadAnswer_msg, &p->a, out, e) < 0) return -1;
-    return out->code ? fail(e, out->code, "%.*s", PR(out->message)) : 0;
+    return reader_ask(&p->reader, q, &p->a, out, e);
 }
 
 /* Gets a small blob into memory and holds it against its descriptor; without one (a tag) any digest
@@ -13724,6 +14209,7 @@ static int pull_manifest(pull_state *p, slice reference, const Descriptor *known
         q.platform = platform_ours(&p->a);
         if (must && must->media_type.n) q.media_type = must->media_type;
         if (pull_read(p, &q, &p->manifest, e) < 0) return -1;
+        p->manifest_json = q.body;
         if (!p->manifest.chosen) return 0;
         want = *p->manifest.chosen;
         must = &want;
@@ -14038,7 +14524,8 @@ static void pull_layers_from(pull_state *p, helper *from)
         p->got[i] = !failed;
         if (failed && !p->failed) p->failed = true, p->why = e;
         pthread_mutex_unlock(&p->lock);
-        if (failed && p->cancel_fd >= 0) event_set(p->cancel_fd); /* the others need not go on */
+        /* The others need not go on. The source of a load is one, so there are none. */
+        if (failed && p->setup && p->cancel_fd >= 0) event_set(p->cancel_fd);
     }
 }
 
@@ -14083,6 +14570,7 @@ typedef struct {
     size_t ntags;
     slice name;
     bool pinned;
+    const ImportSource *import; /* NULL: it comes from nowhere in the import directory */
 } pull_wish;
 
 static int pull_record(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], error *e)
@@ -14095,12 +14583,15 @@ static int pull_record(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], 
                       .created_at = clock_wall(),
                       .config_json = p->config_json,
                       .manifest_digest = slice_of(p->digest),
+                      .manifest = p->manifest_json,
                       .pinned = w->pinned };
     slice tags[16], digests[1] = { digest_name };
     size_t ntags = MIN(w->ntags, COUNT(tags));
     for (size_t i = 0; i < ntags; i++) tags[i] = w->tags[i];
     r.repo_tags.p = tags, r.repo_tags.n = ntags;
     r.repo_digests.p = digests, r.repo_digests.n = w->name.n > 0;
+    ImportSource import = w->import ? *w->import : (ImportSource){ 0 };
+    r.imports.p = &import, r.imports.n = w->import != NULL;
     for (size_t i = 0; i < p->manifest.layers.n; i++) r.size += p->manifest.layers.p[i].size;
     if (record_layers(p, &p->a, &r, e) < 0) return -1;
     if (p->a.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
@@ -14555,14 +15046,25 @@ static slice load_name(const char *path, slice said, arena *a)
                           a);
 }
 
-/* A load that is going on: its archive's helper, and the names of what it has loaded. */
+/* A load that is going on: its archive's helper, and the names and IDs of what it has loaded. */
 typedef struct {
     image_store *store;
     const char *path;
+    int cancel_fd;
+    const ImportSource *import; /* goes into the records; or NULL */
     helper from;
     arena *a;
-    slice_list names;
+    slice_list names, ids;
 } load_state;
+
+static bool load_note(arena *a, slice_list *list, const slice *more, size_t n)
+{
+    slice *grown = arena_alloc(a, (list->n + n) * sizeof *grown);
+    for (size_t i = 0; grown && i < list->n + n; i++)
+        grown[i] = i < list->n ? list->p[i] : more[i - list->n];
+    if (grown) *list = (slice_list){ grown, list->n + n };
+    return grown;
+}
 
 /* One image. The helper is lent to its pull, and taken back. */
 static int load_one(load_state *l, const ArchiveImage *given, error *e)
@@ -14570,27 +15072,23 @@ static int load_one(load_state *l, const ArchiveImage *given, error *e)
     pull_state p;
     char id[DIGEST_TEXT];
     slice tags[16], nameless = { NULL, 0 };
-    pull_wish wish = { .known = given->manifest, .tags = tags };
+    pull_wish wish = { .known = given->manifest, .tags = tags, .import = l->import };
     if (!given->manifest || !digest_valid(given->manifest->digest))
         return fail(e, GRPC_INVALID_ARGUMENT, "an image without a manifest");
     for (size_t i = 0; i < MAX(given->names.n, (size_t)1) && wish.ntags < COUNT(tags); i++) {
         slice full = load_name(l->path, given->names.n ? given->names.p[i] : nameless, l->a);
         if (full.n && !slice_has(full, '@')) tags[wish.ntags++] = full;
     }
-    pull_begin(&p, l->store, -1);
+    pull_begin(&p, l->store, l->cancel_fd);
     p.source = l->from;
     int failed = pull_run(&p, &wish, id, e);
     p.source = helper_none;
     pull_end(&p);
-    size_t more = MAX(wish.ntags, (size_t)1);
-    slice *grown = failed ? NULL : arena_alloc(l->a, (l->names.n + more) * sizeof *grown);
-    if (failed || !grown)
-        return failed ? -1 : fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for names");
-    for (size_t i = 0; i < l->names.n; i++) grown[i] = l->names.p[i];
-    for (size_t i = 0; i < wish.ntags; i++) grown[l->names.n + i] = tags[i];
-    if (!wish.ntags) grown[l->names.n] = arena_copy(l->a, slice_of(id));
-    l->names = (slice_list){ grown, l->names.n + more };
-    return 0;
+    if (failed) return -1;
+    slice copy = arena_copy(l->a, slice_of(id));
+    bool noted = load_note(l->a, &l->ids, &copy, 1) &&
+                 load_note(l->a, &l->names, wish.ntags ? tags : &copy, MAX(wish.ntags, (size_t)1));
+    return noted ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for names");
 }
 
 static int load_all(load_state *l, error *e)
@@ -14603,13 +15101,9 @@ static int load_all(load_state *l, error *e)
     return 0;
 }
 
-/* Loads every image of an archive file (plain or compressed) or an OCI layout directory.
- * out->names, the arena's, get their tags; of one without a tag its ID. What came before a bad
- * image stays. */
-static int image_load(image_store *s, const char *path, arena *a, KrunLoadImageResponse *out,
-                      error *e)
+static int load_run(load_state *l, error *e)
 {
-    load_state l = { .store = s, .path = path, .from = helper_none, .a = a };
+    const char *path = l->path;
     OWNED_FD archive_fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     struct stat st;
     if (path[0] != '/')
@@ -14619,13 +15113,389 @@ static int image_load(image_store *s, const char *path, arena *a, KrunLoadImageR
                         path);
     if (!S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))
         return fail(e, GRPC_INVALID_ARGUMENT, "load %s: neither a file nor a directory", path);
-    OWNED_FD spool = openat(s->o.root_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    OWNED_FD spool = openat(l->store->o.root_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (spool < 0) return fail_sys(e, GRPC_INTERNAL, "load %s: temporary file", path);
-    int failed = helper_start(&l.from, "archive", (int[]){ archive_fd, spool }, -1, e) < 0 ||
-                 load_all(&l, e) < 0;
-    helper_stop(&l.from);
-    out->names.p = l.names.p, out->names.n = l.names.n;
+    int failed =
+        helper_start(&l->from, "archive", (int[]){ archive_fd, spool }, l->cancel_fd, e) < 0 ||
+        load_all(l, e) < 0;
+    helper_stop(&l->from);
     return failed ? fail_in(e, "load %s", path) : 0;
+}
+
+/* Loads every image of an archive file (plain or compressed) or an OCI layout directory.
+ * out->names, the arena's, get their tags; of one without a tag its ID. What came before a bad
+ * image stays. */
+static int image_load(image_store *s, const char *path, arena *a, KrunLoadImageResponse *out,
+                      error *e)
+{
+    load_state l = { .store = s, .path = path, .cancel_fd = -1, .from = helper_none, .a = a };
+    int failed = load_run(&l, e);
+    out->names.p = l.names.p, out->names.n = l.names.n;
+    return failed;
+}
+
+/* -- krun save ------------------------------------------------------------------------------------
+ *
+ * Images as an OCI layout in a tar, written as it is made: nothing of it lies on disk or in memory.
+ * A tar says a blob's size and name before its bytes, and a layer's are known only when it has been
+ * packed; so each layer is packed twice, first for its digest, then for its bytes.
+ *
+ * A packed layer has other bytes than the one that was pulled, hence another diff-id, hence the
+ * image another config and ID. Only where all that the registry sent was kept (--keep-blobs) is the
+ * image saved as it was. */
+
+/* A blob that is in the archive; `of`: the diff-id of the layer that was packed into it. */
+typedef struct save_blob {
+    struct save_blob *next;
+    slice of, media_type;
+    char digest[DIGEST_TEXT];
+    uint64_t size;
+} save_blob;
+
+typedef struct {
+    image_store *store;
+    int cancel_fd;
+    tar_sink *to;
+    arena a;
+    helper reader;
+    save_blob *blobs;
+    buf index, docker; /* the entries of index.json; of manifest.json */
+    size_t entries;
+} save_state;
+
+/* An image that is to be saved: what it is made of, and whether all of that is as it was sent. */
+typedef struct {
+    const ImageRecord *record;
+    ReadAnswer config, manifest;
+    const save_blob *layers[LAYERS_MAX];
+    slice diff_ids[LAYERS_MAX]; /* of these blobs: a packed layer is a plain tar, so its digest */
+    bool kept;
+    const save_blob *new_config, *new_manifest; /* what stands for the image in the archive */
+    slice type;                                 /* the manifest's */
+} save_image;
+
+#define OCI_TYPE "application/vnd.oci.image."
+enum { SAVE_ENTRIES = 256 }; /* as many as are read back */
+
+/* The layer's blob as the registry sent it, if it was kept: a descriptor, the caller's, or -1. */
+static int blob_open(const image_store *s, slice digest)
+{
+    char name[LAYER_NAME];
+    snprintf(name, sizeof name, "%.*s", PR(id_hex(digest)));
+    return openat(s->blobs_fd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+}
+
+static int save_buf(save_state *s, const buf *bytes, error *e)
+{
+    if (bytes->oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the archive");
+    return s->to->write(s->to, buf_view(bytes), e);
+}
+
+/* The header of a member. No time of today is in it: the same image is saved as the same bytes. */
+static int save_header(save_state *s, const char *name, uint64_t size, error *e)
+{
+    OWNED_BUF head = { 0 };
+    tar_put_header(&head, &(tar_entry){ .type = '0', .name = slice_of(name), .mode = 0644,
+                                        .size = size });
+    return save_buf(s, &head, e);
+}
+
+static int save_padding(save_state *s, uint64_t size, error *e)
+{
+    OWNED_BUF tail = { 0 };
+    tar_put_padding(&tail, size);
+    return tail.n ? save_buf(s, &tail, e) : 0;
+}
+
+static int save_member(save_state *s, const char *name, slice bytes, error *e)
+{
+    if (save_header(s, name, bytes.n, e) < 0 || s->to->write(s->to, bytes, e) < 0) return -1;
+    return save_padding(s, bytes.n, e);
+}
+
+static const save_blob *save_find(const save_state *s, slice digest, slice of)
+{
+    for (const save_blob *b = s->blobs; b; b = b->next)
+        if (of.n ? slice_eq(b->of, of) : slice_is(digest, b->digest)) return b;
+    return NULL;
+}
+
+static save_blob *save_note(save_state *s, const char *digest, uint64_t size, error *e)
+{
+    save_blob *b = arena_alloc(&s->a, sizeof *b);
+    if (!b) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the archive"), NULL;
+    *b = (save_blob){ .next = s->blobs, .size = size };
+    snprintf(b->digest, sizeof b->digest, "%s", digest);
+    return s->blobs = b;
+}
+
+/* Begins the member of a blob; its bytes and padding come next. */
+static int save_blob_header(save_state *s, const save_blob *b, error *e)
+{
+    char name[DIGEST_TEXT + 16];
+    snprintf(name, sizeof name, "blobs/sha256/%s", b->digest + 7);
+    return save_header(s, name, b->size, e);
+}
+
+/* A manifest or a config. */
+static const save_blob *save_document(save_state *s, slice bytes, error *e)
+{
+    char digest[DIGEST_TEXT];
+    sha256_text(bytes, (slice){ NULL, 0 }, (slice){ NULL, 0 }, digest);
+    const save_blob *b = save_find(s, slice_of(digest), (slice){ NULL, 0 });
+    if (b) return b;
+    if (!(b = save_note(s, digest, bytes.n, e)) || save_blob_header(s, b, e) < 0) return NULL;
+    return s->to->write(s->to, bytes, e) < 0 || save_padding(s, bytes.n, e) < 0 ? NULL : b;
+}
+
+/* One packing of a layer, to `copy` if that is not NULL; its digest and size. */
+static int save_pack(const helper *pack, tar_sink *copy, uint64_t max, save_blob *out, error *e)
+{
+    uint8_t hash[32];
+    blob_sink sink;
+    FetchRequest all = { .size = max };
+    OWNED_ARENA a = arena_make(MIB);
+    sink_open(&sink, NULL);
+    sink.copy = copy;
+    if (source_get(pack, &all, &sink, &a, e) < 0) return -1;
+    sha256_end(&sink.hash, hash);
+    digest_text(hash, out->digest);
+    out->size = sink.bytes;
+    return 0;
+}
+
+static const save_blob *save_packed_by(save_state *s, const helper *pack, slice diff_id, error *e)
+{
+    save_blob first, again;
+    if (save_pack(pack, NULL, UINT64_MAX, &first, e) < 0) return NULL;
+    const save_blob *same = save_find(s, slice_of(first.digest), (slice){ NULL, 0 });
+    if (same) return same;
+    save_blob *b = save_note(s, first.digest, first.size, e);
+    if (!b || save_blob_header(s, b, e) < 0) return NULL;
+    if (save_pack(pack, s->to, b->size, &again, e) < 0) return NULL;
+    if (again.size != b->size || strcmp(again.digest, b->digest))
+        return fail(e, GRPC_DATA_LOSS, "the layer changes while it is read"), NULL;
+    b->of = diff_id;
+    b->media_type = SLICE(OCI_TYPE "layer.v1.tar");
+    return save_padding(s, b->size, e) < 0 ? NULL : b;
+}
+
+/* A layer from its directory. */
+static const save_blob *save_packed(save_state *s, slice diff_id, error *e)
+{
+    char name[LAYER_NAME];
+    helper pack = helper_none;
+    const save_blob *b = save_find(s, (slice){ NULL, 0 }, diff_id);
+    if (b) return b;
+    snprintf(name, sizeof name, "%.*s", PR(id_hex(diff_id)));
+    const int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+    OWNED_FD dir = openat(s->store->layers_fd, name, flags);
+    if (dir < 0) return fail_sys(e, GRPC_INTERNAL, "open layers/%s", name), NULL;
+    if (helper_start(&pack, "pack", (int[]){ dir, -1 }, s->cancel_fd, e) == 0)
+        b = save_packed_by(s, &pack, diff_id, e);
+    helper_stop(&pack);
+    return b ? b : (fail_in(e, "layer %s", name), NULL);
+}
+
+/* A layer as it was sent. NULL: it was not kept, or (then e->code is set) something went wrong. */
+static const save_blob *save_kept(save_state *s, const Descriptor *d, error *e)
+{
+    struct stat st;
+    uint8_t hash[32], chunk[16 * KIB];
+    char digest[DIGEST_TEXT];
+    sha256 h;
+    e->code = 0;
+    const save_blob *b = save_find(s, d->digest, (slice){ NULL, 0 });
+    OWNED_FD fd = b ? -1 : blob_open(s->store, d->digest);
+    if (fd < 0 || fstat(fd, &st) < 0 || (uint64_t)st.st_size != d->size) return b;
+    save_blob *made = save_note(s, arena_str(&s->a, d->digest), d->size, e);
+    if (!made || save_blob_header(s, made, e) < 0) return NULL;
+    made->media_type = d->media_type;
+    sha256_init(&h);
+    for (ssize_t got; (got = read_all(fd, chunk, sizeof chunk)) != 0;) {
+        if (got < 0) return fail_sys(e, GRPC_INTERNAL, "read blob %s", made->digest), NULL;
+        sha256_add(&h, chunk, (size_t)got);
+        if (s->to->write(s->to, (slice){ chunk, (size_t)got }, e) < 0) return NULL;
+    }
+    sha256_end(&h, hash);
+    digest_text(hash, digest);
+    if (strcmp(digest, made->digest))
+        return fail(e, GRPC_DATA_LOSS, "blobs/%s is damaged", made->digest + 7), NULL;
+    return save_padding(s, d->size, e) < 0 ? NULL : made;
+}
+
+static int save_layers(save_state *s, save_image *i, error *e)
+{
+    size_t n = i->config.diff_ids.n;
+    i->kept = i->manifest.layers.n == n;
+    for (size_t k = 0; k < n; k++) {
+        slice diff_id = i->config.diff_ids.p[k];
+        const Descriptor *sent = i->manifest.layers.n == n ? &i->manifest.layers.p[k] : NULL;
+        if (!digest_valid(diff_id) || (sent && !digest_valid(sent->digest)))
+            return fail(e, GRPC_INTERNAL, "krun read: an invalid digest");
+        i->layers[k] = sent ? save_kept(s, sent, e) : NULL;
+        if (!i->layers[k] && sent && e->code) return -1;
+        bool packed = !i->layers[k];
+        if (packed && !(i->layers[k] = save_packed(s, diff_id, e))) return -1;
+        i->diff_ids[k] = packed ? slice_of(i->layers[k]->digest) : diff_id;
+        i->kept = i->kept && !packed;
+    }
+    return 0;
+}
+
+/* A manifest of OCI's kind may not name a layer by docker's: the bytes are of the same kind. */
+static const char *save_layer_type(slice sent)
+{
+    if (slice_ends(sent, "gzip")) return OCI_TYPE "layer.v1.tar+gzip";
+    return slice_ends(sent, "zstd") ? OCI_TYPE "layer.v1.tar+zstd" : OCI_TYPE "layer.v1.tar";
+}
+
+/* Config and manifest for layers that are others now. */
+static int save_new_documents(save_state *s, save_image *i, error *e)
+{
+    OWNED_BUF text = { 0 };
+    ReadAnswer written;
+    size_t n = i->config.diff_ids.n;
+    ReadRequest q = { .is_config = true, .body = i->record->config_json };
+    q.diff_ids.p = i->diff_ids, q.diff_ids.n = n;
+    if (reader_ask(&s->reader, &q, &s->a, &written, e) < 0) return -1;
+    const save_blob *config = i->new_config = save_document(s, written.body, e);
+    if (!config) return -1;
+    buf_printf(&text, "{\"schemaVersion\":2,\"mediaType\":\"" OCI_TYPE "manifest.v1+json\","
+                      "\"config\":{\"mediaType\":\"" OCI_TYPE "config.v1+json\","
+                      "\"digest\":\"%s\",\"size\":%" PRIu64 "},\"layers\":[",
+               config->digest, config->size);
+    for (size_t k = 0; k < n; k++)
+        buf_printf(&text, "%s{\"mediaType\":\"%s\",\"digest\":\"%s\",\"size\":%" PRIu64 "}",
+                   k ? "," : "", save_layer_type(i->layers[k]->media_type), i->layers[k]->digest,
+                   i->layers[k]->size);
+    buf_str(&text, "]}");
+    if (text.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the archive");
+    i->type = SLICE(OCI_TYPE "manifest.v1+json");
+    return (i->new_manifest = save_document(s, buf_view(&text), e)) ? 0 : -1;
+}
+
+static int save_old_documents(save_state *s, save_image *i, error *e)
+{
+    i->type = i->manifest.media_type;
+    i->new_config = save_document(s, i->record->config_json, e);
+    i->new_manifest = i->new_config ? save_document(s, i->record->manifest, e) : NULL;
+    return i->new_manifest ? 0 : -1;
+}
+
+/* An entry of index.json. The name stands in two annotations: containerd and krun read the first,
+ * skopeo the tag in the second. */
+static int save_index(save_state *s, const save_image *i, slice name, error *e)
+{
+    image_ref ref;
+    OWNED_ARENA a = arena_make(MIB);
+    buf *out = &s->index;
+    if (s->entries++ >= SAVE_ENTRIES)
+        return fail(e, GRPC_INVALID_ARGUMENT, "more than %d names for one archive", SAVE_ENTRIES);
+    buf_str(out, s->entries > 1 ? ",{\"mediaType\":" : "{\"mediaType\":");
+    json_string(out, i->type);
+    buf_printf(out, ",\"digest\":\"%s\",\"size\":%" PRIu64, i->new_manifest->digest,
+               i->new_manifest->size);
+    if (name.n) {
+        if (image_ref_parse(name, &a, &ref, e) < 0) return -1;
+        buf_str(out, ",\"annotations\":{\"io.containerd.image.name\":");
+        json_string(out, ref.full);
+        buf_str(out, ",\"org.opencontainers.image.ref.name\":");
+        json_string(out, ref.tag);
+        buf_byte(out, '}');
+    }
+    buf_byte(out, '}');
+    return 0;
+}
+
+/* An entry of manifest.json, docker's own index. It is for docker before version 25, and for
+ * podman, which reads a layout of several images only this way. */
+static void save_docker(save_state *s, const save_image *i, const slice *tags, size_t ntags)
+{
+    buf *out = &s->docker;
+    buf_printf(out, "%s{\"Config\":\"blobs/sha256/%s\",\"RepoTags\":[", out->n ? "," : "",
+               i->new_config->digest + 7);
+    for (size_t k = 0; k < ntags; k++) {
+        if (k) buf_byte(out, ',');
+        json_string(out, tags[k]);
+    }
+    buf_str(out, "],\"Layers\":[");
+    for (size_t k = 0; k < i->config.diff_ids.n; k++)
+        buf_printf(out, "%s\"blobs/sha256/%s\"", k ? "," : "", i->layers[k]->digest + 7);
+    buf_str(out, "]}");
+}
+
+/* One image, under the name that it was asked for by; asked for by ID or digest, under all. */
+static int save_one(save_state *s, const ImageRecord *r, slice given, error *e)
+{
+    error none;
+    save_image i = { .record = r };
+    ReadRequest config = { .is_config = true, .body = r->config_json },
+                manifest = { .body = r->manifest };
+    slice full = name_normalise(given, &s->a);
+    if (reader_ask(&s->reader, &config, &s->a, &i.config, e) < 0) return -1;
+    if (!i.config.diff_ids.n || i.config.diff_ids.n > LAYERS_MAX)
+        return fail(e, GRPC_FAILED_PRECONDITION, "its config lists no layers, or too many");
+    if (r->manifest.n && reader_ask(&s->reader, &manifest, &s->a, &i.manifest, &none) < 0)
+        i.manifest = (ReadAnswer){ 0 };
+    if (save_layers(s, &i, e) < 0) return -1;
+    if ((i.kept ? save_old_documents(s, &i, e) : save_new_documents(s, &i, e)) < 0) return -1;
+    bool by_tag = list_has(r->repo_tags.p, r->repo_tags.n, full);
+    const slice *tags = by_tag ? &full : r->repo_tags.p;
+    size_t ntags = by_tag ? 1 : r->repo_tags.n;
+    save_docker(s, &i, tags, ntags);
+    if (!ntags) return save_index(s, &i, (slice){ NULL, 0 }, e);
+    for (size_t k = 0; k < ntags; k++)
+        if (save_index(s, &i, tags[k], e) < 0) return -1;
+    return 0;
+}
+
+static int save_all(save_state *s, const slice *names, const ImageRecord *const *records, size_t n,
+                    error *e)
+{
+    OWNED_BUF text = { 0 }, docker = { 0 }, end = { 0 };
+    if (helper_start(&s->reader, "read", (int[]){ -1, -1 }, s->cancel_fd, e) < 0) return -1;
+    if (save_member(s, "oci-layout", SLICE("{\"imageLayoutVersion\":\"1.0.0\"}"), e) < 0)
+        return -1;
+    for (size_t i = 0; i < n; i++)
+        if (save_one(s, records[i], names[i], e) < 0)
+            return fail_in(e, "save %.*s", PR(names[i]));
+    buf_str(&text, "{\"schemaVersion\":2,\"mediaType\":\"" OCI_TYPE "index.v1+json\","
+                   "\"manifests\":[");
+    buf_slice(&text, buf_view(&s->index));
+    buf_str(&text, "]}");
+    buf_byte(&docker, '[');
+    buf_slice(&docker, buf_view(&s->docker));
+    buf_byte(&docker, ']');
+    tar_put_end(&end);
+    if (text.oom || docker.oom || s->index.oom || s->docker.oom || s->a.oom)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the archive");
+    if (save_member(s, "index.json", buf_view(&text), e) < 0 ||
+        save_member(s, "manifest.json", buf_view(&docker), e) < 0)
+        return -1;
+    return save_buf(s, &end, e);
+}
+
+/* Writes images to `to`, as one archive. All must be there before anything is written, and stay
+ * until the end. -1: NOT_FOUND, CANCELLED (cancel_fd is readable), DATA_LOSS, what `to` said. */
+static int image_save(image_store *s, const slice_list *names, int cancel_fd, tar_sink *to,
+                      error *e)
+{
+    save_state save = { .store = s, .cancel_fd = cancel_fd, .to = to, .reader = helper_none,
+                        .a = arena_make(128 * MIB) };
+    const ImageRecord **records = arena_alloc(&save.a, (names->n + 1) * sizeof *records);
+    int failed = records ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "save: out of memory");
+    size_t n = 0;
+    for (; n < names->n && !failed; n++)
+        if (!(records[n] = image_hold(s, names->p[n])))
+            failed = fail(e, GRPC_NOT_FOUND, "there is no image \"%.*s\"", PR(names->p[n]));
+    if (!failed) failed = save_all(&save, names->p, records, n, e);
+    for (size_t i = 0; i < n; i++) image_drop(s, records[i]);
+    helper_stop(&save.reader);
+    buf_free(&save.index);
+    buf_free(&save.docker);
+    arena_free(&save.a);
+    return failed;
 }
 
 /* -- the built-in image ---------------------------------------------------------------------------
@@ -14895,6 +15765,7 @@ static void images_close(image_store *s)
     close_fd(&s->images_fd);
     close_fd(&s->layers_fd);
     close_fd(&s->blobs_fd);
+    arena_free(&s->memory);
     free(s);
 }
 
@@ -14911,7 +15782,7 @@ static image_store *images_open(const image_options *o, error *e)
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->idle, NULL);
     s->layers_fd = s->blobs_fd = -1;
-    s->images_fd = open_directory(o->root_fd, "images", e);
+    s->images_fd = pins_read(s, e) < 0 ? -1 : open_directory(o->root_fd, "images", e);
     if (s->images_fd >= 0) s->layers_fd = open_directory(o->root_fd, "layers", e);
     if (s->layers_fd >= 0) spread_directories(s->layers_fd);
     if (s->layers_fd >= 0) s->blobs_fd = open_directory(o->root_fd, "blobs", e);
@@ -14932,6 +15803,358 @@ static void images_collect(image_store *s)
     s->collecting = true;
     store_collect(s);
     pthread_mutex_unlock(&s->lock);
+}
+
+/* -- the import directory -------------------------------------------------------------------------
+ *
+ * What lies in the directory of the setting image-import is loaded, and its images are pinned while
+ * it lies there: archives, and directories that are OCI layouts. A record says which file its image
+ * came from and how that looked, so that a start loads only what has changed meanwhile.
+ *
+ * inotify(7) tells the event loop what has happened to which name; a thread of the store looks at
+ * the names one by one. A file counts when its writer has closed it or it was renamed to its name;
+ * what a start finds half written is a broken archive until then. A layout comes in many files, in
+ * any order, so all that is closed in it is a reason to try it again. */
+
+/* A directory that is watched: the import directory (name "") or a part of the layout `name`. */
+typedef struct import_watch { struct import_watch *next; int wd; char name[]; } import_watch;
+
+/* A name that something has happened to; "": look at everything. `whole`: not merely created. */
+typedef struct import_name { struct import_name *next; bool whole; char name[]; } import_name;
+
+/* What went wrong with a name the last time: it is told once. The thread's. */
+typedef struct import_trouble {
+    struct import_trouble *next;
+    error why;
+    char name[];
+} import_trouble;
+
+typedef struct {
+    image_store *store;
+    watch notify;            /* fd -1: nothing is watched */
+    import_trouble *troubles;
+    /* guarded by the store's lock */
+    import_watch *watches;
+    import_name *names;      /* in the order in which they came */
+    flight *running;         /* the thread's; images_close ends it like any other work */
+} image_import;
+
+enum { IMPORT_EVENTS = IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM | IN_DELETE | IN_CREATE |
+                       IN_MOVE_SELF | IN_ONLYDIR };
+
+/* Names of files that are not there yet for whoever writes them: hidden, *.tmp, *.part. */
+static bool import_ignores(slice name)
+{
+    return !name.n || slice_starts(name, ".") || slice_ends(name, ".tmp") ||
+           slice_ends(name, ".part");
+}
+
+static bool import_same(const ImportSource *a, const ImportSource *b) /* NULL: nothing */
+{
+    if (!a || !b) return a == b;
+    return a->size == b->size && a->mtime == b->mtime && a->inode == b->inode;
+}
+
+/* Makes the record say `now` of that file; NULL: nothing. Under `writing`. */
+static int import_note(image_store *s, const ImageRecord *r, slice name, const ImportSource *now,
+                       error *e)
+{
+    ImageRecord next = *r;
+    OWNED_ARENA a = arena_make(MIB);
+    next.imports.p = arena_alloc(&a, (r->imports.n + 1) * sizeof *next.imports.p);
+    next.imports.n = 0;
+    if (!next.imports.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
+    for (size_t i = 0; i < r->imports.n; i++)
+        if (!slice_eq(r->imports.p[i].name, name))
+            next.imports.p[next.imports.n++] = r->imports.p[i];
+    if (now) next.imports.p[next.imports.n++] = *now;
+    return store_rewrite(s, &next, e);
+}
+
+/* Settles which images the file `name` is the source of: those of `ids`, and it looks like `now`;
+ * NULL: none. How many records that has changed, or -1. */
+static int import_settle(image_store *s, slice name, const ImportSource *now, const slice_list *ids,
+                         error *e)
+{
+    int changed = 0;
+    pthread_mutex_lock(&s->writing);
+    for (const store_image *i = s->images; i && changed >= 0;) {
+        const ImageRecord *r = &i->record;
+        const ImportSource *want = now && list_has(ids->p, ids->n, r->id) ? now : NULL;
+        bool right = import_same(import_find(r, name), want);
+        if (!right) changed = import_note(s, r, name, want, e) < 0 ? -1 : changed + 1;
+        i = right ? i->next : s->images; /* the list has changed: look again */
+    }
+    pthread_mutex_unlock(&s->writing);
+    return changed;
+}
+
+/* Whether all that came from this file came from it as it is now. */
+static bool import_is_known(image_store *s, const ImportSource *now)
+{
+    size_t same = 0, other = 0;
+    pthread_mutex_lock(&s->lock);
+    for (const store_image *i = s->images; i; i = i->next) {
+        const ImportSource *had = import_find(&i->record, now->name);
+        if (had) *(import_same(had, now) ? &same : &other) += 1;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return same && !other;
+}
+
+/* Logs why a name could not be imported; the same reason once. NULL: all is well with it. */
+static void import_tell(image_import *m, const char *name, const error *why)
+{
+    import_trouble **at = &m->troubles;
+    while (*at && strcmp((*at)->name, name)) at = &(*at)->next;
+    import_trouble *had = *at;
+    if (had && why && !strcmp(had->why.text, why->text)) return;
+    if (had) *at = had->next;
+    free(had);
+    if (!why) return;
+    log_warn("import %s: %s", name, why->text);
+    import_trouble *made = malloc(sizeof *made + strlen(name) + 1);
+    if (!made) return;
+    made->next = m->troubles;
+    made->why = *why;
+    memcpy(made->name, name, strlen(name) + 1);
+    m->troubles = made;
+}
+
+/* Watches a directory. Its events are about `name`. False and errno. */
+static bool import_watch_add(image_import *m, const char *path, const char *name)
+{
+    int wd = inotify_add_watch(m->notify.fd, path, IMPORT_EVENTS);
+    import_watch *w = wd < 0 ? NULL : malloc(sizeof *w + strlen(name) + 1);
+    if (!w) return false;
+    pthread_mutex_lock(&m->store->lock);
+    import_watch **at = &m->watches; /* a directory that is watched already has its number again */
+    while (*at && (*at)->wd != wd) at = &(*at)->next;
+    import_watch *had = *at;
+    *w = (import_watch){ .next = had ? had->next : NULL, .wd = wd };
+    memcpy(w->name, name, strlen(name) + 1);
+    *at = w;
+    pthread_mutex_unlock(&m->store->lock);
+    free(had);
+    return true;
+}
+
+/* Loads a file or layout. Its images are pinned as they come; that all have come is said last. */
+static int import_load(image_import *m, const char *path, const ImportSource *now, error *e)
+{
+    OWNED_ARENA a = arena_make(64 * MIB);
+    ImportSource unfinished = { .name = now->name };
+    load_state l = { .store = m->store, .path = path, .cancel_fd = m->running->cancel,
+                     .import = &unfinished, .from = helper_none, .a = &a };
+    int64_t start = clock_mono();
+    if (load_run(&l, e) < 0) return -1;
+    fault_point("import.settle");
+    if (import_settle(m->store, now->name, now, &l.ids, e) < 0) return -1;
+    log_info("imported %s: %zu images in %.2f s", path, l.ids.n,
+             (double)(clock_mono() - start) / (double)NS_PER_SEC);
+    return 0;
+}
+
+/* How the file or layout looks that has this name. False: there is nothing that could be loaded.
+ * `whole`: its writer has closed it; else only a link counts, which is whole when it is made. */
+static bool import_look(image_import *m, const char *path, bool whole, ImportSource *out)
+{
+    static const char *const parts[] = { "", "/blobs", "/blobs/sha256" };
+    char inner[PATH_MAX + 16];
+    struct stat st, own;
+    if (stat(path, &st) < 0 || lstat(path, &own) < 0) return false;
+    if (S_ISDIR(st.st_mode)) {
+        for (size_t i = 0; i < COUNT(parts); i++) {
+            snprintf(inner, sizeof inner, "%s%s", path, parts[i]);
+            import_watch_add(m, inner, (const char *)out->name.p); /* what is not there will come */
+        }
+        snprintf(inner, sizeof inner, "%s/index.json", path);
+        if (stat(inner, &st) < 0) return false;
+    } else if (!whole && !S_ISLNK(own.st_mode) && own.st_nlink < 2) {
+        return false;
+    }
+    out->size = (uint64_t)st.st_size;
+    out->mtime = (int64_t)st.st_mtim.tv_sec * NS_PER_SEC + st.st_mtim.tv_nsec;
+    out->inode = st.st_ino;
+    return S_ISREG(st.st_mode);
+}
+
+/* Something has happened to a name of the directory. */
+static void import_one(image_import *m, const char *name, bool whole)
+{
+    error e = { 0 };
+    char path[PATH_MAX];
+    struct stat st;
+    ImportSource now = { .name = slice_of(name) };
+    if (!utf8_valid(now.name)) { /* no record could hold it */
+        fail(&e, GRPC_INVALID_ARGUMENT, "the name is not UTF-8");
+        import_tell(m, name, &e);
+        return;
+    }
+    snprintf(path, sizeof path, "%s/%s", m->store->o.import_dir, name);
+    if (import_look(m, path, whole, &now)) {
+        int failed = import_is_known(m->store, &now) ? 0 : import_load(m, path, &now, &e);
+        if (e.code != GRPC_CANCELLED) import_tell(m, name, failed ? &e : NULL);
+        return;
+    }
+    if (!whole && lstat(path, &st) == 0) return; /* a file that is being written */
+    int changed = import_settle(m->store, now.name, NULL, NULL, &e);
+    if (changed > 0)
+        log_info("import %s is gone: %d images are not pinned by it now", path, changed);
+    import_tell(m, name, changed < 0 ? &e : NULL);
+}
+
+/* Watches the import directory itself, and makes it if it is not there. */
+static int import_watch_top(image_import *m, error *e)
+{
+    const char *dir = m->store->o.import_dir;
+    OWNED_FD slash = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (import_watch_add(m, dir, "")) return 0;
+    if (errno != ENOENT) return fail_sys(e, GRPC_INTERNAL, "watch %s", dir);
+    log_warn("import: there is no directory %s: it is made", dir);
+    OWNED_FD made = make_dir_inside(slash, dir, 0755, e);
+    if (made < 0) return -1;
+    return import_watch_add(m, dir, "") ? 0 : fail_sys(e, GRPC_INTERNAL, "watch %s", dir);
+}
+
+/* The files that records speak of, each once; the arena's. */
+static slice_list import_sources(image_store *s, arena *a)
+{
+    slice_list list = { NULL, 0 };
+    pthread_mutex_lock(&s->lock);
+    for (const store_image *i = s->images; i; i = i->next)
+        for (size_t k = 0; k < i->record.imports.n; k++) {
+            slice name = arena_copy(a, i->record.imports.p[k].name);
+            if (name.n && !list_has(list.p, list.n, name)) load_note(a, &list, &name, 1);
+        }
+    pthread_mutex_unlock(&s->lock);
+    return list;
+}
+
+/* At the start, and when events were lost: looks at every name that there is, or was. */
+static void import_all(image_import *m)
+{
+    error e = { 0 };
+    struct dirent **names = NULL;
+    OWNED_ARENA a = arena_make(64 * MIB);
+    const char *dir = m->store->o.import_dir;
+    import_tell(m, dir, import_watch_top(m, &e) < 0 ? &e : NULL);
+    int n = scandir(dir, &names, NULL, alphasort);
+    for (int i = 0; i < n; i++) {
+        if (!import_ignores(slice_of(names[i]->d_name))) import_one(m, names[i]->d_name, true);
+        free(names[i]);
+    }
+    free(names);
+    slice_list known = import_sources(m->store, &a);
+    for (size_t i = 0; i < known.n; i++) import_one(m, (const char *)known.p[i].p, false);
+}
+
+/* The thread: looks at names until there are none. */
+static void *import_run(void *arg)
+{
+    image_import *m = arg;
+    image_store *s = m->store;
+    pthread_mutex_lock(&s->lock);
+    for (import_name *one; !s->closing && (one = m->names);) {
+        m->names = one->next;
+        pthread_mutex_unlock(&s->lock);
+        if (*one->name) import_one(m, one->name, one->whole);
+        else import_all(m);
+        free(one);
+        pthread_mutex_lock(&s->lock);
+    }
+    flight_land(s, m->running, NULL);
+    flight_unref(m->running);
+    m->running = NULL;
+    store_thread_ends(s);
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}
+
+/* Has the thread look at a name. Under the lock. */
+static void import_push(image_import *m, const char *name, bool whole)
+{
+    bool first;
+    import_name **at = &m->names;
+    while (*at && strcmp((*at)->name, name)) at = &(*at)->next;
+    import_name *one = *at ? *at : calloc(1, sizeof *one + strlen(name) + 1);
+    if (!one) { log_warn("import %s: out of memory", name); return; }
+    one->whole = one->whole || whole;
+    memcpy(one->name, name, strlen(name) + 1);
+    *at = one;
+    if (m->running || m->store->closing) return;
+    m->running = flight_join(m->store, "import", &first);
+    if (m->running && store_thread(m->store, import_run, m)) return;
+    log_warn("import %s: out of memory, threads or descriptors: at the next event", name);
+    if (m->running) flight_unlist(m->store, m->running), flight_unref(m->running);
+    m->running = NULL;
+}
+
+/* One event. Under the lock. */
+static void import_event(image_import *m, const struct inotify_event *event, const char *name)
+{
+    import_watch **at = &m->watches, *w;
+    if (event->mask & IN_Q_OVERFLOW) { import_push(m, "", true); return; }
+    while (*at && (*at)->wd != event->wd) at = &(*at)->next;
+    if (!(w = *at)) return;
+    bool renamed = event->mask & IN_MOVE_SELF && !*w->name; /* of a layout its parent tells us */
+    if (event->mask & IN_IGNORED || renamed) { /* IGNORED: removed or unmounted */
+        if (renamed) inotify_rm_watch(m->notify.fd, event->wd);
+        *at = w->next;
+        import_push(m, w->name, true);
+        free(w);
+        return;
+    }
+    if (event->mask & IN_MOVE_SELF) return;
+    bool created = event->mask & IN_CREATE && !(event->mask & IN_ISDIR);
+    if (!*w->name && !import_ignores(slice_of(name))) import_push(m, name, !created);
+    if (*w->name && !created) import_push(m, w->name, true);
+}
+
+static void import_ready(watch *w, uint32_t events)
+{
+    image_import *m = OWNER(w, image_import, notify);
+    struct inotify_event one;
+    char bytes[16 * KIB];
+    (void)events;
+    ssize_t n = read(w->fd, bytes, sizeof bytes);
+    pthread_mutex_lock(&m->store->lock);
+    for (char *p = bytes; n > 0 && p < bytes + n; p += sizeof one + one.len) {
+        memcpy(&one, p, sizeof one);
+        import_event(m, &one, one.len ? p + sizeof one : "");
+    }
+    pthread_mutex_unlock(&m->store->lock);
+}
+
+/* Begins with the import directory, if the settings name one: on the loop's thread. Whatever goes
+ * wrong with it is a warning: the node has other images. */
+static void import_open(image_import *m, image_store *s, loop *l)
+{
+    error e;
+    *m = (image_import){ .store = s, .notify = { -1, import_ready } };
+    if (!s->o.import_dir || !*s->o.import_dir) return;
+    m->notify.fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+    if (m->notify.fd < 0) fail_sys(&e, GRPC_RESOURCE_EXHAUSTED, "inotify");
+    if (m->notify.fd < 0 || loop_watch(l, &m->notify, EPOLLIN, &e) < 0) {
+        log_warn("import %s: %s", s->o.import_dir, e.text);
+        close_fd(&m->notify.fd);
+        return;
+    }
+    pthread_mutex_lock(&s->lock);
+    import_push(m, "", true);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* After images_close, which has ended the thread. */
+static void import_close(image_import *m)
+{
+    if (m->store) close_fd(&m->notify.fd);
+    for (import_watch *next; m->watches; m->watches = next)
+        next = m->watches->next, free(m->watches);
+    for (import_name *next; m->names; m->names = next)
+        next = m->names->next, free(m->names);
+    for (import_trouble *next; m->troubles; m->troubles = next)
+        next = m->troubles->next, free(m->troubles);
 }
 
 /* == 17. Root filesystem and volumes =========================================================
@@ -22890,6 +24113,54 @@ static int service_load_image(grpc_call *c, const void *in, void *out, error *e)
                       e);
 }
 
+/* The archive goes out in pieces, each as soon as the one before it is on its way: a client that
+ * reads slowly slows the packing down, and one that has gone ends it. */
+enum { SERVICE_PIECE = 256 * KIB };
+typedef struct { tar_sink sink; grpc_call *call; buf piece; } service_archive;
+
+static int service_send_piece(service_archive *s, error *e)
+{
+    KrunSaveImageResponse out = { .data = buf_view(&s->piece) };
+    if (s->piece.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the archive");
+    int done = s->piece.n ? grpc_send(s->call, &out, e) : 0;
+    s->piece.n = 0;
+    return done;
+}
+
+static int service_archive_write(tar_sink *to, slice bytes, error *e)
+{
+    service_archive *s = OWNER(to, service_archive, sink);
+    for (slice part; bytes.n;) {
+        slice_take(&bytes, MIN(bytes.n, SERVICE_PIECE - s->piece.n), &part);
+        buf_slice(&s->piece, part);
+        bool full = s->piece.n >= SERVICE_PIECE || s->piece.oom;
+        if (full && service_send_piece(s, e) < 0) return -1;
+    }
+    return 0;
+}
+
+static int service_save_image(grpc_call *c, const void *in, void *out, error *e)
+{
+    const KrunSaveImageRequest *ask = in;
+    service_archive to = { .sink = { service_archive_write }, .call = c };
+    slice_list names = { ask->images.p, ask->images.n };
+    int cancel = grpc_cancel_fd(c, e);
+    (void)out;
+    if (cancel < 0) return -1;
+    if (!names.n) return fail(e, GRPC_INVALID_ARGUMENT, "images is required");
+    int failed = image_save(service_runtime(c)->images, &names, cancel, &to.sink, e);
+    if (!failed) failed = service_send_piece(&to, e);
+    buf_free(&to.piece);
+    return failed;
+}
+
+static int service_pin_image(grpc_call *c, const void *in, void *out, error *e)
+{
+    const KrunPinImageRequest *ask = in;
+    return image_pin(service_runtime(c)->images, ask->image, ask->pinned,
+                     &((KrunPinImageResponse *)out)->pinned, e);
+}
+
 /* -- lists in pieces --------------------------------------------------------------------------- */
 
 /* The Stream calls give what the List calls give, some rows a message, so that no list is too long
@@ -22984,17 +24255,23 @@ static const service *service_find(const char *name) /* NULL: not built yet */
     return NULL;
 }
 
-/* Our own: what CRI has no call for. */
-static const grpc_method krun_methods[] = {
-    { .path = "/krun.v1.Krun/LoadImage", .where = GRPC_LONG, .run = service_load_image,
-      .in = &KrunLoadImageRequest_msg, .out = &KrunLoadImageResponse_msg },
-    { .path = "/krun.v1.Krun/PullImage", .where = GRPC_LONG, .run = service_pull_watched,
-      .in = &PullImageRequest_msg, .out = &KrunPullProgress_msg, .streams = true },
+/* Our own calls, for what CRI has none: images from and to files, pins, pulls that are watched. */
+static const grpc_method services_own[] = {
+    { .path = "/krun.v1.Krun/LoadImage", .in = &KrunLoadImageRequest_msg,
+      .out = &KrunLoadImageResponse_msg, .where = GRPC_LONG, .run = service_load_image },
+    { .path = "/krun.v1.Krun/SaveImage", .in = &KrunSaveImageRequest_msg,
+      .out = &KrunSaveImageResponse_msg, .where = GRPC_LONG, .streams = true,
+      .run = service_save_image },
+    { .path = "/krun.v1.Krun/PinImage", .in = &KrunPinImageRequest_msg,
+      .out = &KrunPinImageResponse_msg, .where = GRPC_LONG, .run = service_pin_image },
+    { .path = "/krun.v1.Krun/PullImage", .in = &PullImageRequest_msg,
+      .out = &KrunPullProgress_msg, .where = GRPC_LONG, .streams = true,
+      .run = service_pull_watched },
 };
 
-/* The paths that are served: all of cri.proto, those not built yet without a function, and our
- * own. Paths are `a`'s. */
-enum { SERVICES_METHODS = COUNT(cri_rpcs) + COUNT(krun_methods) };
+/* The paths that are served: all of cri.proto, those not built yet without a function, and our own.
+ * Paths are `a`'s. */
+enum { SERVICES_METHODS = COUNT(cri_rpcs) + COUNT(services_own) };
 static void services_methods(arena *a, grpc_method out[SERVICES_METHODS])
 {
     for (size_t i = 0; i < COUNT(cri_rpcs); i++) {
@@ -23007,7 +24284,7 @@ static void services_methods(arena *a, grpc_method out[SERVICES_METHODS])
                                 .where = built ? built->where : GRPC_ON_LOOP,
                                 .run = built ? built->run : NULL };
     }
-    memcpy(out + COUNT(cri_rpcs), krun_methods, sizeof krun_methods);
+    memcpy(out + COUNT(cri_rpcs), services_own, sizeof services_own);
 }
 
 /* == 27. Client ==============================================================================
@@ -23846,6 +25123,8 @@ static int settings_resolve(const krun_options *given, arena *a, runtime_options
     if (!*all.socket) all.socket = arena_printf(a, "%s/krun.sock", all.run);
     if (all.root[0] != '/' || all.run[0] != '/')
         return fail(e, GRPC_INVALID_ARGUMENT, "root and run must be absolute paths");
+    if (*all.image_import && all.image_import[0] != '/')
+        return fail(e, GRPC_INVALID_ARGUMENT, "image-import must be an absolute path");
     int level = settings_choice("log-level", all.log_level, levels, e);
     int ignore = settings_choice("missing-controllers", all.missing_controllers, missing, e);
     int keep = settings_choice("keep-blobs", all.keep_blobs, truth, e);
@@ -23880,6 +25159,7 @@ typedef struct {
     arena memory;              /* the settings */
     runtime_options options;
     runtime runtime;
+    image_import import;
     loop loop;
     grpc_method methods[SERVICES_METHODS];
     grpc_server *server;
@@ -23972,6 +25252,7 @@ static int daemon_open_state(krund *d, error *e)
     r->images = images_open(&images, e);
     if (!r->images || runtime_resume(r, e) < 0) return -1;
     images_collect(r->images); /* only now is it known which layers containers use */
+    import_open(&d->import, r->images, &d->loop);
     return 0;
 }
 
@@ -24024,6 +25305,7 @@ static void daemon_close(krund *d)
         unlock_state(r);
         runtime_forget(r);
         if (r->images) images_close(r->images);
+        import_close(&d->import);
     }
     if (r->monitors >= 0) { /* gone only when no pod is left: else rmdir(2) says EBUSY */
         cg_remove_empty(&r->cgroups, r->home, &e);
@@ -25030,6 +26312,96 @@ static int cli_do_load(cli *c, error *e)
     return CLI_OK;
 }
 
+/* Where `krun save` writes: standard output, or a file that gets its name when it is whole, so that
+ * an old archive of that name is not lost to a failed one. What is no file is written to as it
+ * is. */
+typedef struct { int fd; const char *path, *temp; } cli_archive;
+
+static const char *cli_archive_temp; /* to be removed if a signal ends us */
+static void cli_archive_interrupted(int sig)
+{
+    unlink(cli_archive_temp);
+    _exit(128 + sig);
+}
+
+static int cli_archive_open(cli *c, cli_archive *to, error *e)
+{
+    struct stat st;
+    const char *path = to->path, *slash = path ? strrchr(path, '/') : NULL;
+    if (!path) return to->fd = STDOUT_FILENO, 0;
+    bool other = stat(path, &st) == 0 && !S_ISREG(st.st_mode);
+    int before = slash ? (int)(slash + 1 - path) : 0;
+    to->temp = other ? NULL
+                     : arena_printf(&c->client.arena, "%.*s.%s.%d.tmp", before, path, path + before,
+                                    (int)getpid());
+    int flags = O_WRONLY | O_CLOEXEC | (other ? 0 : O_CREAT | O_EXCL);
+    to->fd = open(to->temp ? to->temp : path, flags, 0600); /* as docker: a secret may be in it */
+    if (to->fd < 0) return fail_sys(e, GRPC_INTERNAL, "create %s", path);
+    cli_archive_temp = to->temp;
+    if (to->temp) signal(SIGINT, cli_archive_interrupted), signal(SIGTERM, cli_archive_interrupted);
+    return 0;
+}
+
+static int cli_archive_close(cli_archive *to, int failed, error *e)
+{
+    if (!to->temp) return failed;
+    if (!failed && (fsync(to->fd) < 0 || rename(to->temp, to->path) < 0))
+        failed = fail_sys(e, GRPC_INTERNAL, "write %s", to->path);
+    close_fd(&to->fd);
+    if (failed) unlink(to->temp);
+    return failed;
+}
+
+static int cli_archive_piece(void *user, const void *out, error *e)
+{
+    slice bytes = ((const KrunSaveImageResponse *)out)->data;
+    cli_archive *to = user;
+    if (write_all(to->fd, bytes.p, bytes.n) == 0) return 0;
+    return fail_sys(e, GRPC_INTERNAL, "write %s", to->path ? to->path : "standard output");
+}
+
+static int cli_do_save(cli *c, error *e)
+{
+    cli_archive to = { .path = c->output };
+    KrunSaveImageRequest in = { 0 };
+    if (!c->output && isatty(STDOUT_FILENO))
+        return cli_usage(c, "an archive is nothing for a terminal: use -o FILE or redirect it");
+    in.images.p = arena_alloc(&c->client.arena, (size_t)c->nargs * sizeof *in.images.p);
+    if (!in.images.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
+    for (int i = 0; i < c->nargs; i++) in.images.p[in.images.n++] = slice_of(c->args[i]);
+    if (cli_archive_open(c, &to, e) < 0) return -1;
+    grpc_request r = { .path = "/krun.v1.Krun/SaveImage",
+                       .in_msg = &KrunSaveImageRequest_msg,
+                       .in = &in,
+                       .out_msg = &KrunSaveImageResponse_msg,
+                       .each = cli_archive_piece,
+                       .user = &to };
+    return cli_archive_close(&to, client_call(&c->client, &r, e), e) < 0 ? -1 : CLI_OK;
+}
+
+/* `krun pin` and `krun unpin`. */
+static int cli_pin_images(cli *c, bool pin, error *e)
+{
+    for (int i = 0; i < c->nargs; i++) {
+        KrunPinImageRequest in = { .image = slice_of(c->args[i]), .pinned = pin };
+        KrunPinImageResponse out = { 0 };
+        grpc_request r = { .path = "/krun.v1.Krun/PinImage",
+                           .in_msg = &KrunPinImageRequest_msg,
+                           .in = &in,
+                           .out_msg = &KrunPinImageResponse_msg,
+                           .out = &out };
+        if (client_call(&c->client, &r, e) < 0) return -1;
+        printf("%s\n", c->args[i]);
+        if (!pin && out.pinned)
+            fprintf(stderr, "krun: %s stays pinned: by the settings, or it is imported\n",
+                    c->args[i]);
+    }
+    return CLI_OK;
+}
+
+static int cli_do_pin(cli *c, error *e) { return cli_pin_images(c, true, e); }
+static int cli_do_unpin(cli *c, error *e) { return cli_pin_images(c, false, e); }
+
 /* The CRI's RemoveImage does not mind an image that is not there; a person wants to be told. */
 static int cli_do_rmi(cli *c, error *e)
 {
@@ -25395,6 +26767,9 @@ enum cli_command {
     CLI_IMAGES,
     CLI_PULL,
     CLI_LOAD,
+    CLI_SAVE,
+    CLI_PIN,
+    CLI_UNPIN,
     CLI_RMI,
     CLI_RUNP,
     CLI_CREATE,
@@ -25462,6 +26837,19 @@ static const cli_command cli_commands[CLI_COMMANDS] = {
         "load images from an archive; - is standard input",
         "  krun load busybox.tar\n"
         "  docker save busybox | krun load -\n" },
+    [CLI_SAVE] = { cli_do_save, "save", "IMAGE...", 1, CLI_ANY, CLI_PLAIN,
+        "write images to an archive",
+        "  krun save -o busybox.tar busybox\n"
+        "  krun save app:1 app:2 | gzip >apps.tar.gz\n"
+        "\nThe archive is an OCI layout, which krun load, skopeo, podman and docker read. Layers\n"
+        "are packed anew from their files: what is loaded from the archive is the same image\n"
+        "but has another ID, unless the daemon keeps what registries send (--keep-blobs).\n" },
+    [CLI_PIN] = { cli_do_pin, "pin", "IMAGE...", 1, CLI_ANY, CLI_PLAIN,
+        "keep images from garbage collection",
+        "  krun pin registry.k8s.io/pause:3.10\n" },
+    [CLI_UNPIN] = { cli_do_unpin, "unpin", "IMAGE...", 1, CLI_ANY, CLI_PLAIN,
+        "undo krun pin",
+        "  krun unpin registry.k8s.io/pause:3.10\n" },
     [CLI_RMI] = { cli_do_rmi, "rmi", "IMAGE...", 1, CLI_ANY, CLI_PLAIN,
         "remove images",
         "  krun rmi busybox\n" },
@@ -25527,6 +26915,7 @@ static const cli_option cli_options[] = {
     OPTION(ON_PULLS, 0, "authfile", "FILE", WORD, authfile, "instead of ~/.docker/config.json"),
     OPTION(ON(EXEC), 't', "timeout", "SECONDS", NUMBER, timeout, "kill it after that; 0: never"),
     OPTION(ON(STOP), 't', "timeout", "SECONDS", NUMBER, timeout, "kill after that; 10"),
+    OPTION(ON(SAVE), 'o', "output", "FILE", WORD, output, "write to it; standard output"),
     FLAG(ON(LOGS), 'f', "follow", follow, "go on until the container ends"),
     OPTION(ON(LOGS), 'n', "tail", "LINES", NUMBER, tail, "only the last lines"),
     FLAG(ON(LOGS), 0, "timestamps", timestamps, "put its time before each line"),
@@ -25986,6 +27375,7 @@ static const main_role main_roles[] = {
     { "read", read_main },       /* chapter 14: takes manifests apart, with no rights at all */
     { "archive", archive_main }, /* chapter 14: reads an archive for `krun load` */
     { "unpack", unpack_main },   /* chapter 14: fills one directory, chrooted into it */
+    { "pack", pack_main },       /* chapter 14: reads one, for `krun save` */
 };
 
 /* argv[0] tells a role from a word that a user typed: spawn gives exactly "krun", and the built-in

@@ -46,6 +46,10 @@ need_for_check()
     need iptables have_command iptables
     need util-linux have_command unshare
     need mount have_command mount
+    need skopeo have_command skopeo
+    need umoci have_command umoci
+    need podman have_command podman
+    need zstd have_command zstd
 }
 
 # Debian's other package of that name needs libraries, which no container has.

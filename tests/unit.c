@@ -88,6 +88,7 @@ static int temp_dir(char path[PATH_MAX])
 #include "11_grpc.c"
 #include "12_names.c"
 #include "13_registries.c"
+#include "14_readers.c"
 #include "16_pulls.c"
 #include "17_rootfs.c"
 #include "18_cgroups.c"
