@@ -41,11 +41,15 @@ static unpacked unpack_bytes(slice packed, size_t most, uint64_t max)
     return u;
 }
 
+/* A file of a set of test vectors: our own lie in vectors/ beside this program, what others have
+ * published in KRUN_TESTDATA. */
 static bool read_vector(const char *path, arena *a, slice *out)
 {
     char full[PATH_MAX];
     error e = { 0 };
-    snprintf(full, sizeof full, "%s/%s", vectors_dir, path);
+    bool own = strstr(path, "gzip-cases/") == path || strstr(path, "tar-hostile/") == path;
+    if (!own && !vectors_dir) return false;
+    snprintf(full, sizeof full, "%s/%s", own ? own_vectors_dir : vectors_dir, path);
     if ((*out = file_read(AT_FDCWD, full, 64 * MIB, a, &e)).p) return true;
     fprintf(stderr, "%s\n", e.text);
     return false;
@@ -55,7 +59,7 @@ TEST(gzip_cases_come_out_as_listed) /* T35 */
 {
     OWNED_ARENA a = arena_make(64 * MIB);
     slice list, packed;
-    if (!vectors_dir || !read_vector("gzip-cases/EXPECTED.tsv", &a, &list)) SKIP("no gzip-cases");
+    CHECK(read_vector("gzip-cases/EXPECTED.tsv", &a, &list));
     while (list.n) {
         slice line = slice_cut(&list, '\n'), file = slice_cut(&line, '\t'),
               verdict = slice_cut(&line, '\t');
@@ -90,10 +94,8 @@ TEST(gzip_errors_say_what_is_wrong)
     };
     OWNED_ARENA a = arena_make(64 * MIB);
     slice packed;
-    if (!vectors_dir) SKIP("no KRUN_TESTDATA");
     for (size_t i = 0; i < COUNT(rows); i++) {
-        if (!read_vector(arena_printf(&a, "gzip-cases/%s", rows[i][0]), &a, &packed))
-            SKIP("no gzip-cases");
+        CHECK(read_vector(arena_printf(&a, "gzip-cases/%s", rows[i][0]), &a, &packed));
         for (size_t most = 1; most < 10000; most *= 1000) /* the slow way and the fast one */
             CHECK_TEXT(slice_of(unpack_bytes(packed, most, UINT64_MAX).e.text), rows[i][1]);
     }
@@ -147,9 +149,8 @@ TEST(gzip_stream_may_be_cut_anywhere_and_says_so)
     slice packed;
     static const char *const names[] = { "gzip-cases/ok.gz", "gzip-cases/ok-fixed.gz",
                                          "gzip-cases/ok-stored.gz", "gzip-cases/ok-hcrc.gz" };
-    if (!vectors_dir) SKIP("no KRUN_TESTDATA");
     for (size_t i = 0; i < COUNT(names); i++) {
-        if (!read_vector(names[i], &a, &packed)) SKIP("no gzip-cases");
+        CHECK(read_vector(names[i], &a, &packed));
         for (size_t n = 2; n < packed.n; n++) {
             unpacked u = unpack_bytes(at_page_end(packed.p, n), 1000, UINT64_MAX);
             CHECK_INT(u.result, -1);
@@ -162,7 +163,7 @@ TEST(gzip_output_stops_where_the_reader_stops) /* T35: a bomb costs what is read
 {
     OWNED_ARENA a = arena_make(64 * MIB);
     slice packed;
-    if (!vectors_dir || !read_vector("gzip-cases/bomb-10m.gz", &a, &packed)) SKIP("no gzip-cases");
+    CHECK(read_vector("gzip-cases/bomb-10m.gz", &a, &packed));
     unpacked u = unpack_bytes(packed, 100000, 100000);
     CHECK(u.result == 0 && u.bytes >= 100000 && u.bytes < 400000);
 }
@@ -182,7 +183,7 @@ TEST(gzip_survives_every_flipped_bit)
 {
     OWNED_ARENA a = arena_make(64 * MIB);
     slice packed;
-    if (!vectors_dir || !read_vector("gzip-cases/ok.gz", &a, &packed)) SKIP("no gzip-cases");
+    CHECK(read_vector("gzip-cases/ok.gz", &a, &packed));
     slice copy = at_page_end(packed.p, packed.n);
     for (size_t bit = 0; bit < packed.n * 8; bit++) {
         ((uint8_t *)copy.p)[bit / 8] ^= (uint8_t)(1 << bit % 8);
