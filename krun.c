@@ -3675,13 +3675,13 @@ static bool tar_sum_holds(const tar_header *h)
     return tar_number(h->sum, sizeof h->sum, &want) && (want == sum || want == signed_sum);
 }
 
-/* Steps over n bytes of the archive. */
+/* Steps over n bytes of the archive. 1 if it ends before. */
 static int tar_step(tar_reader *t, uint64_t n, error *e)
 {
     while (n) {
         if (reader_fill(&t->in, 1, e) < 0) return -1;
         size_t have = (size_t)(t->in.end - t->in.p), some = (size_t)MIN(n, have);
-        if (!have) return tar_fail(e, "the archive is cut off");
+        if (!have) return 1;
         t->in.p += some;
         n -= some;
     }
@@ -4066,7 +4066,10 @@ static int tar_finish(tar_reader *t, error *e) /* steps over what is left of the
 {
     uint64_t left = t->left, padding = t->padding;
     t->left = t->padding = 0;
-    return tar_step(t, left, e) < 0 ? -1 : tar_step(t, padding, e);
+    int ended = tar_step(t, left, e);
+    if (ended) return ended < 0 ? -1 : tar_fail(e, "the archive is cut off");
+    /* `umoci insert` ends its archives with the last file's bytes. Go reads them; so do we. */
+    return tar_step(t, padding, e) < 0 ? -1 : 0;
 }
 
 static int tar_read_longname(tar_reader *t, slice *out, error *e) /* GNU L and K */
@@ -4362,15 +4365,15 @@ static int unpack_whiteout(unpacker *u, const tar_path *path, error *e)
 {
     struct stat st;
     const char *name = path->name + strlen(".wh.");
-    if (!strcmp(name, ".wh..opq")) {
-        int directory = unpack_enter(u, path->directory, e);
-        return directory < 0 ? -1 : unpack_set_opaque(directory, e);
-    }
-    if (!strncmp(name, ".wh.", 4)) return 0; /* what aufs kept for itself */
+    bool opaque = !strcmp(name, ".wh..opq");
+    if (!opaque && !strncmp(name, ".wh.", 4)) return 0; /* what aufs kept for itself */
     if (!*name || !strcmp(name, ".") || !strcmp(name, ".."))
         return tar_fail(e, "a whiteout of no name");
     int parent = unpack_enter(u, path->directory, e);
-    if (parent < 0) return -1;
+    /* A file of this layer stands where the directory was, and hides all that it held. umoci says
+     * so for each file in it as well. */
+    if (parent < 0) return e->sys == ENOTDIR ? 0 : -1;
+    if (opaque) return unpack_set_opaque(parent, e);
     if (mknodat(parent, name, S_IFCHR, makedev(0, 0)) == 0) return 0;
     if (errno != EEXIST) return fail_sys(e, GRPC_INTERNAL, "make a whiteout");
     if (fstatat(parent, name, &st, AT_SYMLINK_NOFOLLOW) < 0)

@@ -179,7 +179,8 @@ TEST(tar_unpack_gives_overlay_what_the_layer_says) /* T33 */
         { '0', ".wh.again", "", 0 },      { '5', "again", "", 0755 },
         { '0', "d/.wh.x", "", 0 },        { '5', "e", "", 0750 },
         { '0', ".wh.e", "", 0 },          { '0', ".wh..wh.plnk", "", 0 },
-        { '0', ".wh..wh.plnk/1", "", 0 },
+        { '0', ".wh..wh.plnk/1", "", 0 }, { '0', "file", "", 0644 },
+        { '0', "file/.wh.x", "", 0 },     { '0', "file/sub/.wh..wh..opq", "", 0 },
     };
     char path[PATH_MAX], value[8];
     OWNED_FD root = temp_dir(path);
@@ -194,6 +195,7 @@ TEST(tar_unpack_gives_overlay_what_the_layer_says) /* T33 */
           st.st_size == 3);
     CHECK(fstatat(root, "d", &st, 0) == 0 && st.st_mtim.tv_sec == 1000 && st.st_mtim.tv_nsec == 5);
     CHECK(fstatat(root, ".wh..wh.plnk", &st, AT_SYMLINK_NOFOLLOW) < 0);
+    CHECK(fstatat(root, "file", &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode));
     const char *const opaque[] = { "d", "again", "e" };
     for (size_t i = 0; i < COUNT(opaque); i++) {
         OWNED_FD fd = openat(root, opaque[i], O_RDONLY | O_DIRECTORY);
@@ -313,6 +315,25 @@ TEST(tar_entries_read_back_as_they_were_written)
     }
     CHECK_INT(tar_next(&t, &got, &e), 0);
     tar_close(&t);
+}
+
+TEST(tar_archive_may_end_with_the_last_files_bytes)
+{
+    OWNED_BUF archive = { 0 };
+    tar_put_header(&archive, &(tar_entry){ .type = '0', .name = SLICE("a"), .size = 5 });
+    buf_str(&archive, "12345");
+    size_t whole = archive.n;
+    buf_byte(&archive, 0);
+    for (size_t n = whole - 1; n < whole + 2; n++) { /* cut; whole; a part of the padding */
+        mem_source m;
+        tar_reader t;
+        tar_entry got;
+        error e = { 0 };
+        CHECK_INT(tar_open(&t, mem_source_open(&m, at_page_end(archive.p, n)), &e), 0);
+        CHECK_INT(tar_next(&t, &got, &e), 1);
+        CHECK_INT(tar_next(&t, &got, &e), n < whole ? -1 : 0);
+        tar_close(&t);
+    }
 }
 
 TEST(tar_unpack_sets_owner_mode_and_attributes_but_not_the_overlays) /* R10 */

@@ -14,7 +14,7 @@ import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ORDER = ["daemon", "http2", "images", "pods", "network", "containers", "exec", "logs", "restart", "faults",
-         "cli", "crictl", "limits"]
+         "cli", "crictl", "trees", "limits"]
 
 
 def push_images(registry):
