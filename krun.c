@@ -11191,15 +11191,40 @@ static uint64_t platform_level(slice variant, slice architecture)
     return variant.p[0] == 'v' && parse_u64(digits, 10, 99, &level) ? level : 99;
 }
 
-/* How well an entry's platform fits ours ("linux/arm/v7"): 0 not at all; the higher the better. */
+/* The programs of these architectures run on the other as well, if the kernel was built for it. */
+static const struct { const char *ours, *also; } platform_kin[] = {
+    { "amd64", "386" }, { "arm64", "arm" },
+};
+
+static bool platform_runs(slice ours, slice theirs)
+{
+    for (size_t i = 0; i < COUNT(platform_kin); i++)
+        if (slice_is(ours, platform_kin[i].ours) && slice_is(theirs, platform_kin[i].also))
+            return true;
+    return false;
+}
+
+/* How well an entry's platform fits ours ("linux/arm/v7"): 0 not at all; the higher the better. The
+ * order is containerd's: our architecture, one that ours runs too, an entry that does not say. */
 static uint64_t platform_rank(const json *platform, slice ours)
 {
     slice os = slice_cut(&ours, '/'), arch = slice_cut(&ours, '/');
     slice their_arch = json_text(json_get(platform, "architecture"));
-    if (!platform) return 1; /* an index of one image often leaves it out */
-    if (!slice_eq(json_text(json_get(platform, "os")), os) || !slice_eq(their_arch, arch)) return 0;
-    uint64_t level = platform_level(json_text(json_get(platform, "variant")), arch);
-    return level > platform_level(ours, arch) ? 0 : 1 + level;
+    /* an index of one image often leaves it out */
+    if (!platform || platform->kind == JSON_NULL) return 1;
+    bool same = slice_eq(their_arch, arch);
+    if (!slice_eq(json_text(json_get(platform, "os")), os)) return 0;
+    if (!same && !platform_runs(arch, their_arch)) return 0;
+    uint64_t level = platform_level(json_text(json_get(platform, "variant")), their_arch);
+    return level > platform_level(ours, arch) ? 0 : level + (same ? 100 : 2);
+}
+
+/* Entries that are about an image and none themselves: signatures, SBOMs, BuildKit's attestations
+ * (which say so in an annotation, beside a platform "unknown/unknown"). */
+static bool entry_is_no_image(const json *entry)
+{
+    return json_text(json_get(entry, "artifactType")).n ||
+           json_get(json_get(entry, "annotations"), "vnd.docker.reference.type");
 }
 
 /* The entry of an index that this machine should run: the highest level of the architecture that it
@@ -11211,7 +11236,8 @@ static int doc_choose(const json *index, slice platform, arena *a, ReadAnswer *o
     OWNED_BUF seen = { 0 };
     for (size_t i = 0; entries->kind == JSON_ARRAY && i < entries->n; i++) {
         const json *p = json_get(&entries->items[i], "platform");
-        uint64_t rank = platform_rank(p, platform);
+        uint64_t rank =
+            entry_is_no_image(&entries->items[i]) ? 0 : platform_rank(p, platform);
         if (rank > best_rank) best = &entries->items[i], best_rank = rank;
         if (seen.n < 160)
             buf_printf(&seen, "%s%.*s/%.*s", i ? ", " : "", PR(json_text(json_get(p, "os"))),

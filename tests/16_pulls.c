@@ -861,6 +861,11 @@ TEST(platform_choice_takes_the_best_that_this_machine_runs)
         { "linux/arm/v6", "arm:v7 arm:v6 arm:v5", "2" }, { "linux/amd64/v3", "amd64 amd64:v2 amd64:v4 amd64:v3", "4" },
         { "linux/amd64/v1", "arm64 amd64:v2", NULL }, { "linux/arm64/v8", "amd64 arm64 arm64:v8", "2" },
         { "linux/riscv64", "arm64 - riscv64", "3" }, { "linux/riscv64", "arm64 -", "2" }, { "linux/amd64", "amd64:weird", NULL },
+        { "linux/amd64/v3", "amd64:v1 amd64 amd64:v2", "3" }, { "linux/amd64/v1", "amd64:v3 amd64:v2 amd64:v1 amd64", "3" },
+        { "linux/amd64/v2", "386 amd64", "2" }, { "linux/amd64/v2", "- 386 arm64", "2" }, { "linux/386", "amd64 386", "2" },
+        { "linux/arm64/v8", "arm:v6 arm:v7 arm64:v8", "3" }, { "linux/arm64/v8", "arm:v6 arm:v7 amd64", "2" },
+        { "linux/arm64/v8", "arm64:v9 arm64", "2" }, { "linux/arm/v7", "arm64 arm64:v8", NULL },
+        { "linux/arm/v6", "arm", NULL }, { "linux/arm/v7", "arm arm:v7", "1" }, { "linux/riscv64", "riscv64 riscv64", "1" },
     };
     for (size_t i = 0; i < COUNT(rows); i++) {
         error e;
@@ -881,6 +886,41 @@ TEST(platform_choice_takes_the_best_that_this_machine_runs)
         int got = doc_choose(doc, slice_of(rows[i].ours), &a, &out, &e);
         CHECK_INT(got, rows[i].want ? 0 : -1);
         if (got == 0 && rows[i].want) CHECK_INT(out.chosen->digest.p[7], rows[i].want[0]);
+    }
+}
+
+/* Covers T38. `entries` is an index's list; the digest's first digit tells who was chosen. */
+TEST(platform_choice_never_takes_what_is_no_image)
+{
+#define ENTRY(n, more) "{\"size\":1,\"digest\":\"sha256:" n "00000000000000000000000000000000000000000000000000000000000000" "0\"" more "}"
+#define LINUX ",\"platform\":{\"os\":\"linux\",\"architecture\":\"amd64\"}"
+#define UNKNOWN ",\"platform\":{\"os\":\"unknown\",\"architecture\":\"unknown\"}"
+#define ABOUT ",\"annotations\":{\"vnd.docker.reference.type\":\"attestation-manifest\"}"
+#define ARTIFACT ",\"artifactType\":\"application/vnd.example.sbom\""
+    static const struct { const char *entries; char want; } rows[] = {
+        { ENTRY("1", UNKNOWN ABOUT) "," ENTRY("2", LINUX), '2' },
+        { ENTRY("1", LINUX) "," ENTRY("2", UNKNOWN ABOUT), '1' },
+        { ENTRY("1", UNKNOWN ABOUT), 0 },
+        { ENTRY("1", ABOUT), 0 },
+        { ENTRY("1", ABOUT) "," ENTRY("2", ""), '2' },
+        { ENTRY("1", LINUX ABOUT) "," ENTRY("2", LINUX), '2' },
+        { ENTRY("1", ARTIFACT) "," ENTRY("2", ""), '2' },
+        { ENTRY("1", LINUX ARTIFACT), 0 },
+        { ENTRY("1", LINUX ",\"artifactType\":\"\""), '1' },
+        { ENTRY("1", ",\"platform\":null"), '1' },
+        { ENTRY("1", ",\"platform\":{\"os\":\"windows\",\"architecture\":\"amd64\"}"), 0 },
+        { ENTRY("1", ",\"platform\":\"linux/amd64\""), 0 },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        error e;
+        ReadAnswer out = { 0 };
+        OWNED_ARENA a = arena_make(MIB);
+        slice text = slice_of(arena_printf(&a, "{\"manifests\":[%s]}", rows[i].entries));
+        const json *doc = json_parse(text, &a, &e);
+        int got = doc_choose(doc, SLICE("linux/amd64/v2"), &a, &out, &e);
+        if ((got == 0) != (rows[i].want != 0)) fprintf(stderr, "row %zu: %s\n", i, e.text);
+        CHECK_INT(got, rows[i].want ? 0 : -1);
+        if (got == 0 && rows[i].want) CHECK_INT(out.chosen->digest.p[7], rows[i].want);
     }
 }
 
