@@ -9,7 +9,7 @@ import subprocess
 
 import images
 import trees
-from harness import DEADLINE, Failure, check, equal, holds, skip, test, until
+from harness import DEADLINE, Failure, check, equal, holds, refused, skip, test, until
 from images import Image, Tree
 
 REAL = "127.0.0.1:5000/"
@@ -386,6 +386,102 @@ def layers_that_no_tool_writes_but_the_format_allows(k):
         if b"attributes" in got[0]:
             equal(got[0][b"attributes"]["mtime"], -1, "a time just before 1970")
         drop(k, name)
+
+
+# -- indexes --------------------------------------------------------------------------------------
+
+INDEX = images.OCI + "index.v1+json"
+PLATFORMS = (("amd64", "v1"), ("amd64", "v2"), ("amd64", "v3"), ("arm", "v7"), ("arm64", "v8"), ("riscv64", ""))
+
+
+class Index:
+    """An index as images.push takes it: entries are its descriptors."""
+    media_type = INDEX
+
+    def __init__(self, entries):
+        self.manifest = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}).encode()
+
+    @staticmethod
+    def blobs():
+        return {}
+
+
+def descriptor(image, **more):
+    return dict({"mediaType": image.media_type, "digest": images.digest(image.manifest),
+                 "size": len(image.manifest)}, **more)
+
+
+def platform_image(architecture, variant):
+    """An image that says which one it is, with an annotated manifest that refers to a subject."""
+    image = Image([Tree().file("platform", f"{architecture}/{variant}")])
+    config = json.loads(image.config)
+    config.update(architecture=architecture, variant=variant)
+    image.config = json.dumps(config).encode()
+    manifest = image.manifest_object()
+    manifest["subject"] = {"mediaType": image.media_type, "digest": "sha256:" + "5" * 64, "size": 5}
+    image.manifest = json.dumps(manifest).encode()
+    return image
+
+
+def attestation(image):
+    """BuildKit's, about an image: a manifest of its own whose layer is an in-toto statement."""
+    other = Image([Tree().file("never", "chosen")], {"Labels": {"about": image.digest}})
+    return other, descriptor(other, platform={"os": "unknown", "architecture": "unknown"}, annotations={
+        "vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": image.digest})
+
+
+def push_index(repository):
+    """Four architectures in six variants, each with its attestation before it."""
+    entries = []
+    for number, (architecture, variant) in enumerate(PLATFORMS):
+        image = platform_image(architecture, variant)
+        about, entry = attestation(image)
+        for title, one in (("about", about), ("image", image)):
+            images.push(one, REAL[:-1], repository, f"{title}-{number}")
+        platform = {"os": "linux", "architecture": architecture, **({"variant": variant} if variant else {})}
+        entries += [entry, descriptor(image, platform=platform)]
+    index = Index(entries)
+    images.push(index, REAL[:-1], repository, "1")
+    return index
+
+
+def chosen(k, name):
+    k.pull(name)
+    with Mounted(k, name) as root:
+        with open(root + "/platform") as f:
+            architecture = f.read().split("/")[0]
+    drop(k, name)
+    return architecture
+
+
+@test
+def of_an_index_the_image_for_this_machine_is_taken(k):  # T38
+    index = push_index("trees/index")
+    name = REAL + "trees/index:1"
+    equal(chosen(k, name), images.architecture(), "the architecture")
+    equal(chosen(k, f"{REAL}trees/index@{images.digest(index.manifest)}"), images.architecture(), "by digest")
+    skopeo(k, "docker://" + name, "docker://" + REAL + "trees/copied:1", "--multi-arch", "all")
+    equal(chosen(k, REAL + "trees/copied:1"), images.architecture(), "of skopeo's copy")
+    name = "example.test/trees/index:1"
+    skopeo(k, "docker://" + REAL + "trees/index:1", f"oci:{k.work}/index:{name}", "--multi-arch", "all")
+    k.cli("load", k.work + "/index")
+    with Mounted(k, name) as root:
+        check(os.path.exists(root + "/platform"), "of a layout")
+    drop(k, name)
+
+
+@test
+def an_index_may_lie_in_an_index_and_that_one_in_no_other(k):  # T38
+    inner = push_index("trees/nested")
+    outer = Index([descriptor(inner)])
+    outermost = Index([descriptor(outer)])
+    too_deep = Index([descriptor(outermost)])
+    for tag, index in (("2", outer), ("3", outermost), ("4", too_deep)):
+        images.push(index, REAL[:-1], "trees/nested", tag)
+    equal(chosen(k, REAL + "trees/nested:2"), images.architecture(), "the architecture")
+    holds("an index in an index in an index", refused("INVALID_ARGUMENT",
+                                                      lambda: k.pull(REAL + "trees/nested:3")))
+    refused("INVALID_ARGUMENT", lambda: k.pull(REAL + "trees/nested:4"))
 
 
 # -- a machine's own files ------------------------------------------------------------------------
