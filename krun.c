@@ -4409,6 +4409,21 @@ static int unpack_fail(error *e, const tar_entry *entry)
     return fail_in(e, "unpack %.*s", PR(buf_view(&name)));
 }
 
+/* A stream that ends in an error when more than `left` bytes come. What is no file's content is not
+ * counted otherwise: headers, entries of unknown types, all that follows the archive's end. It costs
+ * no disk, but of a bomb it would cost time without end. */
+typedef struct { source source, *in; uint64_t left; } limit_source;
+
+static ssize_t limit_source_read(source *s, uint8_t *p, size_t n, error *e)
+{
+    limit_source *l = OWNER(s, limit_source, source);
+    ssize_t got = l->in->read(l->in, p, n, e);
+    if (got > 0 && (uint64_t)got > l->left)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "the layer's archive is too long");
+    l->left -= (uint64_t)MAX(got, 0);
+    return got;
+}
+
 /* Unpacks a layer into the directory `root`, which should be empty, in the form that overlay takes
  * as a lower directory. Reads `in` to its end, so that a hash over it is complete.
  * in, root borrowed.   t   what was unpacked; also after a failure
@@ -4423,9 +4438,10 @@ static int tar_unpack(source *in, int root, const tar_options *o, tar_totals *t,
     unpacker u = { .root = root, .allow_devices = o->allow_devices, .parent = -1 };
     uint64_t max_bytes = o->max_bytes ? o->max_bytes : UINT64_C(64) << 30;
     uint64_t max_entries = o->max_entries ? o->max_entries : 4000000;
+    limit_source limited = { { limit_source_read }, in, max_bytes + max_entries * 4 * KIB };
     int got;
     *t = (tar_totals){ 0 };
-    if (tar_open(&reader, in, e) < 0) return -1;
+    if (tar_open(&reader, &limited.source, e) < 0) return -1;
     while ((got = tar_next(&reader, &entry, e)) > 0) {
         if (entry.size > max_bytes - t->bytes || t->entries >= max_entries) {
             got = fail(e, GRPC_RESOURCE_EXHAUSTED,
@@ -4439,7 +4455,7 @@ static int tar_unpack(source *in, int root, const tar_options *o, tar_totals *t,
         t->entries++;
     }
     unpack_leave(&u);
-    if (got == 0) got = source_drain(in, e);
+    if (got == 0) got = source_drain(&limited.source, e);
     tar_close(&reader);
     return got;
 }
