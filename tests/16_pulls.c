@@ -335,6 +335,14 @@ TEST(image_pull_refuses_documents_that_lie)
         { NULL, "{\"os\":\"linux\",\"rootfs\":{\"diff_ids\":[\"sha256:../../../etc\"]}}", NULL, GRPC_INVALID_ARGUMENT, "diff_ids[0]" },
         { NULL, "{\"os\":\"linux\",\"rootfs\":{\"diff_ids\":[]}}", NULL, GRPC_INVALID_ARGUMENT, "0 entries" },
         { NULL, "{\"config\":{\"Env\":[\"A=\\u0000\"]},\"rootfs\":{\"diff_ids\":[\"$D\"]}}", NULL, GRPC_INVALID_ARGUMENT, "Env" },
+        { NULL, "{\"config\":{\"WorkingDir\":\"/a\\u0000/etc\"},\"rootfs\":{\"diff_ids\":[\"$D\"]}}", NULL, GRPC_INVALID_ARGUMENT, "WorkingDir" }, /* T27: a NUL in a path */
+        { NULL, "{\"config\":{\"Volumes\":{\"/a\\u0000\":{}}},\"rootfs\":{\"diff_ids\":[\"$D\"]}}", NULL, GRPC_INVALID_ARGUMENT, "Volumes" },
+        { NULL, "{\"config\":{\"User\":\"0\\u0000\"},\"rootfs\":{\"diff_ids\":[\"$D\"]}}", NULL, GRPC_INVALID_ARGUMENT, "User" },
+        { NULL, "{\"config\":{\"Entrypoint\":[\"/\\u0000\"]},\"rootfs\":{\"diff_ids\":[\"$D\"]}}", NULL, GRPC_INVALID_ARGUMENT, "Entrypoint" },
+        { NULL, "{\"rootfs\":{\"diff_ids\":[\"$D\\u0000\"]}}", NULL, GRPC_INVALID_ARGUMENT, "diff_ids" },
+        { NULL, NULL, "{\"schemaVersion\":2," FAKE_CONFIG ",\"layers\":[{\"mediaType\":\"application/vnd.oci.image.layer.v1.tar\",\"digest\":\"\",\"size\":1}]}", GRPC_INVALID_ARGUMENT, "digest" },
+        { NULL, NULL, "{\"schemaVersion\":2," FAKE_CONFIG ",\"layers\":[{\"mediaType\":\"application/vnd.oci.image.layer.v1.tar\",\"digest\":\"SHA256:" ZEROS "\",\"size\":1}]}", GRPC_INVALID_ARGUMENT, "digest" },
+        { NULL, NULL, "{\"schemaVersion\":2,\"schemaVersion\":1," FAKE_CONFIG ",\"layers\":[" FAKE_LAYER "]}", GRPC_INVALID_ARGUMENT, "schema 1" },
         { NULL, "{\"config\":{\"Cmd\":\"sh\"},\"rootfs\":{\"diff_ids\":[\"$D\"]}}", NULL, GRPC_INVALID_ARGUMENT, "Cmd" },
         { NULL, "not json", NULL, GRPC_INVALID_ARGUMENT, "config" },
         { "application/vnd.oci.image.index.v1+json", NULL, FAKE_INDEX(""), GRPC_NOT_FOUND, "no manifest for linux/" },
@@ -387,6 +395,19 @@ TEST(image_pull_takes_the_same_layer_many_times)
     CHECK_INT(f.blobs, 1);
     fake_down(&f);
     store_down(&x);
+}
+
+/* Covers T37: of A, B, A the upper A counts, and the lower one is hidden by it whatever B says. */
+TEST(image_record_keeps_the_topmost_of_equal_layers)
+{
+    slice ids[] = { SLICE("sha256:a"), SLICE("sha256:b"), SLICE("sha256:a"), SLICE("sha256:c") };
+    pull_state p = { .config.diff_ids = { ids, COUNT(ids) } };
+    ImageRecord r = { 0 };
+    OWNED_ARENA a = arena_make(MIB);
+    error e;
+    CHECK_INT(record_layers(&p, &a, &r, &e), 0);
+    CHECK(r.layers.n == 3 && slice_is(r.layers.p[0], "b") && slice_is(r.layers.p[1], "a") &&
+          slice_is(r.layers.p[2], "c"));
 }
 
 static bool trick_500_twice(fake *f, const char *request, int fd)
