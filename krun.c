@@ -4409,9 +4409,9 @@ static int unpack_fail(error *e, const tar_entry *entry)
     return fail_in(e, "unpack %.*s", PR(buf_view(&name)));
 }
 
-/* A stream that ends in an error when more than `left` bytes come. What is no file's content is not
- * counted otherwise: headers, entries of unknown types, all that follows the archive's end. It costs
- * no disk, but of a bomb it would cost time without end. */
+/* A stream that ends in an error when more than `left` bytes come. What is no file's content is
+ * not counted otherwise: headers, entries of unknown types, all that follows the archive's end. It
+ * costs no disk, but of a bomb it would cost time without end. */
 typedef struct { source source, *in; uint64_t left; } limit_source;
 
 static ssize_t limit_source_read(source *s, uint8_t *p, size_t n, error *e)

@@ -14,7 +14,7 @@ import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ORDER = ["daemon", "http2", "images", "pods", "network", "containers", "exec", "logs", "restart", "faults",
-         "cli", "crictl", "trees", "limits"]
+         "cli", "crictl", "trees", "hostile", "limits"]
 
 
 def push_images(registry):
