@@ -3874,13 +3874,13 @@ static bool tar_sum_holds(const tar_header *h)
     return tar_number(h->sum, sizeof h->sum, &want) && (want == sum || want == signed_sum);
 }
 
-/* Steps over n bytes of the archive. */
+/* Steps over n bytes of the archive. 1 if it ends before. */
 static int tar_step(tar_reader *t, uint64_t n, error *e)
 {
     while (n) {
         if (reader_fill(&t->in, 1, e) < 0) return -1;
         size_t have = (size_t)(t->in.end - t->in.p), some = (size_t)MIN(n, have);
-        if (!have) return tar_fail(e, "the archive is cut off");
+        if (!have) return 1;
         t->in.p += some;
         n -= some;
     }
@@ -4265,7 +4265,10 @@ static int tar_finish(tar_reader *t, error *e) /* steps over what is left of the
 {
     uint64_t left = t->left, padding = t->padding;
     t->left = t->padding = 0;
-    return tar_step(t, left, e) < 0 ? -1 : tar_step(t, padding, e);
+    int ended = tar_step(t, left, e);
+    if (ended) return ended < 0 ? -1 : tar_fail(e, "the archive is cut off");
+    /* `umoci insert` ends its archives with the last file's bytes. Go reads them; so do we. */
+    return tar_step(t, padding, e) < 0 ? -1 : 0;
 }
 
 static int tar_read_longname(tar_reader *t, slice *out, error *e) /* GNU L and K */
@@ -4561,15 +4564,15 @@ static int unpack_whiteout(unpacker *u, const tar_path *path, error *e)
 {
     struct stat st;
     const char *name = path->name + strlen(".wh.");
-    if (!strcmp(name, ".wh..opq")) {
-        int directory = unpack_enter(u, path->directory, e);
-        return directory < 0 ? -1 : unpack_set_opaque(directory, e);
-    }
-    if (!strncmp(name, ".wh.", 4)) return 0; /* what aufs kept for itself */
+    bool opaque = !strcmp(name, ".wh..opq");
+    if (!opaque && !strncmp(name, ".wh.", 4)) return 0; /* what aufs kept for itself */
     if (!*name || !strcmp(name, ".") || !strcmp(name, ".."))
         return tar_fail(e, "a whiteout of no name");
     int parent = unpack_enter(u, path->directory, e);
-    if (parent < 0) return -1;
+    /* A file of this layer stands where the directory was, and hides all that it held. umoci says
+     * so for each file in it as well. */
+    if (parent < 0) return e->sys == ENOTDIR ? 0 : -1;
+    if (opaque) return unpack_set_opaque(parent, e);
     if (mknodat(parent, name, S_IFCHR, makedev(0, 0)) == 0) return 0;
     if (errno != EEXIST) return fail_sys(e, GRPC_INTERNAL, "make a whiteout");
     if (fstatat(parent, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
@@ -4605,6 +4608,21 @@ static int unpack_fail(error *e, const tar_entry *entry)
     return fail_in(e, "unpack %.*s", PR(buf_view(&name)));
 }
 
+/* A stream that ends in an error when more than `left` bytes come. What is no file's content is
+ * not counted otherwise: headers, entries of unknown types, all that follows the archive's end. It
+ * costs no disk, but of a bomb it would cost time without end. */
+typedef struct { source source, *in; uint64_t left; } limit_source;
+
+static ssize_t limit_source_read(source *s, uint8_t *p, size_t n, error *e)
+{
+    limit_source *l = OWNER(s, limit_source, source);
+    ssize_t got = l->in->read(l->in, p, n, e);
+    if (got > 0 && (uint64_t)got > l->left)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "the layer's archive is too long");
+    l->left -= (uint64_t)MAX(got, 0);
+    return got;
+}
+
 /* Unpacks a layer into the directory `root`, which should be empty, in the form that overlay takes
  * as a lower directory. Reads `in` to its end, so that a hash over it is complete.
  * in, root borrowed.   t   what was unpacked; also after a failure
@@ -4619,9 +4637,10 @@ static int tar_unpack(source *in, int root, const tar_options *o, tar_totals *t,
     unpacker u = { .root = root, .allow_devices = o->allow_devices, .parent = -1 };
     uint64_t max_bytes = o->max_bytes ? o->max_bytes : UINT64_C(64) << 30;
     uint64_t max_entries = o->max_entries ? o->max_entries : 4000000;
+    limit_source limited = { { limit_source_read }, in, max_bytes + max_entries * 4 * KIB };
     int got;
     *t = (tar_totals){ 0 };
-    if (tar_open(&reader, in, e) < 0) return -1;
+    if (tar_open(&reader, &limited.source, e) < 0) return -1;
     while ((got = tar_next(&reader, &entry, e)) > 0) {
         if (entry.size > max_bytes - t->bytes || t->entries >= max_entries) {
             got = fail(e, GRPC_RESOURCE_EXHAUSTED,
@@ -4635,7 +4654,7 @@ static int tar_unpack(source *in, int root, const tar_options *o, tar_totals *t,
         t->entries++;
     }
     unpack_leave(&u);
-    if (got == 0) got = source_drain(in, e);
+    if (got == 0) got = source_drain(&limited.source, e);
     tar_close(&reader);
     return got;
 }
@@ -12404,15 +12423,40 @@ static uint64_t platform_level(slice variant, slice architecture)
     return variant.p[0] == 'v' && parse_u64(digits, 10, 99, &level) ? level : 99;
 }
 
-/* How well an entry's platform fits ours ("linux/arm/v7"): 0 not at all; the higher the better. */
+/* The programs of these architectures run on the other as well, if the kernel was built for it. */
+static const struct { const char *ours, *also; } platform_kin[] = {
+    { "amd64", "386" }, { "arm64", "arm" },
+};
+
+static bool platform_runs(slice ours, slice theirs)
+{
+    for (size_t i = 0; i < COUNT(platform_kin); i++)
+        if (slice_is(ours, platform_kin[i].ours) && slice_is(theirs, platform_kin[i].also))
+            return true;
+    return false;
+}
+
+/* How well an entry's platform fits ours ("linux/arm/v7"): 0 not at all; the higher the better. The
+ * order is containerd's: our architecture, one that ours runs too, an entry that does not say. */
 static uint64_t platform_rank(const json *platform, slice ours)
 {
     slice os = slice_cut(&ours, '/'), arch = slice_cut(&ours, '/');
     slice their_arch = json_text(json_get(platform, "architecture"));
-    if (!platform) return 1; /* an index of one image often leaves it out */
-    if (!slice_eq(json_text(json_get(platform, "os")), os) || !slice_eq(their_arch, arch)) return 0;
-    uint64_t level = platform_level(json_text(json_get(platform, "variant")), arch);
-    return level > platform_level(ours, arch) ? 0 : 1 + level;
+    /* an index of one image often leaves it out */
+    if (!platform || platform->kind == JSON_NULL) return 1;
+    bool same = slice_eq(their_arch, arch);
+    if (!slice_eq(json_text(json_get(platform, "os")), os)) return 0;
+    if (!same && !platform_runs(arch, their_arch)) return 0;
+    uint64_t level = platform_level(json_text(json_get(platform, "variant")), their_arch);
+    return level > platform_level(ours, arch) ? 0 : level + (same ? 100 : 2);
+}
+
+/* Entries that are about an image and none themselves: signatures, SBOMs, BuildKit's attestations
+ * (which say so in an annotation, beside a platform "unknown/unknown"). */
+static bool entry_is_no_image(const json *entry)
+{
+    return json_text(json_get(entry, "artifactType")).n ||
+           json_get(json_get(entry, "annotations"), "vnd.docker.reference.type");
 }
 
 /* The entry of an index that this machine should run: the highest level of the architecture that it
@@ -12424,7 +12468,8 @@ static int doc_choose(const json *index, slice platform, arena *a, ReadAnswer *o
     OWNED_BUF seen = { 0 };
     for (size_t i = 0; entries->kind == JSON_ARRAY && i < entries->n; i++) {
         const json *p = json_get(&entries->items[i], "platform");
-        uint64_t rank = platform_rank(p, platform);
+        uint64_t rank =
+            entry_is_no_image(&entries->items[i]) ? 0 : platform_rank(p, platform);
         if (rank > best_rank) best = &entries->items[i], best_rank = rank;
         if (seen.n < 160)
             buf_printf(&seen, "%s%.*s/%.*s", i ? ", " : "", PR(json_text(json_get(p, "os"))),

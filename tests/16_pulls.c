@@ -345,6 +345,14 @@ TEST(image_pull_refuses_documents_that_lie)
         { NULL, "{\"os\":\"linux\",\"rootfs\":{\"diff_ids\":[\"sha256:../../../etc\"]}}", NULL, GRPC_INVALID_ARGUMENT, "diff_ids[0]" },
         { NULL, "{\"os\":\"linux\",\"rootfs\":{\"diff_ids\":[]}}", NULL, GRPC_INVALID_ARGUMENT, "0 entries" },
         { NULL, "{\"config\":{\"Env\":[\"A=\\u0000\"]},\"rootfs\":{\"diff_ids\":[\"$D\"]}}", NULL, GRPC_INVALID_ARGUMENT, "Env" },
+        { NULL, "{\"config\":{\"WorkingDir\":\"/a\\u0000/etc\"},\"rootfs\":{\"diff_ids\":[\"$D\"]}}", NULL, GRPC_INVALID_ARGUMENT, "WorkingDir" }, /* T27: a NUL in a path */
+        { NULL, "{\"config\":{\"Volumes\":{\"/a\\u0000\":{}}},\"rootfs\":{\"diff_ids\":[\"$D\"]}}", NULL, GRPC_INVALID_ARGUMENT, "Volumes" },
+        { NULL, "{\"config\":{\"User\":\"0\\u0000\"},\"rootfs\":{\"diff_ids\":[\"$D\"]}}", NULL, GRPC_INVALID_ARGUMENT, "User" },
+        { NULL, "{\"config\":{\"Entrypoint\":[\"/\\u0000\"]},\"rootfs\":{\"diff_ids\":[\"$D\"]}}", NULL, GRPC_INVALID_ARGUMENT, "Entrypoint" },
+        { NULL, "{\"rootfs\":{\"diff_ids\":[\"$D\\u0000\"]}}", NULL, GRPC_INVALID_ARGUMENT, "diff_ids" },
+        { NULL, NULL, "{\"schemaVersion\":2," FAKE_CONFIG ",\"layers\":[{\"mediaType\":\"application/vnd.oci.image.layer.v1.tar\",\"digest\":\"\",\"size\":1}]}", GRPC_INVALID_ARGUMENT, "digest" },
+        { NULL, NULL, "{\"schemaVersion\":2," FAKE_CONFIG ",\"layers\":[{\"mediaType\":\"application/vnd.oci.image.layer.v1.tar\",\"digest\":\"SHA256:" ZEROS "\",\"size\":1}]}", GRPC_INVALID_ARGUMENT, "digest" },
+        { NULL, NULL, "{\"schemaVersion\":2,\"schemaVersion\":1," FAKE_CONFIG ",\"layers\":[" FAKE_LAYER "]}", GRPC_INVALID_ARGUMENT, "schema 1" },
         { NULL, "{\"config\":{\"Cmd\":\"sh\"},\"rootfs\":{\"diff_ids\":[\"$D\"]}}", NULL, GRPC_INVALID_ARGUMENT, "Cmd" },
         { NULL, "not json", NULL, GRPC_INVALID_ARGUMENT, "config" },
         { "application/vnd.oci.image.index.v1+json", NULL, FAKE_INDEX(""), GRPC_NOT_FOUND, "no manifest for linux/" },
@@ -397,6 +405,19 @@ TEST(image_pull_takes_the_same_layer_many_times)
     CHECK_INT(f.blobs, 1);
     fake_down(&f);
     store_down(&x);
+}
+
+/* Covers T37: of A, B, A the upper A counts, and the lower one is hidden by it whatever B says. */
+TEST(image_record_keeps_the_topmost_of_equal_layers)
+{
+    slice ids[] = { SLICE("sha256:a"), SLICE("sha256:b"), SLICE("sha256:a"), SLICE("sha256:c") };
+    pull_state p = { .config.diff_ids = { ids, COUNT(ids) } };
+    ImageRecord r = { 0 };
+    OWNED_ARENA a = arena_make(MIB);
+    error e;
+    CHECK_INT(record_layers(&p, &a, &r, &e), 0);
+    CHECK(r.layers.n == 3 && slice_is(r.layers.p[0], "b") && slice_is(r.layers.p[1], "a") &&
+          slice_is(r.layers.p[2], "c"));
 }
 
 static bool trick_500_twice(fake *f, const char *request, int fd)
@@ -1097,6 +1118,11 @@ TEST(platform_choice_takes_the_best_that_this_machine_runs)
         { "linux/arm/v6", "arm:v7 arm:v6 arm:v5", "2" }, { "linux/amd64/v3", "amd64 amd64:v2 amd64:v4 amd64:v3", "4" },
         { "linux/amd64/v1", "arm64 amd64:v2", NULL }, { "linux/arm64/v8", "amd64 arm64 arm64:v8", "2" },
         { "linux/riscv64", "arm64 - riscv64", "3" }, { "linux/riscv64", "arm64 -", "2" }, { "linux/amd64", "amd64:weird", NULL },
+        { "linux/amd64/v3", "amd64:v1 amd64 amd64:v2", "3" }, { "linux/amd64/v1", "amd64:v3 amd64:v2 amd64:v1 amd64", "3" },
+        { "linux/amd64/v2", "386 amd64", "2" }, { "linux/amd64/v2", "- 386 arm64", "2" }, { "linux/386", "amd64 386", "2" },
+        { "linux/arm64/v8", "arm:v6 arm:v7 arm64:v8", "3" }, { "linux/arm64/v8", "arm:v6 arm:v7 amd64", "2" },
+        { "linux/arm64/v8", "arm64:v9 arm64", "2" }, { "linux/arm/v7", "arm64 arm64:v8", NULL },
+        { "linux/arm/v6", "arm", NULL }, { "linux/arm/v7", "arm arm:v7", "1" }, { "linux/riscv64", "riscv64 riscv64", "1" },
     };
     for (size_t i = 0; i < COUNT(rows); i++) {
         error e;
@@ -1117,6 +1143,41 @@ TEST(platform_choice_takes_the_best_that_this_machine_runs)
         int got = doc_choose(doc, slice_of(rows[i].ours), &a, &out, &e);
         CHECK_INT(got, rows[i].want ? 0 : -1);
         if (got == 0 && rows[i].want) CHECK_INT(out.chosen->digest.p[7], rows[i].want[0]);
+    }
+}
+
+/* Covers T38. `entries` is an index's list; the digest's first digit tells who was chosen. */
+TEST(platform_choice_never_takes_what_is_no_image)
+{
+#define ENTRY(n, more) "{\"size\":1,\"digest\":\"sha256:" n "00000000000000000000000000000000000000000000000000000000000000" "0\"" more "}"
+#define LINUX ",\"platform\":{\"os\":\"linux\",\"architecture\":\"amd64\"}"
+#define UNKNOWN ",\"platform\":{\"os\":\"unknown\",\"architecture\":\"unknown\"}"
+#define ABOUT ",\"annotations\":{\"vnd.docker.reference.type\":\"attestation-manifest\"}"
+#define ARTIFACT ",\"artifactType\":\"application/vnd.example.sbom\""
+    static const struct { const char *entries; char want; } rows[] = {
+        { ENTRY("1", UNKNOWN ABOUT) "," ENTRY("2", LINUX), '2' },
+        { ENTRY("1", LINUX) "," ENTRY("2", UNKNOWN ABOUT), '1' },
+        { ENTRY("1", UNKNOWN ABOUT), 0 },
+        { ENTRY("1", ABOUT), 0 },
+        { ENTRY("1", ABOUT) "," ENTRY("2", ""), '2' },
+        { ENTRY("1", LINUX ABOUT) "," ENTRY("2", LINUX), '2' },
+        { ENTRY("1", ARTIFACT) "," ENTRY("2", ""), '2' },
+        { ENTRY("1", LINUX ARTIFACT), 0 },
+        { ENTRY("1", LINUX ",\"artifactType\":\"\""), '1' },
+        { ENTRY("1", ",\"platform\":null"), '1' },
+        { ENTRY("1", ",\"platform\":{\"os\":\"windows\",\"architecture\":\"amd64\"}"), 0 },
+        { ENTRY("1", ",\"platform\":\"linux/amd64\""), 0 },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        error e;
+        ReadAnswer out = { 0 };
+        OWNED_ARENA a = arena_make(MIB);
+        slice text = slice_of(arena_printf(&a, "{\"manifests\":[%s]}", rows[i].entries));
+        const json *doc = json_parse(text, &a, &e);
+        int got = doc_choose(doc, SLICE("linux/amd64/v2"), &a, &out, &e);
+        if ((got == 0) != (rows[i].want != 0)) fprintf(stderr, "row %zu: %s\n", i, e.text);
+        CHECK_INT(got, rows[i].want ? 0 : -1);
+        if (got == 0 && rows[i].want) CHECK_INT(out.chosen->digest.p[7], rows[i].want);
     }
 }
 

@@ -41,6 +41,10 @@ need_for_check()
     need squid have_command squid
     need tinyproxy have_command tinyproxy
     need containernetworking-plugins test -x /usr/lib/cni/bridge
+    need skopeo have_command skopeo
+    need umoci have_command umoci
+    need buildah have_command buildah
+    need zstd have_command zstd
     need busybox-static static_busybox
     need iproute2 have_command ip
     need iptables have_command iptables
