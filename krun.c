@@ -13945,8 +13945,8 @@ static int images_fs_info(image_store *s, arena *a, ImageFsInfoResponse *out, er
  *
  * Defined by  OCI image-spec 1.1; the CRI's PullImage and what the kubelet reads of its errors
  * Uses        1, 2, 4, 8, 9, 12-15
- * Gives       images_open, images_close, images_collect, image_pull, image_load, image_save,
- *             import_open, import_close
+ * Gives       images_open, images_close, images_collect, image_pull, image_pull_watched,
+ *             image_load, image_save, import_open, import_close
  * Bounds      three layers at once; image-verify 60 s; those of chapters 13 and 14 */
 
 /* -- helper processes, as the daemon sees them ------------------------------------------------- */
