@@ -11299,6 +11299,7 @@ static int fetch_serve(fetch_session *f, fetch_task *task, error *e)
         if (!fetch_asks(f, i, task->ask.manifest) || (f->hosts[i].down && i + 1 < end)) continue;
         if (fetch_from(f, &f->hosts[i], task, &last) == 0) return 0;
         *e = last;
+        if (slice_is(buf_view(&before), last.text)) continue; /* it is one host, named twice */
         if (before.n)
             fail_with(e, last.code, 0, "%s; before: %.*s", last.text, PR(buf_view(&before)));
         if (before.n) buf_str(&before, "; ");

@@ -225,6 +225,7 @@ def a_token_server_that_refuses_is_named(k):
 @test
 def a_token_that_ends_in_the_middle_of_a_pull_is_asked_for_anew(k):
     name, image = faked(k, "expiry")
+    hosts(k, FAKE, f'server = "http://{FAKE}"\n')
     given = []
 
     def trick(h):
@@ -263,6 +264,9 @@ def a_mirror_that_fails_is_passed_over(k):
     text = refused("NOT_FOUND", lambda: pull(k, PLAIN + "/reg/none:1"), "HTTP status 404")
     holds(f"http://{PLAIN}/v2/reg/none/manifests/1", text, "the error")
     holds(f"http://{FAKE}/v2/reg/none/manifests/1: HTTP status 500", text, "the error about the mirror")
+    shutil.rmtree(f"{k.certs}/{PLAIN}")
+    k.allow_http(PLAIN)  # names it twice
+    equal(refused("NOT_FOUND", lambda: pull(k, PLAIN + "/reg/none:1")).count("404"), 1, "times it is said")
 
 
 @test
