@@ -461,6 +461,12 @@ def a_registry_that_wants_a_certificate_is_shown_one(k):
     hosts(k, MUTUAL, f'server = "https://{MUTUAL}"\nca = ["ca.pem"]\n'
           f'client = [["{k.tls}/client.pem", "{k.tls}/client.key"]]\n')
     equal(pull(k, MUTUAL + name), image.id, "the answer")
+    drop(k)
+    os.unlink(f"{k.certs}/{MUTUAL}/hosts.toml")  # docker's names for the same
+    os.rename(f"{k.certs}/{MUTUAL}/ca.pem", f"{k.certs}/{MUTUAL}/ca.crt")
+    for kind, named in (("pem", "cert"), ("key", "key")):
+        shutil.copy(f"{k.tls}/client.{kind}", f"{k.certs}/{MUTUAL}/me.{named}")
+    equal(pull(k, MUTUAL + name), image.id, "the answer with docker's files")
 
 
 @restarts
