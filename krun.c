@@ -11799,6 +11799,7 @@ static int fetch_serve(fetch_session *f, fetch_task *task, error *e)
         if (!fetch_asks(f, i, task->ask.manifest) || (f->hosts[i].down && i + 1 < end)) continue;
         if (fetch_from(f, &f->hosts[i], task, &last) == 0) return 0;
         *e = last;
+        if (slice_is(buf_view(&before), last.text)) continue; /* it is one host, named twice */
         if (before.n)
             fail_with(e, last.code, 0, "%s; before: %.*s", last.text, PR(buf_view(&before)));
         if (before.n) buf_str(&before, "; ");
@@ -11902,8 +11903,8 @@ static bool hosts_can(const json *capabilities, const char *what)
     return can;
 }
 
-/* A hosts.toml that is being read. `dir` is where it lies. */
-typedef struct { const char *dir; arena *a; FetchSetup *setup; } hosts_reader;
+/* A hosts.toml that is being read. `dir` is where it lies; `files` what is there in its place. */
+typedef struct { const char *dir; arena *a; FetchSetup *setup; FetchHost files; } hosts_reader;
 
 static size_t list_size(const json *v) /* of what may be one value or a list of them */
 {
@@ -12061,7 +12062,32 @@ static int hosts_add(const hosts_reader *r, slice given, const json *table, erro
     return hosts_headers(json_get(table, "header"), r->a, h, e);
 }
 
-/* Reads the first hosts.toml that there is for a registry. NULL with e->code 0: there is none. */
+enum { HOSTS_FILES = 16 };
+
+/* What docker looks for in such a directory, and containerd too without a hosts.toml: *.crt, whom
+ * to believe, and *.cert beside *.key, what to show. False if there is nothing of it. */
+static bool hosts_files(const hosts_reader *r, const char *dir, FetchHost *out)
+{
+    DIR *d = opendir(dir);
+    const char *first = NULL;
+    out->ca.p = arena_alloc(r->a, HOSTS_FILES * sizeof *out->ca.p);
+    for (struct dirent *entry; d && out->ca.p && (entry = readdir(d));) {
+        slice name = slice_of(entry->d_name);
+        if (slice_has(name, ':')) continue;
+        if (slice_ends(name, ".crt") && out->ca.n < HOSTS_FILES)
+            out->ca.p[out->ca.n++] = arena_copy(r->a, name);
+        if (slice_ends(name, ".cert") && (!first || strcmp(entry->d_name, first) < 0))
+            first = arena_str(r->a, name);
+    }
+    if (d) closedir(d);
+    if (first) out->cert = slice_of(first);
+    if (first) out->key = slice_of(arena_printf(r->a, "%.*s.key", (int)strlen(first) - 5, first));
+    if (out->ca.n || first) out->dir = slice_of(dir);
+    return out->dir.n > 0;
+}
+
+/* Reads the first hosts.toml that there is for a registry. NULL with e->code 0: there is none, but
+ * there may be docker's files. */
 static const json *hosts_read(hosts_reader *r, const char *dir, slice domain, error *e)
 {
     slice text, host = domain, rest;
@@ -12083,6 +12109,7 @@ static const json *hosts_read(hosts_reader *r, const char *dir, slice domain, er
             return toml_parse(text, path, r->a, e);
         if (e->code != GRPC_NOT_FOUND) return NULL;
         *e = (error){ 0 };
+        if (hosts_files(r, at, &r->files)) return NULL;
     }
     r->dir = "";
     return NULL;
@@ -12112,6 +12139,10 @@ static int hosts_all(const hosts_reader *r, const json *tree, slice server, erro
         if (hosts_add(r, hosts->items[i].key, &hosts->items[i], e) < 0) return -1;
     }
     if (hosts_add(r, server, tree, e) < 0) return -1;
+    FetchHost *own = &r->setup->hosts.p[r->setup->hosts.n - 1];
+    if (r->files.dir.n)
+        *own = (FetchHost){ own->base, true, true, .ca.p = r->files.ca.p, .ca.n = r->files.ca.n,
+                            .cert = r->files.cert, .key = r->files.key, .dir = r->files.dir };
     hosts_trust(r);
     return 0;
 }
@@ -12121,7 +12152,7 @@ static int hosts_all(const hosts_reader *r, const json *tree, slice server, erro
 static int registry_hosts(const char *dir, const image_ref *ref, arena *a, FetchSetup *out,
                           error *e)
 {
-    hosts_reader r = { "", a, out };
+    hosts_reader r = { .dir = "", .a = a, .setup = out };
     const json *tree = dir ? hosts_read(&r, dir, ref->domain, e) : NULL;
     if (dir && !tree && e->code) return -1;
     slice server = json_text(json_get(tree, "server"));

@@ -364,3 +364,31 @@ TEST(tls_helper_has_the_settings_of_hosts_toml)
         CHECK_TEXT(buf_view(&got), rows[i].want);
     }
 }
+
+TEST(hosts_directory_without_hosts_toml_may_have_dockers_files)
+{
+    static const char *const files[] = { "b.crt", "a.crt", "z.cert", "me.cert", "me.key", "x:y.crt", "readme" };
+    char dir[PATH_MAX], path[PATH_MAX + 64];
+    image_ref ref;
+    FetchSetup setup = { 0 };
+    error e = { 0 };
+    OWNED_BUF got = { 0 };
+    OWNED_ARENA a = arena_make(MIB);
+    close(temp_dir(dir));
+    put_hosts_toml(dir, "_default", "[host.\"http://all\"]\n");
+    snprintf(path, sizeof path, "%s/reg.example:5000", dir);
+    mkdir(path, 0700);
+    CHECK_INT(image_ref_parse(SLICE("reg.example:5000/x"), &a, &ref, &e), 0);
+    CHECK_INT(registry_hosts(dir, &ref, &a, &setup, &e), 0);
+    CHECK_INT(setup.hosts.n, 2); /* an empty directory is none */
+    OWNED_FD at = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    for (size_t i = 0; i < COUNT(files); i++) CHECK_INT(file_replace(at, files[i], SLICE("x"), ATOMIC, &e), 0);
+    CHECK_INT(registry_hosts(dir, &ref, &a, &setup, &e), 0);
+    CHECK_INT(setup.hosts.n, 1);
+    CHECK_INT(setup.hosts.p[0].ca.n, 2);
+    setup.hosts.p[0].ca.n = 0;
+    host_settings(&setup.hosts.p[0], &got);
+    CHECK_TEXT(buf_view(&got), arena_printf(&a, "cert=me.cert key=me.key dir=%s ", path));
+    CHECK(setup.hosts.p[0].credentials && setup.hosts.p[0].pull && setup.hosts.p[0].resolve);
+    tree_remove(AT_FDCWD, dir, &e);
+}
