@@ -15591,7 +15591,7 @@ static bool self_describe(self_image *self, arena *a)
 {
     slice none = { NULL, 0 }, ours = platform_ours(a);
     tar_entry entry = { .type = '0', .name = SLICE("krun"), .size = self->program.n, .mode = 0755 };
-    slice os = slice_cut(&ours, '/');
+    slice os = slice_cut(&ours, '/'), architecture = slice_cut(&ours, '/');
     tar_put_header(&self->head, &entry);
     tar_put_padding(&self->tail, self->program.n);
     tar_put_end(&self->tail);
@@ -15600,7 +15600,7 @@ static bool self_describe(self_image *self, arena *a)
                "{\"architecture\":\"%.*s\",\"os\":\"%.*s\",\"config\":{\"Entrypoint\":[\"/"
                "krun\",\"self\"],\"Cmd\":[\"help\"]},"
                "\"rootfs\":{\"type\":\"layers\",\"diff_ids\":[\"%s\"]}}",
-               PR(slice_cut(&ours, '/')), PR(os), self->diff_id);
+               PR(architecture), PR(os), self->diff_id);
     sha256_text(buf_view(&self->config), none, none, self->id);
     return !self->head.oom && !self->tail.oom && !self->config.oom;
 }
