@@ -12343,28 +12343,38 @@ static void layers_clear_debris(image_store *s)
     closedir(d);
 }
 
-/* The sweeper's thread. While a layer is being removed it has a flight under its name, so that a
- * pull that wants it waits and then makes it anew. */
+/* While a layer is being removed it has a flight under its name, so that a pull that wants it waits
+ * and then makes it anew. Under the lock, which is not held meanwhile; so is the next one. */
+static void sweep_layer(image_store *s, const char *name)
+{
+    bool first;
+    flight *f = flight_join(s, name, &first);
+    pthread_mutex_unlock(&s->lock);
+    layer_delete(s, name);
+    pthread_mutex_lock(&s->lock);
+    if (!f) return;
+    flight_land(s, f, NULL);
+    flight_unref(f);
+}
+
+static void sweep_debris(image_store *s)
+{
+    s->debris = false;
+    pthread_mutex_unlock(&s->lock);
+    layers_clear_debris(s);
+    pthread_mutex_lock(&s->lock);
+}
+
+/* The sweeper's thread. It looks again after each step, for more may have come to be done. */
 static void *store_sweep(void *arg)
 {
     image_store *s = arg;
     char name[LAYER_NAME];
     pthread_mutex_lock(&s->lock);
-    while (!s->closing && layer_take_unused(s, name)) {
-        bool first;
-        flight *f = flight_join(s, name, &first);
-        pthread_mutex_unlock(&s->lock);
-        layer_delete(s, name);
-        pthread_mutex_lock(&s->lock);
-        if (!f) continue;
-        flight_land(s, f, NULL);
-        flight_unref(f);
-    }
-    while (!s->closing && s->debris) {
-        s->debris = false;
-        pthread_mutex_unlock(&s->lock);
-        layers_clear_debris(s);
-        pthread_mutex_lock(&s->lock);
+    for (bool more = true; more && !s->closing;) {
+        if (layer_take_unused(s, name)) sweep_layer(s, name);
+        else if (s->debris) sweep_debris(s);
+        else more = false;
     }
     s->sweeping = false;
     store_thread_ends(s);
@@ -13989,13 +13999,11 @@ static int open_clean(image_store *s, const char *name, error *e)
     return layer_put_aside(s, name), 0;
 }
 
-/* Why a record cannot be used; NULL when it can. */
-static const char *record_fault(image_store *s, const ImageRecord *r, slice hex)
+static bool record_has_layers(image_store *s, const ImageRecord *r)
 {
-    if (!slice_eq(id_hex(r->id), hex)) return "it is another image's";
     for (size_t i = 0; i < r->layers.n; i++)
-        if (!*layer_slot(s, r->layers.p[i])) return "a layer of it is missing: pull it again";
-    return r->layers.n ? NULL : "it has no layers";
+        if (!*layer_slot(s, r->layers.p[i])) return false;
+    return true;
 }
 
 static int open_image(image_store *s, const char *name, error *e)
@@ -14011,9 +14019,12 @@ static int open_image(image_store *s, const char *name, error *e)
     if (failed) return quarantine(s->images_fd, name, e->text), 0;
     if (r.version > RECORD_VERSION)
         return fail(e, GRPC_FAILED_PRECONDITION, "images/%s was written by a newer krun", name);
-    const char *fault = record_fault(s, &r, hex);
-    if (fault) return quarantine(s->images_fd, name, fault), 0;
-    return image_replace(s, &r, e) ? 0 : -1;
+    if (!slice_eq(id_hex(r.id), hex) || !r.layers.n)
+        return quarantine(s->images_fd, name, "it is another image's, or has no layers"), 0;
+    if (record_has_layers(s, &r)) return image_replace(s, &r, e) ? 0 : -1;
+    log_warn("image %.*s is forgotten, for a layer of it is missing: pull it again", PR(r.id));
+    unlinkat(s->images_fd, name, 0);
+    return 0;
 }
 
 /* Two records claim a tag when a kill came between the new one's write and the old one's: the newer

@@ -13,7 +13,7 @@ import sys
 import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-ORDER = ["daemon", "http2", "images", "pods", "network", "containers", "exec", "logs", "restart", "faults",
+ORDER = ["daemon", "http2", "images", "store", "pods", "network", "containers", "exec", "logs", "restart", "faults",
          "cli", "crictl", "limits"]
 
 
