@@ -13845,6 +13845,7 @@ static int image_check(image_store *s, const ImageRecord *r, slice name, int can
         if (why.code != GRPC_DATA_LOSS)
             return *e = why, fail_in(e, "check image \"%.*s\", layer %.12s", PR(name),
                                      (const char *)r->layers.p[i].p);
+        images_forget_layer(s, r->layers.p[i]); /* also one whose pull ended just now */
         if (image_has_name(r, slice_of(self_name)) && self_ensure(s, &self) < 0)
             log_warn("%s", self.text);
         return fail(e, GRPC_DATA_LOSS,

@@ -181,6 +181,29 @@ def the_built_in_image_heals_itself(k):
     clean(k)
 
 
+@restarts
+@test
+def a_pull_gets_only_the_layers_that_are_not_there(k):
+    one, two = runnable("shared 1"), runnable("shared 2")
+    names = [k.fake.put(one, "shared1"), k.fake.put(two, "shared2")]
+
+    def fetched(name):
+        k.fake.requests.clear()
+        k.pull(name)
+        wanted = {images.digest(b): n for n, b in enumerate(two.layers)}
+        return [wanted[p.split("/")[-1]] for _, p in k.fake.requests if p.split("/")[-1] in wanted]
+    k.pull(names[0])
+    equal(fetched(names[1]), [1], "layers that were fetched")
+    equal(fetched(names[1]), [], "when all are there")
+    k.kill()
+    os.unlink(layer_path(k, two) + "/data/0")
+    k.start()
+    equal(fetched(names[1]), [1], "when one is damaged")
+    equal(k.cli("check", *names).returncode, 0, "krun check")
+    drop(k, *names)
+    clean(k)
+
+
 # -- what it takes on disk ------------------------------------------------------------------------
 
 def du(path):
