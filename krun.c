@@ -13025,7 +13025,7 @@ static bool layer_grab(image_store *s, const char *name)
 static int layer_examine(image_store *s, const char *name, int cancel_fd, error *e)
 {
     char why[WHY] = "";
-    tree_sum want, got;
+    tree_sum want = { 0 }, got = { 0 };
     pthread_mutex_lock(&s->lock);
     store_layer *l = *layer_slot(s, slice_of(name));
     bool known = l && !l->damaged[0], walk = known && l->unchecked;
