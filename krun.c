@@ -13035,7 +13035,7 @@ static int layer_examine(image_store *s, const char *name, int cancel_fd, error 
     if (!walk) return known;
     int failed = layer_walk(s, name, cancel_fd, &got, e);
     bool bad = failed ? e->code == GRPC_DATA_LOSS : seal_broken(&want, &got, why);
-    if (failed && bad) snprintf(why, sizeof why, "%s", e->text);
+    if (failed && bad) snprintf(why, WHY, "%.*s", WHY - 1, e->text);
     if (bad) layer_condemn(s, name, why), fail(e, GRPC_DATA_LOSS, "%s", why);
     pthread_mutex_lock(&s->lock);
     if (!failed && !bad) l->unchecked = false;
