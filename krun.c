@@ -14847,7 +14847,7 @@ static int spool_open(const image_store *s, const Descriptor *d, bool fresh, blo
     snprintf(b->part, sizeof b->part, "%s.part", b->name);
     renameat(s->blobs_fd, b->name, s->blobs_fd, b->part); /* kept, but its layer is not */
     b->write = openat(s->blobs_fd, b->part, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
-    b->read = openat(s->blobs_fd, b->part, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    if (b->write >= 0) b->read = openat(s->blobs_fd, b->part, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
     if (b->write < 0 || b->read < 0 || fstat(b->write, &st) < 0)
         return fail_sys(e, GRPC_INTERNAL, "open blobs/%s", b->part), spool_close(b), -1;
     if (flock(b->write, LOCK_EX | LOCK_NB) < 0)
