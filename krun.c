@@ -179,10 +179,13 @@ static slice slice_cut(slice *s, uint8_t sep)
     return head;
 }
 
+/* Whether the byte is one of those in `set`. strchr(3) would find a NUL in every set: its end. */
+static bool byte_in(uint8_t byte, const char *set) { return byte && strchr(set, byte); }
+
 static slice slice_trim(slice s) /* without the spaces, tabs and line ends around it */
 {
-    while (s.n && strchr(" \t\r\n", s.p[0])) s = (slice){ s.p + 1, s.n - 1 };
-    while (s.n && strchr(" \t\r\n", s.p[s.n - 1])) s.n--;
+    while (s.n && byte_in(s.p[0], " \t\r\n")) s = (slice){ s.p + 1, s.n - 1 };
+    while (s.n && byte_in(s.p[s.n - 1], " \t\r\n")) s.n--;
     return s;
 }
 
@@ -1181,7 +1184,7 @@ static int json_peek(const json_reader *r) /* the next byte, -1 at the end */
 
 static bool json_take(json_reader *r, char wanted) /* steps over white space and then `wanted` */
 {
-    while (r->at < r->text.n && strchr(" \t\r\n", r->text.p[r->at]) && r->text.p[r->at]) r->at++;
+    while (r->at < r->text.n && byte_in(r->text.p[r->at], " \t\r\n")) r->at++;
     if (json_peek(r) != wanted) return false;
     r->at++;
     return true;
@@ -3492,7 +3495,8 @@ static ssize_t zstd_read(zstd *z, uint8_t *p, size_t n, error *e)
         if (done < 0) return -1;
     }
     n = MIN(n, (size_t)(z->out - z->given));
-    if (n) memcpy(p, z->given, n);
+    if (!n) return 0; /* there may be no window yet, if nothing but skippable frames came */
+    memcpy(p, z->given, n);
     z->given += n;
     return (ssize_t)n;
 }
@@ -9507,8 +9511,8 @@ static bool host_valid(slice host, bool upper)
     struct in6_addr v6;
     char text[INET6_ADDRSTRLEN];
     if (slice_has(host, ':')) {
-        snprintf(text, sizeof text, "%.*s", PR(host));
-        return host.n < sizeof text && inet_pton(AF_INET6, text, &v6) == 1;
+        snprintf(text, sizeof text, "%.*s", PR(host)); /* which a NUL would end too early */
+        return host.n == strlen(text) && inet_pton(AF_INET6, text, &v6) == 1;
     }
     if (!host.n || host.n > 253) return false;
     for (slice rest = host; rest.n;) {
@@ -9528,7 +9532,7 @@ static bool ref_tag_valid(slice tag)
 {
     if (!tag.n || tag.n > REF_TAG_MAX || tag.p[0] == '.' || tag.p[0] == '-') return false;
     for (size_t i = 0; i < tag.n; i++)
-        if (!isalnum(tag.p[i]) && !strchr("_.-", tag.p[i])) return false;
+        if (!isalnum(tag.p[i]) && !byte_in(tag.p[i], "_.-")) return false;
     return true;
 }
 
@@ -9679,7 +9683,7 @@ static int url_follow(const url_parts *base, slice location, arena *a, url_parts
 static void url_escape(buf *out, slice s) /* for a query or a form: RFC 3986, section 2.3 */
 {
     for (size_t i = 0; i < s.n; i++) {
-        if (isalnum(s.p[i]) || strchr("-._~", s.p[i])) buf_byte(out, s.p[i]);
+        if (isalnum(s.p[i]) || byte_in(s.p[i], "-._~")) buf_byte(out, s.p[i]);
         else buf_printf(out, "%%%02X", s.p[i]);
     }
 }
@@ -14710,7 +14714,7 @@ static int cg_plan_hugetlb(const LinuxContainerResources *r, cg_plan *p, error *
         const HugepageLimit *h = &r->hugepage_limits.p[i];
         slice size = h->page_size;
         uint64_t number;
-        bool good = size.n > 2 && slice_ends(size, "B") && strchr("KMG", size.p[size.n - 2]) &&
+        bool good = size.n > 2 && slice_ends(size, "B") && byte_in(size.p[size.n - 2], "KMG") &&
                     parse_u64((slice){ size.p, size.n - 2 }, 10, 1U << 20, &number);
         if (!good)
             return fail(e, GRPC_INVALID_ARGUMENT,
@@ -17577,7 +17581,7 @@ static bool cni_name_valid(slice name)
 {
     if (!name.n || name.n > 255 || !isalnum(name.p[0])) return false;
     for (size_t i = 0; i < name.n; i++)
-        if (!isalnum(name.p[i]) && !strchr("_.-", name.p[i])) return false;
+        if (!isalnum(name.p[i]) && !byte_in(name.p[i], "_.-")) return false;
     return true;
 }
 
@@ -18825,7 +18829,7 @@ static int spec_devices(const spec_context *x, const ContainerConfig *c, Contain
             check_absolute(inside, "devices.container_path", e) < 0)
             return -1;
         for (size_t k = 0; k < d->permissions.n; k++)
-            if (!strchr("rwm", d->permissions.p[k]))
+            if (!byte_in(d->permissions.p[k], "rwm"))
                 return fail(e, GRPC_INVALID_ARGUMENT, "devices.permissions \"%.*s\"",
                             PR(d->permissions));
         if (access(arena_str(x->a, d->host_path), F_OK) < 0)
