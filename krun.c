@@ -572,6 +572,10 @@ enum {
     K_ATTR_NOATIME = 0x10, K_ATTR_IDMAP = 0x100000,
     K_AT_RECURSIVE = 0x8000
 };
+/* And of linux/fs.h, for the same reason: ioctl_iflags(2). */
+#define K_FS_IOC_GETFLAGS _IOR('f', 1, long)
+#define K_FS_IOC_SETFLAGS _IOW('f', 2, long)
+enum { K_FS_TOPDIR_FL = 0x20000 };
 struct k_mount_attr { uint64_t attr_set, attr_clr, propagation, userns_fd; }; /* mount_setattr(2) */
 
 /* Each takes and returns what its manual page says: a descriptor or 0, or -1 and errno. */
@@ -1992,12 +1996,8 @@ static void crc32_fill(void)
         }
 }
 
-/* The CRC of what `crc` is the CRC of, with n bytes more; starts from 0. */
-static uint32_t crc32_add(uint32_t crc, const void *bytes, size_t n)
+static uint32_t crc32_bytes_portable(uint32_t crc, const uint8_t *p, size_t n)
 {
-    const uint8_t *p = bytes;
-    pthread_once(&crc32_once, crc32_fill);
-    crc = ~crc;
     for (; n >= 8; p += 8, n -= 8) {
         crc ^= (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
         crc = crc32_table[7][crc & 255] ^ crc32_table[6][crc >> 8 & 255] ^
@@ -2005,7 +2005,80 @@ static uint32_t crc32_add(uint32_t crc, const void *bytes, size_t n)
               crc32_table[2][p[5]] ^ crc32_table[1][p[6]] ^ crc32_table[0][p[7]];
     }
     for (; n; p++, n--) crc = crc >> 8 ^ crc32_table[0][(crc ^ *p) & 255];
-    return ~crc;
+    return crc;
+}
+
+#if defined(__x86_64__)
+static bool crc32_cpu_helps(void) /* CPUID leaf 1, ECX bit 1: PCLMULQDQ */
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c >> 1 & 1);
+}
+
+/* Folds 16 bytes onto those that lie 512 or 128 bits further on: multiplied (without carries,
+ * modulo the polynomial) by x to that power, they leave the same remainder there. `by` holds the
+ * power for each half: 32 more and 32 less. */
+__attribute__((target("pclmul,sse4.1")))
+static inline __m128i crc32_fold(__m128i sum, __m128i by, const uint8_t *p)
+{
+    __m128i low = _mm_clmulepi64_si128(sum, by, 0x00), high = _mm_clmulepi64_si128(sum, by, 0x11);
+    return _mm_xor_si128(_mm_xor_si128(low, high), _mm_loadu_si128((const void *)p));
+}
+
+/* Four lanes of 16 bytes, each folded 64 bytes on, then into each other; the last 16 bytes stand
+ * for all and go through the table. V. Gopal et al., "Fast CRC Computation for Generic Polynomials
+ * Using PCLMULQDQ Instruction", Intel 2009, has the method and the constants. */
+__attribute__((target("pclmul,sse4.1")))
+static uint32_t crc32_bytes_cpu(uint32_t crc, const uint8_t *p, size_t n)
+{
+    static const uint8_t nothing[16];
+    const __m128i by_512 = _mm_set_epi64x(0x1c6e41596, 0x154442bd4);
+    const __m128i by_128 = _mm_set_epi64x(0x0ccaa009e, 0x1751997d0);
+    __m128i lane[4];
+    uint8_t rest[16];
+    if (n < 64) return crc32_bytes_portable(crc, p, n);
+    for (int i = 0; i < 4; i++) lane[i] = _mm_loadu_si128((const void *)(p + 16 * i));
+    lane[0] = _mm_xor_si128(lane[0], _mm_cvtsi32_si128((int)crc));
+    for (p += 64, n -= 64; n >= 64; p += 64, n -= 64)
+        for (int i = 0; i < 4; i++) lane[i] = crc32_fold(lane[i], by_512, p + 16 * i);
+    for (int i = 1; i < 4; i++)
+        lane[i] = _mm_xor_si128(lane[i], crc32_fold(lane[i - 1], by_128, nothing));
+    for (; n >= 16; p += 16, n -= 16) lane[3] = crc32_fold(lane[3], by_128, p);
+    _mm_storeu_si128((void *)rest, lane[3]);
+    return crc32_bytes_portable(crc32_bytes_portable(0, rest, sizeof rest), p, n);
+}
+#elif defined(__aarch64__) && defined(__AARCH64EL__)
+static bool crc32_cpu_helps(void) { return getauxval(AT_HWCAP) >> 7 & 1; /* HWCAP_CRC32 */ }
+
+static uint32_t crc32_bytes_cpu(uint32_t crc, const uint8_t *p, size_t n)
+{
+    for (; n >= 8; p += 8, n -= 8) {
+        uint64_t word;
+        memcpy(&word, p, sizeof word);
+        __asm__(".arch_extension crc\n\tcrc32x %w0, %w0, %1" : "+r"(crc) : "r"(word));
+    }
+    return crc32_bytes_portable(crc, p, n);
+}
+#else
+static bool crc32_cpu_helps(void) { return false; }
+static uint32_t crc32_bytes_cpu(uint32_t crc, const uint8_t *p, size_t n)
+{
+    return crc32_bytes_portable(crc, p, n);
+}
+#endif
+
+static bool crc32_by_cpu; /* set once, with the table */
+static void crc32_prepare(void)
+{
+    crc32_fill();
+    crc32_by_cpu = crc32_cpu_helps();
+}
+
+/* The CRC of what `crc` is the CRC of, with n bytes more; starts from 0. */
+static uint32_t crc32_add(uint32_t crc, const void *bytes, size_t n)
+{
+    pthread_once(&crc32_once, crc32_prepare);
+    return ~(crc32_by_cpu ? crc32_bytes_cpu(~crc, bytes, n) : crc32_bytes_portable(~crc, bytes, n));
 }
 
 /* -- text forms of bytes ----------------------------------------------------------------------- */
@@ -2137,7 +2210,7 @@ static bool random_bytes(void *p, size_t n)
  *
  * Defined by  RFC 1951 (deflate), RFC 1952 (gzip), RFC 8878 (zstd)
  * Uses        1, 4 (crc32_add, sha256)
- * Gives       source, fd_source, mem_source, hash_source, decompress_open
+ * Gives       source, fd_source, mem_source, hash_source, decompress_open, ahead_open
  * Bounds      gzip 400 KiB; zstd its window (8 MiB, or what the caller allows) and 700 KiB; linear
  *             time; a bad stream is INVALID_ARGUMENT, too large a window RESOURCE_EXHAUSTED */
 
@@ -3568,6 +3641,117 @@ static source *decompress_open(decompressor *d, source *in, error *e)
     if (decompress_make(d)) return &d->source;
     decompress_close(d);
     return fail(e, GRPC_RESOURCE_EXHAUSTED, "decompress: out of memory"), NULL;
+}
+
+/* -- on a thread of its own -------------------------------------------------------------------- */
+
+/* Reads `in` ahead of whoever reads this: unpacking and writing to disk then take a processor each.
+ * The thread fills chunks in turn, the reader empties them in turn; each waits only when the other
+ * is AHEAD_CHUNKS behind. What a chunk holds is its owner's alone: the lock is for the counts. */
+enum { AHEAD_CHUNKS = 4, AHEAD_CHUNK = 128 * KIB };
+
+typedef struct {
+    source source, *in;
+    pthread_t thread;
+    pthread_mutex_t lock;     /* guards made, used, ended, stop */
+    pthread_cond_t moved;     /* one of them has changed */
+    uint8_t *bytes;
+    size_t sizes[AHEAD_CHUNKS];
+    unsigned made, used;      /* chunks, since the start */
+    size_t at;                /* how far the reader is in its chunk */
+    bool ended, stop, failed; /* no more chunks will come; none is wanted; `why` says why */
+    error why;
+} ahead_source;
+
+static size_t ahead_fill(ahead_source *a, uint8_t *p) /* a whole chunk, if there is that much */
+{
+    size_t n = 0;
+    ssize_t got = 1;
+    while (n < AHEAD_CHUNK && (got = a->in->read(a->in, p + n, AHEAD_CHUNK - n, &a->why)) > 0)
+        n += (size_t)got;
+    a->failed = got < 0;
+    return n;
+}
+
+static void *ahead_thread(void *arg)
+{
+    ahead_source *a = arg;
+    pthread_mutex_lock(&a->lock);
+    while (!a->ended && !a->stop) {
+        unsigned slot = a->made % AHEAD_CHUNKS;
+        if (a->made - a->used == AHEAD_CHUNKS) {
+            pthread_cond_wait(&a->moved, &a->lock);
+            continue;
+        }
+        pthread_mutex_unlock(&a->lock);
+        size_t n = ahead_fill(a, a->bytes + (size_t)slot * AHEAD_CHUNK);
+        pthread_mutex_lock(&a->lock);
+        a->sizes[slot] = n;
+        a->made += n > 0;
+        a->ended = n < AHEAD_CHUNK;
+        pthread_cond_signal(&a->moved);
+    }
+    pthread_mutex_unlock(&a->lock);
+    return NULL;
+}
+
+/* Waits for a chunk. False at the end. */
+static bool ahead_wait(ahead_source *a)
+{
+    pthread_mutex_lock(&a->lock);
+    while (a->made == a->used && !a->ended) pthread_cond_wait(&a->moved, &a->lock);
+    bool more = a->made != a->used;
+    pthread_mutex_unlock(&a->lock);
+    return more;
+}
+
+static ssize_t ahead_read(source *s, uint8_t *p, size_t n, error *e)
+{
+    ahead_source *a = OWNER(s, ahead_source, source);
+    if (a->at == 0 && !ahead_wait(a)) {
+        if (a->failed) *e = a->why;
+        return a->failed ? -1 : 0;
+    }
+    unsigned slot = a->used % AHEAD_CHUNKS;
+    n = MIN(n, a->sizes[slot] - a->at);
+    memcpy(p, a->bytes + (size_t)slot * AHEAD_CHUNK + a->at, n);
+    a->at += n;
+    if (a->at < a->sizes[slot]) return (ssize_t)n;
+    pthread_mutex_lock(&a->lock);
+    a->used++;
+    a->at = 0;
+    pthread_cond_signal(&a->moved);
+    pthread_mutex_unlock(&a->lock);
+    return (ssize_t)n;
+}
+
+/* What reads `in` (which must outlive *a, and is the thread's alone from now on); ahead_close at
+ * the end. Without memory or a thread for it, `in` itself: slower, and as good. */
+static source *ahead_open(ahead_source *a, source *in)
+{
+    *a = (ahead_source){ .source = { ahead_read }, .in = in };
+    a->bytes = malloc((size_t)AHEAD_CHUNKS * AHEAD_CHUNK);
+    pthread_mutex_init(&a->lock, NULL);
+    pthread_cond_init(&a->moved, NULL);
+    if (a->bytes && pthread_create(&a->thread, NULL, ahead_thread, a) == 0) return &a->source;
+    free(a->bytes);
+    a->bytes = NULL;
+    return in;
+}
+
+/* Ends the thread, after the chunk that it is at: who feeds the input must go on, or close it. */
+static void ahead_close(ahead_source *a)
+{
+    if (a->bytes) {
+        pthread_mutex_lock(&a->lock);
+        a->stop = true;
+        pthread_cond_signal(&a->moved);
+        pthread_mutex_unlock(&a->lock);
+        pthread_join(a->thread, NULL);
+        free(a->bytes);
+    }
+    pthread_mutex_destroy(&a->lock);
+    pthread_cond_destroy(&a->moved);
 }
 
 /* == 6. Tar and layers =======================================================================
@@ -11430,13 +11614,15 @@ static int unpack_stream(int in, int root, UnpackAnswer *answer, char diff_id[DI
     fd_source file;
     hash_source hash;
     decompressor d;
+    ahead_source ahead;
     tar_totals totals = { 0 };
     uint8_t digest[32];
     source *plain = decompress_open(&d, fd_source_open(&file, in), e);
     if (!plain) return -1;
-    source *hashed = hash_source_open(&hash, plain);
+    source *hashed = hash_source_open(&hash, ahead_open(&ahead, plain));
     int failed =
         tar_unpack(hashed, root, &unpack_limits, &totals, e) < 0 || source_drain(hashed, e) < 0;
+    ahead_close(&ahead);
     decompress_close(&d);
     if (failed) return -1;
     sha256_end(&hash.hash, digest);
@@ -13419,6 +13605,20 @@ static int open_tags(image_store *s, error *e)
     return 0;
 }
 
+/* Asks ext4 to put each directory made in this one into a block group of its own choice, as it does
+ * for users' home directories (chattr(1), attribute T). Else all layers share their parent's group,
+ * where ext4 steps over every inode that was freed there in the last minutes, one by one, for each
+ * file that it makes: a millisecond a file after some containers have gone. Other file systems say
+ * no, which is fine. */
+static void spread_directories(int fd)
+{
+    int flags;
+    if (ioctl(fd, K_FS_IOC_GETFLAGS, &flags) == 0 && !(flags & K_FS_TOPDIR_FL)) {
+        flags |= K_FS_TOPDIR_FL;
+        (void)ioctl(fd, K_FS_IOC_SETFLAGS, &flags);
+    }
+}
+
 static int open_directory(int root, const char *name, error *e)
 {
     if (mkdirat(root, name, 0700) < 0 && errno != EEXIST)
@@ -13468,6 +13668,7 @@ static image_store *images_open(const image_options *o, error *e)
     s->layers_fd = -1;
     s->images_fd = open_directory(o->root_fd, "images", e);
     if (s->images_fd >= 0) s->layers_fd = open_directory(o->root_fd, "layers", e);
+    if (s->layers_fd >= 0) spread_directories(s->layers_fd);
     bool good = s->layers_fd >= 0 && dir_each(s, s->layers_fd, open_layer, e) == 0 &&
                 dir_each(s, s->images_fd, open_image, e) == 0 &&
                 dir_each(s, s->layers_fd, open_clean, e) == 0 && open_tags(s, e) == 0;

@@ -58,6 +58,21 @@ TEST(sha256_by_the_processor_equals_sha256_by_hand)
     }
 }
 
+TEST(crc32_is_the_same_by_instructions_and_by_table)
+{
+    uint8_t bytes[700];
+    uint32_t x = 1;
+    for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (uint8_t)((x = x * 1664525 + 1013904223) >> 24);
+    if (!crc32_cpu_helps()) SKIP("this processor has no instructions for it");
+    crc32_add(0, "", 0); /* fills the table */
+    for (size_t n = 0; n < 300; n++)
+        for (size_t from = 0; from < 3; from++) {
+            slice s = at_page_end(bytes + from, n);
+            CHECK_INT(crc32_bytes_cpu(x + (uint32_t)n, s.p, n), crc32_bytes_portable(x + (uint32_t)n, s.p, n));
+        }
+    CHECK_INT(crc32_bytes_cpu(~0U, bytes, sizeof bytes), crc32_bytes_portable(~0U, bytes, sizeof bytes));
+}
+
 TEST(crc32_gives_the_published_check_value)
 {
     CHECK_INT(crc32_add(0, "123456789", 9), 0xCBF43926);
