@@ -828,6 +828,7 @@ typedef struct {
     int nfds;
     const char *dir;          /* working directory, or NULL for "/" */
     bool new_session;         /* setsid(2): signals for our terminal's group do not reach it */
+    bool dies_with_us;        /* killed when the thread that started it ends: prctl(2) */
     int cgroup;               /* a cgroup2 directory to be born in; 0: the caller's own cgroup */
 } spawn_args;
 
@@ -859,6 +860,7 @@ static int spawn_child_main(void *arg)
         if (dup2(c->moved[i], i) < 0) { c->failed = errno; _exit(127); }
     sys_close_range((unsigned)s->nfds, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */);
     if (s->new_session) setsid();
+    if (s->dies_with_us) prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (chdir(s->dir ? s->dir : "/") < 0) { c->failed = errno; _exit(127); }
     sigset_t none;
     sigemptyset(&none);
@@ -931,6 +933,21 @@ static int reap(int pidfd, int64_t deadline)
     while (waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED) < 0)
         if (errno != EINTR) return 255;
     return info.si_code == CLD_EXITED ? info.si_status : 128 + info.si_status;
+}
+
+/* Finds a program as a shell does: a name with a slash is a path, any other is looked for in the
+ * directories of `path`, split by ':'. False if there is none. */
+static bool program_find(const char *name, const char *path, char out[PATH_MAX])
+{
+    slice dirs = slice_of(strchr(name, '/') ? "" : path);
+    snprintf(out, PATH_MAX, "%s", name);
+    if (strchr(name, '/')) return access(out, X_OK) == 0;
+    while (dirs.n) {
+        slice dir = slice_cut(&dirs, ':');
+        int n = snprintf(out, PATH_MAX, "%.*s/%s", PR(dir), name);
+        if (dir.n && n < PATH_MAX && access(out, X_OK) == 0) return true;
+    }
+    return false;
 }
 
 /* krun's own program as a sealed memfd, made once: nothing that runs from it can be written to
@@ -2338,21 +2355,19 @@ static inline uint8_t *match_copy(uint8_t *to, size_t distance, size_t n)
 {
     uint8_t *end = to + n;
     const uint8_t *from = to - distance;
-    if (distance >= 16) {
-        do {
-            memcpy(to, from, 16);
-            to += 16, from += 16;
-        } while (to < end);
-    } else if (distance == 1) {
-        memset(to, *from, n);
-    } else if (distance >= 8) {
-        do {
-            memcpy(to, from, 8);
-            to += 8, from += 8;
-        } while (to < end);
-    } else {
-        while (to < end) *to++ = *from++;
+    if (__builtin_expect(distance >= 16, 1)) {
+        memcpy(to, from, 16);
+        memcpy(to + 16, from + 16, 16); /* most are shorter: no branch that must be guessed */
+        for (; n > 32; to += 16, from += 16, n -= 16) memcpy(to + 32, from + 32, 16);
+        return end;
     }
+    if (distance == 1) return memset(to, *from, n), end;
+    if (distance < 8) { /* what repeats every d bytes repeats every 2d, 3d... bytes too */
+        for (int i = 0; i < 8; i++) to[i] = from[i];
+        to += 8;
+        from = to - (7 + distance) / distance * distance;
+    }
+    for (; to < end; to += 8, from += 8) memcpy(to, from, 8);
     return end;
 }
 
@@ -3773,7 +3788,7 @@ static void ahead_close(ahead_source *a)
  * Defined by  POSIX.1-2024 pax(1), "ustar Interchange Format"; GNU tar manual, appendix "Tar
  *             Internals"; OCI image-spec, layer.md; kernel Documentation/filesystems/overlayfs.rst
  * Uses        1, 2 (open_inside, make_dir_inside, tree_remove), 5 (source, byte_reader)
- * Gives       tar_open, tar_next, tar_data, tar_unpack, tar_put_header
+ * Gives       tar_open, tar_next, tar_data, tar_unpack, tar_put_header, tar_pack
  * Bounds      names 4095 bytes, 1024 levels; pax header 1 MiB; extended attribute 64 KiB; 65,536
  *             pieces of a sparse file; 5 MiB of memory however large the archive */
 
@@ -3866,13 +3881,13 @@ static bool tar_sum_holds(const tar_header *h)
     return tar_number(h->sum, sizeof h->sum, &want) && (want == sum || want == signed_sum);
 }
 
-/* Steps over n bytes of the archive. */
+/* Steps over n bytes of the archive. 1 if it ends before. */
 static int tar_step(tar_reader *t, uint64_t n, error *e)
 {
     while (n) {
         if (reader_fill(&t->in, 1, e) < 0) return -1;
         size_t have = (size_t)(t->in.end - t->in.p), some = (size_t)MIN(n, have);
-        if (!have) return tar_fail(e, "the archive is cut off");
+        if (!have) return 1;
         t->in.p += some;
         n -= some;
     }
@@ -4257,7 +4272,10 @@ static int tar_finish(tar_reader *t, error *e) /* steps over what is left of the
 {
     uint64_t left = t->left, padding = t->padding;
     t->left = t->padding = 0;
-    return tar_step(t, left, e) < 0 ? -1 : tar_step(t, padding, e);
+    int ended = tar_step(t, left, e);
+    if (ended) return ended < 0 ? -1 : tar_fail(e, "the archive is cut off");
+    /* `umoci insert` ends its archives with the last file's bytes. Go reads them; so do we. */
+    return tar_step(t, padding, e) < 0 ? -1 : 0;
 }
 
 static int tar_read_longname(tar_reader *t, slice *out, error *e) /* GNU L and K */
@@ -4553,15 +4571,15 @@ static int unpack_whiteout(unpacker *u, const tar_path *path, error *e)
 {
     struct stat st;
     const char *name = path->name + strlen(".wh.");
-    if (!strcmp(name, ".wh..opq")) {
-        int directory = unpack_enter(u, path->directory, e);
-        return directory < 0 ? -1 : unpack_set_opaque(directory, e);
-    }
-    if (!strncmp(name, ".wh.", 4)) return 0; /* what aufs kept for itself */
+    bool opaque = !strcmp(name, ".wh..opq");
+    if (!opaque && !strncmp(name, ".wh.", 4)) return 0; /* what aufs kept for itself */
     if (!*name || !strcmp(name, ".") || !strcmp(name, ".."))
         return tar_fail(e, "a whiteout of no name");
     int parent = unpack_enter(u, path->directory, e);
-    if (parent < 0) return -1;
+    /* A file of this layer stands where the directory was, and hides all that it held. umoci says
+     * so for each file in it as well. */
+    if (parent < 0) return e->sys == ENOTDIR ? 0 : -1;
+    if (opaque) return unpack_set_opaque(parent, e);
     if (mknodat(parent, name, S_IFCHR, makedev(0, 0)) == 0) return 0;
     if (errno != EEXIST) return fail_sys(e, GRPC_INTERNAL, "make a whiteout");
     if (fstatat(parent, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
@@ -4597,6 +4615,21 @@ static int unpack_fail(error *e, const tar_entry *entry)
     return fail_in(e, "unpack %.*s", PR(buf_view(&name)));
 }
 
+/* A stream that ends in an error when more than `left` bytes come. What is no file's content is
+ * not counted otherwise: headers, entries of unknown types, all that follows the archive's end. It
+ * costs no disk, but of a bomb it would cost time without end. */
+typedef struct { source source, *in; uint64_t left; } limit_source;
+
+static ssize_t limit_source_read(source *s, uint8_t *p, size_t n, error *e)
+{
+    limit_source *l = OWNER(s, limit_source, source);
+    ssize_t got = l->in->read(l->in, p, n, e);
+    if (got > 0 && (uint64_t)got > l->left)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "the layer's archive is too long");
+    l->left -= (uint64_t)MAX(got, 0);
+    return got;
+}
+
 /* Unpacks a layer into the directory `root`, which should be empty, in the form that overlay takes
  * as a lower directory. Reads `in` to its end, so that a hash over it is complete.
  * in, root borrowed.   t   what was unpacked; also after a failure
@@ -4611,9 +4644,10 @@ static int tar_unpack(source *in, int root, const tar_options *o, tar_totals *t,
     unpacker u = { .root = root, .allow_devices = o->allow_devices, .parent = -1 };
     uint64_t max_bytes = o->max_bytes ? o->max_bytes : UINT64_C(64) << 30;
     uint64_t max_entries = o->max_entries ? o->max_entries : 4000000;
+    limit_source limited = { { limit_source_read }, in, max_bytes + max_entries * 4 * KIB };
     int got;
     *t = (tar_totals){ 0 };
-    if (tar_open(&reader, in, e) < 0) return -1;
+    if (tar_open(&reader, &limited.source, e) < 0) return -1;
     while ((got = tar_next(&reader, &entry, e)) > 0) {
         if (entry.size > max_bytes - t->bytes || t->entries >= max_entries) {
             got = fail(e, GRPC_RESOURCE_EXHAUSTED,
@@ -4627,7 +4661,7 @@ static int tar_unpack(source *in, int root, const tar_options *o, tar_totals *t,
         t->entries++;
     }
     unpack_leave(&u);
-    if (got == 0) got = source_drain(in, e);
+    if (got == 0) got = source_drain(&limited.source, e);
     tar_close(&reader);
     return got;
 }
@@ -4721,6 +4755,250 @@ static void tar_put_header(buf *out, const tar_entry *entry)
     }
     tar_put_block(out, &h);
     out->oom |= records.oom;
+}
+
+/* -- packing -----------------------------------------------------------------------------------
+ *
+ * The way back: a layer's directory as an archive. The same tree always gives the same bytes, for
+ * names are sorted and nothing of the moment goes in. They are not the bytes that it was unpacked
+ * from: those had their own order and their own writer's habits. */
+
+/* Takes an archive's bytes as they come; embed it in what needs more. 0, or -1 and *e. */
+typedef struct tar_sink { int (*write)(struct tar_sink *, slice bytes, error *e); } tar_sink;
+
+/* A file that has several names, and the first of them that was met. */
+typedef struct { uint64_t inode; const char *name; } pack_link;
+
+typedef struct {
+    int root;
+    tar_sink *to;
+    buf out;                /* headers and bytes that are not handed on yet */
+    char path[PATH_MAX];    /* of what is being packed, inside the root; "" is the root */
+    size_t n;
+    char name[PATH_MAX + 8]; /* the same as the archive has it */
+    pack_link *links;       /* by inode, `size` of them: a power of two, at least twice nlinks */
+    size_t nlinks, size;
+    arena names;            /* theirs */
+} packer;
+
+enum { PACK_CHUNK = 64 * KIB };
+
+static int pack_no_memory(error *e) { return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory"); }
+
+static int pack_flush(packer *k, error *e)
+{
+    if (k->out.oom) return pack_no_memory(e);
+    int done = k->out.n ? k->to->write(k->to, buf_view(&k->out), e) : 0;
+    k->out.n = 0;
+    return done;
+}
+
+static pack_link *pack_slot(pack_link *links, size_t size, uint64_t inode)
+{
+    size_t i = (size_t)(inode * UINT64_C(0x9E3779B97F4A7C15) >> 32) & (size - 1);
+    while (links[i].name && links[i].inode != inode) i = (i + 1) & (size - 1);
+    return &links[i];
+}
+
+/* The place of a file with several names; its `name` is NULL the first time. NULL: no memory. */
+static pack_link *pack_find_link(packer *k, uint64_t inode)
+{
+    if (2 * k->nlinks >= k->size) {
+        size_t size = MAX(2 * k->size, (size_t)64);
+        pack_link *grown = calloc(size, sizeof *grown);
+        if (!grown) return NULL;
+        for (size_t i = 0; i < k->size; i++)
+            if (k->links[i].name) *pack_slot(grown, size, k->links[i].inode) = k->links[i];
+        free(k->links);
+        k->links = grown;
+        k->size = size;
+    }
+    return pack_slot(k->links, k->size, inode);
+}
+
+static int pack_compare(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* The extended attributes that a layer may have, sorted; the arena's. */
+static int pack_xattrs(int fd, arena *a, tar_entry *entry, error *e)
+{
+    char all[64 * KIB], value[TAR_XATTR_MAX]; /* XATTR_LIST_MAX, XATTR_SIZE_MAX: xattr(7) */
+    OWNED_BUF names = { 0 };
+    ssize_t n = flistxattr(fd, all, sizeof all);
+    if (n < 0 && errno != EOPNOTSUPP)
+        return fail_sys(e, GRPC_INTERNAL, "list extended attributes");
+    for (const char *p = all; p < all + n; p += strlen(p) + 1)
+        if (tar_xattr_allowed(slice_of(p)) && !strchr(p, '=')) buf_add(&names, &p, sizeof p);
+    size_t count = names.n / sizeof(char *);
+    char **sorted = (void *)names.p;
+    if (count) qsort(sorted, count, sizeof *sorted, pack_compare);
+    tar_xattr *list = arena_alloc(a, count * sizeof *list);
+    for (size_t i = 0; i < count && list; i++) {
+        ssize_t got = fgetxattr(fd, sorted[i], value, sizeof value);
+        if (got < 0) return fail_sys(e, GRPC_INTERNAL, "read extended attribute %s", sorted[i]);
+        list[i].name = arena_copy(a, slice_of(sorted[i]));
+        list[i].value = arena_copy(a, (slice){ (uint8_t *)value, (size_t)got });
+    }
+    entry->xattrs = list;
+    entry->nxattrs = count;
+    return names.oom || a->oom ? pack_no_memory(e) : 0;
+}
+
+/* The bytes of a file, holes too. It cannot have changed: nobody writes to a layer. */
+static int pack_bytes(packer *k, int fd, uint64_t size, error *e)
+{
+    for (uint64_t left = size; left;) {
+        if (k->out.n >= PACK_CHUNK && pack_flush(k, e) < 0) return -1;
+        if (!buf_reserve(&k->out, PACK_CHUNK)) return pack_no_memory(e);
+        size_t room = PACK_CHUNK - k->out.n;
+        ssize_t got = read(fd, k->out.p + k->out.n, (size_t)MIN(left, (uint64_t)room));
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return fail_sys(e, GRPC_INTERNAL, "read");
+        if (got == 0) return fail(e, GRPC_DATA_LOSS, "the file is shorter than its size");
+        k->out.n += (size_t)got;
+        left -= (uint64_t)got;
+    }
+    tar_put_padding(&k->out, size);
+    return 0;
+}
+
+/* Writes "DIRECTORY/.wh.NAME", the archive's word for a name that is gone; `name` ".wh..opq" gives
+ * the word for a directory that hides what is below it. */
+static void pack_whiteout(packer *k, const char *directory, int n, const char *name)
+{
+    snprintf(k->name, sizeof k->name, "%.*s%s.wh.%s", n, directory, n ? "/" : "", name);
+    tar_put_header(&k->out, &(tar_entry){ .type = '0', .name = slice_of(k->name) });
+}
+
+/* A file or a directory: what can be opened, and have attributes. */
+static int pack_open(packer *k, tar_entry *entry, error *e)
+{
+    char opaque;
+    OWNED_ARENA a = arena_make(TAR_ENTRY_MEMORY);
+    const char *path = k->n ? k->path : ".";
+    OWNED_FD fd = open_inside(k->root, path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, e);
+    if (fd < 0 || pack_xattrs(fd, &a, entry, e) < 0) return -1;
+    tar_put_header(&k->out, entry);
+    if (entry->type == '0') return pack_bytes(k, fd, entry->size, e);
+    if (fgetxattr(fd, "trusted.overlay.opaque", &opaque, 1) == 1 && opaque == 'y')
+        pack_whiteout(k, k->path, (int)k->n, ".wh..opq");
+    return 0;
+}
+
+static void pack_describe(packer *k, const struct stat *st, tar_entry *out)
+{
+    static const struct { mode_t kind; char type; } types[] = {
+        { S_IFREG, '0' }, { S_IFLNK, '2' }, { S_IFCHR, '3' },
+        { S_IFBLK, '4' }, { S_IFDIR, '5' }, { S_IFIFO, '6' },
+    };
+    bool directory = S_ISDIR(st->st_mode);
+    snprintf(k->name, sizeof k->name, "%s%s", k->n ? k->path : ".", directory ? "/" : "");
+    *out = (tar_entry){ .name = slice_of(k->name), .mode = st->st_mode & 07777,
+                        .uid = st->st_uid, .gid = st->st_gid, .mtime = st->st_mtim };
+    for (size_t i = 0; i < COUNT(types); i++)
+        if ((st->st_mode & S_IFMT) == types[i].kind) out->type = types[i].type;
+    if (out->type == '0') out->size = (uint64_t)st->st_size;
+    if (out->type == '3' || out->type == '4')
+        out->major = major(st->st_rdev), out->minor = minor(st->st_rdev);
+}
+
+/* What is neither a directory nor a whiteout; `fd` is an O_PATH descriptor of it. */
+static int pack_file(packer *k, int fd, const struct stat *st, error *e)
+{
+    tar_entry entry;
+    char target[PATH_MAX];
+    pack_describe(k, st, &entry);
+    if (!entry.type) return 0; /* a socket: no archive has one, so none can be here */
+    pack_link *link = st->st_nlink > 1 ? pack_find_link(k, st->st_ino) : NULL;
+    if (st->st_nlink > 1 && !link) return pack_no_memory(e);
+    if (link && link->name) {
+        entry.type = '1', entry.size = 0, entry.link = slice_of(link->name);
+        return tar_put_header(&k->out, &entry), 0;
+    }
+    if (link) *link = (pack_link){ st->st_ino, arena_str(&k->names, entry.name) }, k->nlinks++;
+    if (k->names.oom) return pack_no_memory(e);
+    if (entry.type == '0') return pack_open(k, &entry, e);
+    ssize_t n = entry.type == '2' ? readlinkat(fd, "", target, sizeof target) : 0;
+    if (n < 0) return fail_sys(e, GRPC_INTERNAL, "read the link");
+    entry.link = (slice){ (uint8_t *)target, (size_t)n };
+    return tar_put_header(&k->out, &entry), 0;
+}
+
+/* The names in a directory, sorted: pointers in *list to what is the arena's. */
+static int pack_list(packer *k, arena *a, buf *list, error *e)
+{
+    int fd = open_inside(k->root, k->n ? k->path : ".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW, e);
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    if (!d) return fd < 0 ? -1 : (close(fd), pack_no_memory(e));
+    errno = 0;
+    for (struct dirent *entry; (entry = readdir(d)); errno = 0) {
+        const char *name = entry->d_name;
+        if (!strcmp(name, ".") || !strcmp(name, "..")) continue;
+        name = arena_str(a, slice_of(name));
+        buf_add(list, &name, sizeof name);
+    }
+    int why = errno;
+    closedir(d);
+    if (why) return errno = why, fail_sys(e, GRPC_INTERNAL, "read the directory");
+    if (list->oom || a->oom) return pack_no_memory(e);
+    if (list->n) qsort(list->p, list->n / sizeof(char *), sizeof(char *), pack_compare);
+    return 0;
+}
+
+/* Packs what k->path names. `*st` is filled from it. */
+static int pack_one(packer *k, struct stat *st, error *e)
+{
+    tar_entry entry;
+    const char *slash = strrchr(k->path, '/'), *name = slash ? slash + 1 : k->path;
+    OWNED_FD fd = open_inside(k->root, k->n ? k->path : ".", O_PATH | O_NOFOLLOW, e);
+    if (fd < 0) return -1;
+    if (fstat(fd, st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat");
+    if (k->out.n >= PACK_CHUNK && pack_flush(k, e) < 0) return -1;
+    if (S_ISCHR(st->st_mode) && st->st_rdev == 0)
+        return pack_whiteout(k, k->path, slash ? (int)(slash - k->path) : 0, name), 0;
+    if (!S_ISDIR(st->st_mode)) return pack_file(k, fd, st, e);
+    pack_describe(k, st, &entry);
+    return pack_open(k, &entry, e);
+}
+
+/* The same and all that is below it. After a failure k->path says where it was. */
+static int pack_tree(packer *k, error *e)
+{
+    struct stat st;
+    OWNED_ARENA a = arena_make((size_t)1 << 30);
+    OWNED_BUF list = { 0 };
+    size_t n = k->n;
+    if (pack_one(k, &st, e) < 0) return -1;
+    if (!S_ISDIR(st.st_mode)) return 0;
+    if (pack_list(k, &a, &list, e) < 0) return -1;
+    for (size_t i = 0; i < list.n / sizeof(char *); i++) {
+        const char *name = ((char **)(void *)list.p)[i];
+        if (strlen(name) + 2 > sizeof k->path - n)
+            return fail(e, GRPC_INTERNAL, "the name of what is in it is too long");
+        k->n = n + (size_t)snprintf(k->path + n, sizeof k->path - n, "%s%s", n ? "/" : "", name);
+        if (pack_tree(k, e) < 0) return -1;
+    }
+    k->n = n;
+    k->path[n] = '\0';
+    return 0;
+}
+
+/* Writes the layer in the directory `root` as an archive to `to`, overlay's words for what is gone
+ * turned back into the archive's. Reads what tar_unpack can make; nothing is changed.
+ * root, to  borrowed
+ * Needs     CAP_DAC_READ_SEARCH, and CAP_SYS_ADMIN to see trusted.overlay.opaque: xattr(7) */
+static int tar_pack(int root, tar_sink *to, error *e)
+{
+    packer k = { .root = root, .to = to, .names = arena_make((size_t)1 << 30) };
+    int failed = pack_tree(&k, e);
+    tar_put_end(&k.out);
+    if (!failed) failed = pack_flush(&k, e);
+    free(k.links);
+    arena_free(&k.names);
+    buf_free(&k.out);
+    return failed ? fail_in(e, "pack %s", k.n ? k.path : "/") : 0;
 }
 
 /* == 8. Protobuf =============================================================================
@@ -7116,6 +7394,15 @@ PB_TABLE(ImageConfig,
     PB_LIST(7, STRING, ImageConfig, volumes),
     PB_PAIRS(8, ImageConfig, labels));
 
+/* A file or layout of the import directory that an image came from. It is the same one still if the
+ * stamp is; zeros: not all of its images had come. */
+typedef struct { slice name; uint64_t size; int64_t mtime; uint64_t inode; } ImportSource;
+PB_TABLE(ImportSource,
+    PB(1, STRING, ImportSource, name),
+    PB(2, UINT64, ImportSource, size),
+    PB(3, INT64, ImportSource, mtime),
+    PB(4, UINT64, ImportSource, inode));
+
 /* An image that is there, with all its layers, on disk. */
 typedef struct {
     uint32_t version;
@@ -7124,9 +7411,11 @@ typedef struct {
     LIST(slice) layers;                 /* names below root/layers, bottom first */
     uint64_t size;                      /* bytes unpacked */
     ImageConfig *config;
-    bool pinned;                        /* not for garbage collection */
+    bool pinned;                        /* built in, or by `krun pin` */
     int64_t created_at;                 /* nanoseconds since 1970 */
     slice config_json, manifest_digest; /* config_json: as the registry sent it */
+    slice manifest;                     /* likewise; empty in older records */
+    LIST(ImportSource) imports;
 } ImageRecord;
 PB_TABLE(ImageRecord,
     PB(1, UINT32, ImageRecord, version),
@@ -7139,7 +7428,9 @@ PB_TABLE(ImageRecord,
     PB(8, BOOL, ImageRecord, pinned),
     PB(9, INT64, ImageRecord, created_at),
     PB(10, STRING, ImageRecord, config_json),
-    PB(11, STRING, ImageRecord, manifest_digest));
+    PB(11, STRING, ImageRecord, manifest_digest),
+    PB(12, BYTES, ImageRecord, manifest),
+    PB_SUBS(13, ImportSource, ImageRecord, imports));
 
 /* What a daemon that comes back must know of a pod. */
 typedef struct {
@@ -7205,6 +7496,46 @@ PB_TABLE(KrunLoadImageRequest, PB(1, STRING, KrunLoadImageRequest, path));
 
 typedef struct { LIST(slice) names; } KrunLoadImageResponse;
 PB_TABLE(KrunLoadImageResponse, PB_LIST(1, STRING, KrunLoadImageResponse, names));
+
+/* PullImage as the CRI has it, but whoever asks can watch: a stream, whose last message has the
+ * image_ref. EXTRACTING: all its bytes have come; EXISTS: it was there, or came with another
+ * pull. */
+enum KrunLayerState {
+    KrunLayerState_WAITING, KrunLayerState_DOWNLOADING, KrunLayerState_EXTRACTING,
+    KrunLayerState_DONE, KrunLayerState_EXISTS
+};
+PB_NAMES(KrunLayerState, "WAITING", "DOWNLOADING", "EXTRACTING", "DONE", "EXISTS");
+
+typedef struct {
+    slice digest;                       /* of its blob */
+    uint64_t total, done;               /* bytes of that */
+    int32_t state;
+} KrunLayerProgress;
+PB_TABLE(KrunLayerProgress,
+    PB(1, STRING, KrunLayerProgress, digest),
+    PB(2, UINT64, KrunLayerProgress, total),
+    PB(3, UINT64, KrunLayerProgress, done),
+    PB_NAMED(4, KrunLayerState, KrunLayerProgress, state));
+
+typedef struct { LIST(KrunLayerProgress) layers; slice image_ref; } KrunPullProgress;
+PB_TABLE(KrunPullProgress,
+    PB_SUBS(1, KrunLayerProgress, KrunPullProgress, layers),
+    PB(2, STRING, KrunPullProgress, image_ref));
+
+/* The archive comes as a stream of pieces. */
+typedef struct { LIST(slice) images; } KrunSaveImageRequest;
+PB_TABLE(KrunSaveImageRequest, PB_LIST(1, STRING, KrunSaveImageRequest, images));
+
+typedef struct { slice data; } KrunSaveImageResponse;
+PB_TABLE(KrunSaveImageResponse, PB(1, BYTES, KrunSaveImageResponse, data));
+
+typedef struct { slice image; bool pinned; } KrunPinImageRequest; /* pinned: false takes it away */
+PB_TABLE(KrunPinImageRequest,
+    PB(1, STRING, KrunPinImageRequest, image),
+    PB(2, BOOL, KrunPinImageRequest, pinned));
+
+typedef struct { bool pinned; } KrunPinImageResponse; /* whether it is, for whatever reason */
+PB_TABLE(KrunPinImageResponse, PB(1, BOOL, KrunPinImageResponse, pinned));
 
 /* == 10. HPACK and HTTP/2 ====================================================================
  *
@@ -9614,9 +9945,10 @@ static int grpc_invoke(grpc_client *k, const grpc_request *r, arena *a, error *e
  * three reads what anybody may have written. So each bound stands here, beside what it bounds.
  *
  * Defined by  github.com/distribution/reference (names), RFC 3986 (URLs), RFC 1035 and
- *             resolv.conf(5) (DNS), RFC 9110 and 9112 (HTTP)
+ *             resolv.conf(5) (DNS), RFC 9110 and 9112 (HTTP), golang.org/x/net/http/httpproxy
  * Uses        1, 2, 4 (digests)
- * Gives       image_ref_parse, url_parse, url_follow, host_addresses, connect_address, http_*
+ * Gives       image_ref_parse, url_parse, url_follow, url_shown, host_addresses, connect_address,
+ *             proxy_for, http_*
  * Bounds      reply header 32 KiB and 100 fields; 16 KiB every 30 s or it has stalled; 16 addresses
  *             a name, 3 name servers */
 
@@ -9823,15 +10155,28 @@ static const char *url_authority(const url_parts *u, char out[AUTHORITY_TEXT])
     return out;
 }
 
+/* A URL as errors and logs may have it: without the query, where storage services put signatures,
+ * and without a user and password. */
+enum { URL_SHOWN = 160 };
+static const char *url_shown(slice text, char out[URL_SHOWN])
+{
+    slice rest = slice_cut(&text, '?'), scheme = { NULL, 0 };
+    const uint8_t *mark = rest.n ? memmem(rest.p, rest.n, "://", 3) : NULL;
+    if (mark) slice_take(&rest, (size_t)(mark - rest.p) + 3, &scheme);
+    const uint8_t *at = rest.n ? memrchr(rest.p, '@', rest.n) : NULL;
+    if (at) rest = (slice){ at + 1, rest.n - (size_t)(at - rest.p) - 1 };
+    snprintf(out, URL_SHOWN, "%.*s%.*s", PR(scheme), PR(rest));
+    return out;
+}
+
 /* Parses an absolute http or https URL. Names with user or password, control characters or spaces
  * are refused: what is parsed here is later written into a request line. */
 static int url_parse(slice text, arena *a, url_parts *out, error *e)
 {
     slice rest = text, host;
     bool tls = slice_starts(text, "https://");
-    char shown[160];
-    snprintf(shown, sizeof shown, "%.*s", (int)MIN(text.n, 150U),
-             (const char *)(text.n ? text.p : (const uint8_t *)""));
+    char shown[URL_SHOWN];
+    url_shown(text, shown);
     if (!tls && !slice_starts(text, "http://"))
         return fail(e, GRPC_INVALID_ARGUMENT, "URL \"%s\" starts neither with http:// nor https://",
                     shown);
@@ -10214,6 +10559,160 @@ static int host_addresses(const url_parts *u, ip_addresses *out, error *e)
     return dns_resolve(&c, u->host, u->port, out, e);
 }
 
+/* -- proxies --------------------------------------------------------------------------------------
+ *
+ * Where a machine may not reach the Internet itself, three variables of the daemon's environment
+ * say who does it in its place: HTTP_PROXY and HTTPS_PROXY name a proxy for URLs of that scheme,
+ * NO_PROXY the servers that are asked directly. They were never standardized; what is done here is
+ * what Go's net/http does, since that is what every other part of a Kubernetes node does. */
+
+typedef struct { slice http, https, no; } proxy_settings;
+
+/* A proxy; at.host is "" for none. */
+typedef struct {
+    url_parts at;
+    char authorization[1024]; /* "Basic ..." for Proxy-Authorization, or "" */
+} http_proxy;
+
+/* An address as 16 bytes, IPv4 in its mapped form (RFC 4291, 2.5.5.2). True if it is IPv4. */
+static bool address_bytes(const ip_address *a, uint8_t out[16])
+{
+    static const uint8_t mapped[12] = { [10] = 0xFF, [11] = 0xFF };
+    memcpy(out, mapped, 12);
+    if (a->any.sa_family == AF_INET) memcpy(out + 12, &a->v4.sin_addr, 4);
+    else memcpy(out, &a->v6.sin6_addr, 16);
+    return !memcmp(out, mapped, 12);
+}
+
+static bool address_literal(slice text, ip_address *out)
+{
+    char name[INET6_ADDRSTRLEN];
+    snprintf(name, sizeof name, "%.*s", PR(text));
+    return text.n < sizeof name && address_parse(name, 0, out);
+}
+
+static bool address_is_loopback(const ip_address *a)
+{
+    uint8_t bytes[16];
+    if (address_bytes(a, bytes)) return bytes[12] == 127;
+    return IN6_IS_ADDR_LOOPBACK(&a->v6.sin6_addr);
+}
+
+/* Whether `ip` lies in a network written as "10.0.0.0/8" or "fd00::/8". */
+static bool address_in(const ip_address *ip, slice network)
+{
+    ip_address base;
+    uint8_t a[16], b[16];
+    uint64_t bits;
+    slice length = network, text = slice_cut(&length, '/');
+    if (!address_literal(text, &base)) return false;
+    bool v4 = base.any.sa_family == AF_INET;
+    if (!parse_u64(length, 10, v4 ? 32 : 128, &bits)) return false;
+    if (address_bytes(ip, a) != address_bytes(&base, b)) return false;
+    bits += v4 ? 96 : 0;
+    size_t whole = (size_t)bits / 8, more = (size_t)bits % 8;
+    return !memcmp(a, b, whole) && (!more || (a[whole] ^ b[whole]) >> (8 - more) == 0);
+}
+
+static bool slice_ends_word(slice s, slice suffix) /* letters of both cases are the same */
+{
+    return s.n >= suffix.n &&
+           !strncasecmp((const char *)s.p + s.n - suffix.n, (const char *)suffix.p, suffix.n);
+}
+
+/* Whether one entry of NO_PROXY means this server; `ip` is its address if it was named by one. A
+ * name means itself and all below it, ".name" and "*.name" only those below. */
+static bool no_proxy_entry(slice entry, const url_parts *u, const ip_address *ip)
+{
+    ip_address one;
+    uint8_t a[16], b[16];
+    uint16_t port = 0;
+    slice name = entry, host = slice_of(u->host);
+    if (slice_has(entry, '/')) return ip && address_in(ip, entry);
+    if (!host_split(entry, &name, &port)) name = entry, port = 0; /* IPv6 without brackets */
+    if (port && port != u->port) return false;
+    if (address_literal(name, &one)) {
+        if (!ip) return false;
+        address_bytes(ip, a), address_bytes(&one, b);
+        return !memcmp(a, b, 16);
+    }
+    if (ip || !name.n) return false;
+    if (slice_starts(name, "*.")) name = (slice){ name.p + 1, name.n - 1 };
+    if (!slice_ends_word(host, name)) return false;
+    return name.p[0] == '.' || host.n == name.n || host.p[host.n - name.n - 1] == '.';
+}
+
+/* Whether a server is asked directly, whatever proxies there are. This machine's own are always. */
+static bool no_proxy_for(slice list, const url_parts *u)
+{
+    ip_address one, *ip = address_literal(slice_of(u->host), &one) ? &one : NULL;
+    if (!strcasecmp(u->host, "localhost") || (ip && address_is_loopback(ip))) return true;
+    while (list.n) {
+        slice entry = slice_trim(slice_cut(&list, ','));
+        if (slice_is(entry, "*") || (entry.n && no_proxy_entry(entry, u, ip))) return true;
+    }
+    return false;
+}
+
+static bool url_unescape(slice s, buf *out) /* RFC 3986, section 2.1 */
+{
+    while (s.n) {
+        slice part;
+        uint8_t byte = s.p[0];
+        if (byte == '%' && (s.n < 3 || !hex_decode((slice){ s.p + 1, 2 }, &byte, 1))) return false;
+        slice_take(&s, s.p[0] == '%' ? 3 : 1, &part);
+        buf_byte(out, byte);
+    }
+    return !out->oom;
+}
+
+/* "user:password@" of a proxy's URL, as Basic wants it (RFC 7617). */
+static bool proxy_user(slice text, http_proxy *out)
+{
+    OWNED_BUF plain = { 0 }, coded = { 0 };
+    if (!url_unescape(text, &plain)) return false;
+    if (!slice_has(text, ':')) buf_byte(&plain, ':');
+    base64_encode(buf_view(&plain), &coded);
+    int n = snprintf(out->authorization, sizeof out->authorization, "Basic %.*s",
+                     PR(buf_view(&coded)));
+    return !coded.oom && n < (int)sizeof out->authorization;
+}
+
+/* Parses what HTTP_PROXY holds: [http://][user:password@]host[:port][/]. */
+static int proxy_parse(slice text, http_proxy *out, error *e)
+{
+    slice rest = text;
+    OWNED_ARENA a = arena_make(32 * KIB);
+    char shown[URL_SHOWN];
+    bool scheme = rest.n && memmem(rest.p, rest.n, "://", 3);
+    *out = (http_proxy){ .at.host = "" };
+    if (scheme && !slice_starts(rest, "http://"))
+        return fail(e, GRPC_INVALID_ARGUMENT, "proxy %s: only http:// proxies are supported",
+                    url_shown(text, shown));
+    if (scheme) rest = (slice){ rest.p + 7, rest.n - 7 };
+    const uint8_t *at = rest.n ? memrchr(rest.p, '@', rest.n) : NULL;
+    slice user = { rest.p, at ? (size_t)(at - rest.p) : 0 };
+    if (at && !proxy_user(user, out))
+        return fail(e, GRPC_INVALID_ARGUMENT, "proxy %s: its user and password are malformed",
+                    url_shown(text, shown));
+    if (at) rest = (slice){ at + 1, rest.n - user.n - 1 };
+    slice authority = slice_cut(&rest, '/');
+    char *url = arena_printf(&a, "http://%.*s/", PR(authority));
+    if (url_parse(slice_of(url), &a, &out->at, e) < 0) return fail_in(e, "proxy");
+    out->at.path = "/";
+    return 0;
+}
+
+/* By whom a server is asked: *out is the proxy, or none. -1: the variable holds no proxy. */
+static int proxy_for(const proxy_settings *s, const url_parts *u, http_proxy *out, error *e)
+{
+    slice text = slice_trim(u->tls ? s->https : s->http);
+    *out = (http_proxy){ .at.host = "" };
+    return !text.n || no_proxy_for(s->no, u) ? 0 : proxy_parse(text, out, e);
+}
+
+static bool proxy_there(const http_proxy *p) { return p->at.host[0]; }
+
 /* -- one HTTP/1.1 connection ------------------------------------------------------------------- */
 
 enum {
@@ -10227,7 +10726,10 @@ enum {
  * the peer: a slow disk on our side is not its fault. */
 typedef struct {
     int fd;
+    int carrier;       /* pidfd of the process that holds the other end of a TLS stream, or -1 */
     url_parts to;
+    http_proxy via;
+    const void *trust; /* with whose settings it was made: for others it is another connection */
     int64_t waited;
     size_t little, start, end;
     uint8_t in[HTTP_HEAD_MAX];
@@ -10244,7 +10746,11 @@ typedef struct {
 static void http_close(http_conn *c)
 {
     close_fd(&c->fd);
-    c->fd = -1;
+    if (c->carrier >= 0) {
+        sys_pidfd_kill(c->carrier, SIGKILL);
+        reap(c->carrier, 0);
+    }
+    close_fd(&c->carrier);
 }
 
 /* read(2) that gives up on a slow peer: a byte a second is a way to hold us for ever. */
@@ -10431,6 +10937,19 @@ static void http_done(http_conn *c, const http_reply *r)
     if (!r->ended || r->last) http_close(c);
 }
 
+static int http_send(http_conn *c, slice bytes, error *e)
+{
+    while (bytes.n) {
+        ssize_t n = send(c->fd, bytes.p, bytes.n, MSG_NOSIGNAL);
+        if (n < 0 && errno == EAGAIN && wait_fd(c->fd, POLLOUT, clock_mono() + HTTP_STALL))
+            continue;
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return fail_sys(e, GRPC_UNAVAILABLE, "send the request");
+        bytes = (slice){ bytes.p + n, bytes.n - (size_t)n };
+    }
+    return 0;
+}
+
 /* == 13. Registries ==========================================================================
  *
  * An image is a tree of blobs, each named by the SHA-256 of its bytes: an index (one entry a
@@ -10444,9 +10963,11 @@ static void http_done(http_conn *c, const http_reply *r)
  *   daemon --FetchSetup, FetchRequest...--> fetch      fd 0: frames (4 bytes little-endian length,
  *   daemon <--bytes..., empty, FetchAnswer-- fetch     fd 1: then as many bytes)
  *
- * Defined by  OCI distribution-spec 1.1; RFC 6750 and 7617 (Bearer, Basic); containerd's hosts.toml
+ * Defined by  OCI distribution-spec 1.1; RFC 6750 and 7617 (Bearer, Basic); containerd's
+ *             hosts.toml; docker's config.json and containers-auth.json(5)
  * Uses        1, 2, 3 (JSON, TOML), 4 (base64), 8, 12
- * Gives       frame_*, become_nobody, role_filter, registry_hosts, fetch_main
+ * Gives       frame_*, become_nobody, role_filter, registry_hosts, auth_is_for, auth_file_*,
+ *             fetch_main
  * Bounds      10 redirects, 4 tries a host, token 1 MiB, manifest 4 MiB, config 8 MiB, 128
  *             layers */
 
@@ -10454,13 +10975,27 @@ static void http_done(http_conn *c, const http_reply *r)
 
 /* A server to ask, best first. `base` is a URL up to and with "/v2". Credentials go only to those
  * that the administrator made the image's own registry, never to a mirror (R11). */
-typedef struct { slice base; bool resolve, pull, credentials; LIST(pb_pair) headers; } FetchHost;
+typedef struct {
+    slice base;
+    bool resolve, pull, credentials, skip_verify;
+    LIST(pb_pair) headers;
+    LIST(slice) ca;        /* paths of certificates to believe, */
+    slice cert, key;       /* of the certificate to show, and of its key: from `dir` */
+    slice dir;
+    uint64_t dial_timeout; /* ns; 0: ours */
+} FetchHost;
 PB_TABLE(FetchHost,
     PB(1, STRING, FetchHost, base),
     PB(2, BOOL, FetchHost, resolve),
     PB(3, BOOL, FetchHost, pull),
     PB(4, BOOL, FetchHost, credentials),
-    PB_PAIRS(5, FetchHost, headers));
+    PB_PAIRS(5, FetchHost, headers),
+    PB_LIST(6, STRING, FetchHost, ca),
+    PB(7, STRING, FetchHost, cert),
+    PB(8, STRING, FetchHost, key),
+    PB(9, BOOL, FetchHost, skip_verify),
+    PB(10, UINT64, FetchHost, dial_timeout),
+    PB(11, STRING, FetchHost, dir));
 
 /* What one fetch process is for: one repository, until its fd 0 ends. */
 typedef struct {
@@ -10468,20 +11003,26 @@ typedef struct {
     LIST(FetchHost) hosts;
     AuthConfig *auth;
     LIST(slice) tls_helper;
+    slice http_proxy, https_proxy, no_proxy; /* as the daemon's environment has them */
 } FetchSetup;
 PB_TABLE(FetchSetup,
     PB(1, STRING, FetchSetup, domain),
     PB(2, STRING, FetchSetup, path),
     PB_SUBS(3, FetchHost, FetchSetup, hosts),
     PB_SUB(4, AuthConfig, FetchSetup, auth),
-    PB_LIST(5, STRING, FetchSetup, tls_helper));
+    PB_LIST(5, STRING, FetchSetup, tls_helper),
+    PB(6, STRING, FetchSetup, http_proxy),
+    PB(7, STRING, FetchSetup, https_proxy),
+    PB(8, STRING, FetchSetup, no_proxy));
 
-/* A manifest by tag or digest, or a blob by digest. `size` is the most that may come. */
-typedef struct { slice reference; bool manifest; uint64_t size; } FetchRequest;
+/* A manifest by tag or digest, or a blob by digest. `size` is the most that may come; the first
+ * `offset` bytes of it are here already. */
+typedef struct { slice reference; bool manifest; uint64_t size, offset; } FetchRequest;
 PB_TABLE(FetchRequest,
     PB(1, STRING, FetchRequest, reference),
     PB(2, BOOL, FetchRequest, manifest),
-    PB(3, UINT64, FetchRequest, size));
+    PB(3, UINT64, FetchRequest, size),
+    PB(4, UINT64, FetchRequest, offset));
 
 typedef struct { int32_t code; slice message, media_type, digest; } FetchAnswer;
 PB_TABLE(FetchAnswer,
@@ -10561,12 +11102,15 @@ static int become_nobody(error *e)
  *   archive  that, and of a layout directory to read any file in it, by a path or by another
  *   unpack   to make, change and remove any file in the directory that it fills; device nodes too,
  *            but not to open one (hide_devices)
+ *   pack     to read any file of the layer that it packs
  *   fetch    to talk to any host that this machine reaches, and read the files that all may read;
  *            with a tls_helper, any call (fetch_begin says why) with nobody's rights
  * None of them can run a program, gain a right, or reach a process: no execve, no mount, setns,
  * unshare, bpf, keyctl or ptrace, no signal but to itself, and no memory that can be executed. */
 
-enum { ROLE_READ = 1, ROLE_ARCHIVE = 2, ROLE_UNPACK = 4, ROLE_FETCH = 8, ROLES_ALL = 15 };
+enum {
+    ROLE_READ = 1, ROLE_ARCHIVE = 2, ROLE_UNPACK = 4, ROLE_FETCH = 8, ROLE_PACK = 16, ROLES_ALL = 31
+};
 
 /* A call that `roles` may make: always, or if its argument number `argument` has `value` under
  * `mask`. An `error` is what it gets in the call's place. */
@@ -10585,8 +11129,7 @@ typedef struct {
  * architectures: those of one line mean the same. The most frequent come first. */
 static const role_call role_calls[] = {
     ROLE_CALL(read, ROLES_ALL), ROLE_CALL(write, ROLES_ALL), ROLE_CALL(close, ROLES_ALL),
-    ROLE_CALL(openat2, ROLE_UNPACK | ROLE_ARCHIVE),
-    ROLE_CALL(openat, ROLE_UNPACK),
+    ROLE_CALL(openat2, ROLE_UNPACK | ROLE_ARCHIVE | ROLE_PACK), ROLE_CALL(openat, ROLE_UNPACK),
     ROLE_CALL(fchown, ROLE_UNPACK), ROLE_CALL(fchmod, ROLE_UNPACK),
     ROLE_CALL(utimensat, ROLE_UNPACK), ROLE_CALL(fsetxattr, ROLE_UNPACK),
     ROLE_CALL(mkdirat, ROLE_UNPACK), ROLE_CALL(mknodat, ROLE_UNPACK),
@@ -10594,20 +11137,21 @@ static const role_call role_calls[] = {
     ROLE_CALL(fchownat, ROLE_UNPACK), ROLE_CALL(fchmodat, ROLE_UNPACK),
     ROLE_CALL(lseek, ROLE_UNPACK), ROLE_CALL(ftruncate, ROLE_UNPACK), /* sparse files */
     /* An entry in the place of another: tree_remove reads directories. */
-    ROLE_CALL(unlinkat, ROLE_UNPACK), ROLE_CALL(getdents64, ROLE_UNPACK),
-    ROLE_CALL(renameat2, ROLE_UNPACK),
+    ROLE_CALL(unlinkat, ROLE_UNPACK), ROLE_CALL(renameat2, ROLE_UNPACK),
 #ifdef SYS_renameat
     ROLE_CALL(renameat, ROLE_UNPACK),
 #endif
+    ROLE_CALL(getdents64, ROLE_UNPACK | ROLE_PACK),
     /* Not F_SETOWN and its like: with them any process of the same user can be sent a signal. */
-    ROLE_CALL_IF(fcntl, ROLE_UNPACK, 1, UINT32_MAX, F_GETFL),
-    ROLE_CALL_IF(fcntl, ROLE_UNPACK, 1, UINT32_MAX, F_SETFD),
-    ROLE_CALL(pread64, ROLE_ARCHIVE),
-    ROLE_CALL(fstat, ROLE_UNPACK | ROLE_ARCHIVE | ROLE_FETCH),
+    ROLE_CALL_IF(fcntl, ROLE_UNPACK | ROLE_PACK, 1, UINT32_MAX, F_GETFL),
+    ROLE_CALL_IF(fcntl, ROLE_UNPACK | ROLE_PACK, 1, UINT32_MAX, F_SETFD),
+    ROLE_CALL(pread64, ROLE_UNPACK | ROLE_ARCHIVE), ROLE_CALL(readlinkat, ROLE_PACK),
+    ROLE_CALL(flistxattr, ROLE_PACK), ROLE_CALL(fgetxattr, ROLE_PACK),
+    ROLE_CALL(fstat, ROLES_ALL & ~ROLE_READ),
 #ifdef SYS_newfstatat
-    ROLE_CALL(newfstatat, ROLE_UNPACK | ROLE_ARCHIVE | ROLE_FETCH),
+    ROLE_CALL(newfstatat, ROLES_ALL & ~ROLE_READ),
 #endif
-    ROLE_CALL(statx, ROLE_UNPACK | ROLE_ARCHIVE | ROLE_FETCH),
+    ROLE_CALL(statx, ROLES_ALL & ~ROLE_READ),
     /* /etc/hosts and /etc/resolv.conf, to read. */
     ROLE_CALL_IF(openat, ROLE_FETCH, 2, O_ACCMODE | O_CREAT | O_TRUNC, 0),
     ROLE_CALL_IF(socket, ROLE_FETCH, 0, UINT32_MAX, AF_INET),
@@ -10625,6 +11169,7 @@ static const role_call role_calls[] = {
     ROLE_CALL_IF(mmap, ROLES_ALL, 2, PROT_EXEC, 0),
     ROLE_CALL_IF(mprotect, ROLES_ALL, 2, PROT_EXEC, 0),
     ROLE_CALL(getrandom, ROLES_ALL), /* the keys of malloc; the ids of DNS */
+    ROLE_CALL(sysinfo, ROLES_ALL), /* qsort(3) of some asks how much memory there is */
     /* Time is mostly read without the kernel; not under every hypervisor. */
     ROLE_CALL(clock_gettime, ROLES_ALL),
 #ifdef SYS_gettimeofday
@@ -10734,7 +11279,112 @@ static bool role_filter_works(void)
  * do it is no reason to run nothing: the daemon has said so once (images_open). */
 static int role_filter(unsigned role, error *e)
 {
+    tzset(); /* for any time, gmtime_r(3) too, a libc reads /etc/localtime once */
     return role_filter_works() ? role_filter_set(role, e) : 0;
+}
+
+/* -- TLS, by another program ----------------------------------------------------------------------
+ *
+ * The setting tls-helper is a program and its arguments. It runs as nobody, once for a connection;
+ * its standard input and output are what is said inside the TLS stream. It is told
+ *
+ *   %h and %p in its arguments     host and port of the server; appended when neither is there
+ *   KRUN_TLS_FD=3                  descriptor 3 is a connection to the server, by way of a proxy;
+ *                                  without it the program makes one of its own
+ *   KRUN_TLS_CA=/a.pem:b.pem       whom to believe about the server, besides those it knows
+ *   KRUN_TLS_CERT, KRUN_TLS_KEY    what to show the server; without a key the first file holds both
+ *   KRUN_TLS_SKIP_VERIFY=1         the administrator does not want the server's name verified
+ *
+ * and has to verify the server before it passes on a byte. It works in the directory of the
+ * hosts.toml that says so: paths that start there are relative. (The directory is often called
+ * host:port, and would be split at its ':'.) */
+
+enum { TLS_WORDS = 32 };
+#define TLS_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+/* Whom a stream is to end at, and what hosts.toml says about how. */
+typedef struct {
+    const char *host;
+    uint16_t port;
+    const FetchHost *trust;
+    bool show; /* our certificate, which is for the host itself alone */
+} tls_peer;
+
+/* One argument with its marks filled in. An IPv6 address before a ':' is put in brackets, as
+ * whoever takes "host:port" wants it. */
+static char *tls_word(slice word, const tls_peer *to, arena *a, bool *named)
+{
+    OWNED_BUF out = { 0 };
+    for (size_t i = 0; i < word.n; i++) {
+        uint8_t mark = word.p[i] == '%' && i + 1 < word.n ? word.p[i + 1] : 0;
+        if (mark != 'h' && mark != 'p') { buf_byte(&out, word.p[i]); continue; }
+        i++;
+        *named = true;
+        bool brackets = strchr(to->host, ':') && i + 1 < word.n && word.p[i + 1] == ':';
+        if (mark == 'h') buf_printf(&out, brackets ? "[%s]" : "%s", to->host);
+        else buf_printf(&out, "%u", to->port);
+    }
+    return arena_str(a, buf_view(&out));
+}
+
+static int tls_arguments(const FetchSetup *s, const tls_peer *to, arena *a,
+                         char *argv[TLS_WORDS + 3], error *e)
+{
+    size_t n = 0;
+    bool named = false;
+    if (s->tls_helper.n > TLS_WORDS)
+        return fail(e, GRPC_INVALID_ARGUMENT, "tls-helper: more than %d words", TLS_WORDS);
+    for (; n < s->tls_helper.n; n++) argv[n] = tls_word(s->tls_helper.p[n], to, a, &named);
+    if (!named) argv[n++] = arena_str(a, slice_of(to->host));
+    if (!named) argv[n++] = arena_printf(a, "%u", to->port);
+    argv[n] = NULL;
+    return 0;
+}
+
+static void tls_environment(const tls_peer *to, bool tunnel, arena *a, char *env[8])
+{
+    const FetchHost *h = to->trust;
+    OWNED_BUF ca = { 0 };
+    size_t n = 0;
+    env[n++] = "PATH=" TLS_PATH;
+    if (tunnel) env[n++] = "KRUN_TLS_FD=3";
+    for (size_t i = 0; i < h->ca.n; i++) buf_printf(&ca, "%s%.*s", i ? ":" : "", PR(h->ca.p[i]));
+    if (ca.n) env[n++] = arena_printf(a, "KRUN_TLS_CA=%.*s", PR(buf_view(&ca)));
+    if (to->show && h->cert.n) env[n++] = arena_printf(a, "KRUN_TLS_CERT=%.*s", PR(h->cert));
+    if (to->show && h->key.n) env[n++] = arena_printf(a, "KRUN_TLS_KEY=%.*s", PR(h->key));
+    if (h->skip_verify) env[n++] = "KRUN_TLS_SKIP_VERIFY=1";
+    env[n] = NULL;
+}
+
+/* Makes a TLS stream to a server, which is all that this chapter wants of TLS.
+ * under    a connected socket to the server, maybe a proxy's tunnel, borrowed; or -1
+ * carrier  gets a pidfd, the caller's, of the process that has to end with the stream
+ * Returns  a non-blocking descriptor of what is said inside the stream, the caller's; or -1 */
+static int tls_connect(const FetchSetup *s, const tls_peer *to, int under, int *carrier, error *e)
+{
+    char *argv[TLS_WORDS + 3], *envp[8], program[PATH_MAX];
+    int pair[2];
+    OWNED_ARENA a = arena_make(MIB);
+    if (!s->tls_helper.n)
+        return fail(e, GRPC_UNIMPLEMENTED, "https is not supported in this build yet: set "
+                                           "tls-helper, or an http mirror in hosts.toml");
+    if (tls_arguments(s, to, &a, argv, e) < 0) return -1;
+    tls_environment(to, under >= 0, &a, envp);
+    const char *dir = to->trust->dir.n ? arena_str(&a, to->trust->dir) : NULL;
+    if (a.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "tls-helper: out of memory");
+    if (!program_find(argv[0], TLS_PATH, program))
+        return fail_sys(e, GRPC_FAILED_PRECONDITION, "tls-helper: program \"%s\"", argv[0]);
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
+        return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "tls-helper");
+    OWNED_FD ours = pair[0], theirs = pair[1];
+    if (under >= 0) (void)fcntl(under, F_SETFL, 0); /* a plain program expects to block */
+    spawn_args args = { .exec_fd = -1, .path = program, .argv = argv, .envp = envp,
+                        .fds = (int[]){ theirs, theirs, STDERR_FILENO, under },
+                        .nfds = under >= 0 ? 4 : 3, .dies_with_us = true, .dir = dir };
+    *carrier = spawn(&args, NULL, e);
+    if (*carrier < 0) return fail_in(e, "tls-helper");
+    if (fcntl(ours, F_SETFL, O_NONBLOCK) < 0) return fail_sys(e, GRPC_INTERNAL, "tls-helper");
+    return give_fd(&ours);
 }
 
 /* -- a session with a registry ----------------------------------------------------------------- */
@@ -10743,8 +11393,8 @@ enum { FETCH_HOSTS = 8, FETCH_TRIES = 4, TOKEN_MAX = MIB };
 #define FETCH_PATIENCE (30 * NS_PER_SEC) /* the longest Retry-After that is waited for */
 
 /* A server, and what it wants to see in Authorization: "Bearer ..." or "Basic ...", NULL before it
- * has asked for something. */
-typedef struct { const FetchHost *conf; char *authorization; } fetch_host;
+ * has asked for something. `down` when it was given up in this session. */
+typedef struct { const FetchHost *conf; char *authorization; bool down; } fetch_host;
 
 /* The whole state of a fetch process: it serves one repository, one request at a time. */
 typedef struct {
@@ -10753,95 +11403,158 @@ typedef struct {
     http_conn conns[HTTP_CONNS];
     size_t next_conn;            /* the one that is given up when a fifth is wanted */
     int64_t retry_after;         /* ns, as the last refusal said; 0 when it did not */
+    url_parts at;                /* where redirects have led */
     arena *a;                    /* of the request that is being served */
     arena session;               /* of the setup and the tokens */
 } fetch_session;
 
-/* One request as it goes out. */
+/* One request as it goes out. `trust` has the TLS settings of all connections that are made for a
+ * host; `host` its headers, and is NULL where a redirect or a challenge has led elsewhere. */
 typedef struct {
     const url_parts *to;
     const char *accept, *authorization;
     uint64_t offset;
-    const FetchHost *host;
+    const FetchHost *host, *trust;
     slice form;
 } http_request;
 
-/* A TLS stream as a descriptor: the administrator's tls_helper, a program that is given host and
- * port as its last two arguments and whose stdin and stdout are the stream. */
-static int fetch_tls(const fetch_session *f, const url_parts *u, error *e)
+/* scheme://host:port/path, for errors: see url_shown. */
+static const char *url_text(const url_parts *u, char out[URL_SHOWN])
 {
-    char port[8], *argv[16] = { NULL };
-    int pair[2];
-    size_t n = 0;
-    if (!f->setup.tls_helper.n)
-        return fail(
-            e, GRPC_UNIMPLEMENTED,
-            "https is not supported in this build yet: configure an http mirror in hosts.toml");
-    for (; n < f->setup.tls_helper.n && n < 12; n++)
-        argv[n] = arena_str(f->a, f->setup.tls_helper.p[n]);
-    snprintf(port, sizeof port, "%u", u->port);
-    argv[n++] = arena_str(f->a, slice_of(u->host));
-    argv[n] = port;
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
-        return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "tls_helper");
-    OWNED_FD ours = pair[0], theirs = pair[1];
-    char *envp[] = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin", NULL };
-    spawn_args args = { .exec_fd = -1,
-                        .path = argv[0],
-                        .argv = argv,
-                        .envp = envp,
-                        .fds = (int[]){ theirs, theirs, 2 },
-                        .nfds = 3 };
-    OWNED_FD pidfd = spawn(
-        &args, NULL, e); /* nobody waits for it: it ends with its stream, and its zombie with us */
-    if (pidfd < 0) return fail_in(e, "tls_helper");
-    if (fcntl(ours, F_SETFL, O_NONBLOCK) < 0) return fail_sys(e, GRPC_INTERNAL, "tls_helper");
-    return give_fd(&ours);
+    char authority[AUTHORITY_TEXT];
+    int path = (int)strcspn(u->path, "?");
+    snprintf(out, URL_SHOWN, "%s://%s%.*s", u->tls ? "https" : "http", url_authority(u, authority),
+             path, u->path);
+    return out;
+}
+
+/* "http://host:port" of a proxy */
+static const char *proxy_text(const http_proxy *p, char out[URL_SHOWN])
+{
+    char authority[AUTHORITY_TEXT];
+    snprintf(out, URL_SHOWN, "http://%s", url_authority(&p->at, authority));
+    return out;
+}
+
+/* What a status that is no success means for the caller. UNAVAILABLE is what a retry may cure. */
+static int status_code(int status)
+{
+    switch (status) {
+    case 401: case 407: return GRPC_UNAUTHENTICATED;
+    case 403: return GRPC_PERMISSION_DENIED;
+    case 404: return GRPC_NOT_FOUND;
+    case 408: case 429: return GRPC_UNAVAILABLE;
+    default: return status >= 500 ? GRPC_UNAVAILABLE : GRPC_UNKNOWN;
+    }
 }
 
 /* Connects to the first address that answers. What came from the network may not name a link-local
  * address: `trusted` says that a configuration did. */
-static int fetch_connect(const fetch_session *f, const url_parts *u, bool trusted, error *e)
+static int fetch_dial(const url_parts *u, bool trusted, int64_t patience, error *e)
 {
     ip_addresses list;
-    if (u->tls) return fetch_tls(f, u, e);
     if (host_addresses(u, &list, e) < 0) return -1;
-    fail(e, GRPC_UNAVAILABLE, "no address of %s may be used", u->host);
+    fail(e, GRPC_PERMISSION_DENIED, "no address of %s may be used", u->host);
     for (int i = 0; i < list.n; i++) {
         if (!trusted && address_is_link_local(&list.list[i])) continue;
-        int fd = connect_address(&list.list[i], SOCK_STREAM, clock_mono() + HTTP_CONNECT);
+        int fd = connect_address(&list.list[i], SOCK_STREAM, clock_mono() + patience);
         if (fd >= 0) return fd;
         fail_sys(e, GRPC_UNAVAILABLE, "connect to %s port %u", u->host, u->port);
     }
     return -1;
 }
 
-/* A connection to u's server: one that is kept, or a new one. *fresh says which. */
-static http_conn *fetch_open(fetch_session *f, const url_parts *u, bool trusted, bool *fresh,
+/* Makes a connection to a proxy one to the server behind it: RFC 9110, section 9.3.6. */
+static int fetch_tunnel(fetch_session *f, http_conn *c, const url_parts *u, error *e)
+{
+    char to[AUTHORITY_TEXT], proxy[URL_SHOWN];
+    http_reply r;
+    OWNED_BUF out = { 0 };
+    snprintf(to, sizeof to, strchr(u->host, ':') ? "[%s]:%u" : "%s:%u", u->host, u->port);
+    buf_printf(&out, "CONNECT %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: krun/%s\r\n", to, to,
+               KRUN_VERSION);
+    if (c->via.authorization[0])
+        buf_printf(&out, "Proxy-Authorization: %s\r\n", c->via.authorization);
+    buf_str(&out, "\r\n");
+    proxy_text(&c->via, proxy);
+    if (out.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "proxy %s: out of memory", proxy);
+    if (http_send(c, buf_view(&out), e) < 0 || http_read_head(c, f->a, &r, e) < 0)
+        return fail_in(e, "proxy %s", proxy);
+    if (r.status / 100 != 2)
+        return fail(e, status_code(r.status), "proxy %s: CONNECT %s: HTTP status %d", proxy, to,
+                    r.status);
+    if (c->start != c->end) /* TLS servers do not speak first */
+        return fail(e, GRPC_UNKNOWN, "proxy %s: something follows its reply to CONNECT", proxy);
+    return 0;
+}
+
+/* A literal link-local address, which no proxy and no TLS helper is told to go to either. */
+static bool url_is_link_local(const url_parts *u)
+{
+    ip_address one;
+    return address_parse(u->host, u->port, &one) && address_is_link_local(&one);
+}
+
+/* Connects c to q's server: directly or by a proxy, in clear or inside TLS. */
+static int fetch_connect(fetch_session *f, http_conn *c, const http_request *q, bool trusted,
+                         error *e)
+{
+    char shown[URL_SHOWN];
+    url_parts home;
+    const url_parts *u = q->to;
+    int64_t patience = q->trust->dial_timeout ? (int64_t)q->trust->dial_timeout : HTTP_CONNECT;
+    const proxy_settings proxies = { f->setup.http_proxy, f->setup.https_proxy, f->setup.no_proxy };
+    tls_peer peer = { u->host, u->port, q->trust, false };
+    if (url_parse(q->trust->base, f->a, &home, e) < 0) return -1;
+    peer.show = url_same_server(u, &home);
+    if (!trusted && url_is_link_local(u))
+        return fail(e, GRPC_PERMISSION_DENIED, "%s is a link-local address", u->host);
+    if (proxy_for(&proxies, u, &c->via, e) < 0) return -1;
+    bool proxied = proxy_there(&c->via);
+    if (proxied) c->fd = fetch_dial(&c->via.at, true, patience, e);
+    else if (!u->tls) c->fd = fetch_dial(u, trusted, patience, e);
+    if (proxied && c->fd < 0) return fail_in(e, "proxy %s", proxy_text(&c->via, shown));
+    if (!u->tls) return c->fd < 0 ? -1 : 0;
+    if (proxied && fetch_tunnel(f, c, u, e) < 0) return -1;
+    int inside = tls_connect(&f->setup, &peer, c->fd, &c->carrier, e);
+    close_fd(&c->fd);
+    c->fd = inside;
+    return inside < 0 ? -1 : 0;
+}
+
+/* A connection to q's server: one that is kept, or a new one. *fresh says which. */
+static http_conn *fetch_open(fetch_session *f, const http_request *q, bool trusted, bool *fresh,
                              error *e)
 {
+    int one = 1;
     *fresh = false;
     for (size_t i = 0; i < HTTP_CONNS; i++)
-        if (f->conns[i].fd >= 0 && url_same_server(&f->conns[i].to, u)) return &f->conns[i];
-    int one = 1, fd = fetch_connect(f, u, trusted, e);
-    if (fd < 0) return NULL;
+        if (f->conns[i].fd >= 0 && url_same_server(&f->conns[i].to, q->to) &&
+            f->conns[i].trust == q->trust)
+            return &f->conns[i];
     http_conn *c = &f->conns[f->next_conn++ % HTTP_CONNS];
     http_close(c);
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    c->fd = fd;
-    c->to = *u;
+    c->to = *q->to;
+    c->trust = q->trust;
     c->start = c->end = c->little = 0;
     c->waited = 0;
     *fresh = true;
+    if (fetch_connect(f, c, q, trusted, e) < 0) return http_close(c), NULL;
+    (void)setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     return c;
 }
 
-static void http_write_request(const http_request *q, buf *out)
+/* To a proxy the target is the whole URL (RFC 9112, 3.2.2); through a tunnel of one it is not. */
+static void http_write_request(const http_request *q, const http_proxy *via, buf *out)
 {
     char authority[AUTHORITY_TEXT];
-    buf_printf(
-        out, "%s %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: krun/%s\r\nAccept-Encoding: identity\r\n",
-        q->form.n ? "POST" : "GET", q->to->path, url_authority(q->to, authority), KRUN_VERSION);
+    bool whole = proxy_there(via) && !q->to->tls;
+    url_authority(q->to, authority);
+    buf_printf(out, "%s %s%s%s HTTP/1.1\r\nHost: %s\r\n", q->form.n ? "POST" : "GET",
+               whole ? "http://" : "", whole ? authority : "", q->to->path, authority);
+    buf_printf(out, "User-Agent: krun/%s\r\nAccept-Encoding: identity\r\n", KRUN_VERSION);
+    if (whole && via->authorization[0])
+        buf_printf(out, "Proxy-Authorization: %s\r\n", via->authorization);
     if (q->accept) buf_printf(out, "Accept: %s\r\n", q->accept);
     if (q->authorization) buf_printf(out, "Authorization: %s\r\n", q->authorization);
     if (q->offset) buf_printf(out, "Range: bytes=%" PRIu64 "-\r\n", q->offset);
@@ -10856,17 +11569,15 @@ static void http_write_request(const http_request *q, buf *out)
     buf_slice(out, q->form);
 }
 
-static int http_send(http_conn *c, slice bytes, error *e)
+/* Why there was no reply: a TLS helper that refuses a server ends, with a status of its own. */
+static void http_blame_carrier(http_conn *c, error *e)
 {
-    while (bytes.n) {
-        ssize_t n = send(c->fd, bytes.p, bytes.n, MSG_NOSIGNAL);
-        if (n < 0 && errno == EAGAIN && wait_fd(c->fd, POLLOUT, clock_mono() + HTTP_STALL))
-            continue;
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return fail_sys(e, GRPC_UNAVAILABLE, "send the request");
-        bytes = (slice){ bytes.p + n, bytes.n - (size_t)n };
-    }
-    return 0;
+    if (c->carrier < 0 || e->code != GRPC_UNAVAILABLE) return;
+    int status = reap(c->carrier, clock_mono() + NS_PER_SEC);
+    if (status < 0) return;
+    close_fd(&c->carrier); /* reaped: nothing is left to kill */
+    fail(e, GRPC_UNAVAILABLE, "the TLS helper ended with status %d (krun's log has what it said)",
+         status);
 }
 
 /* Sends a request and reads the reply's header. A kept connection may have been closed by the
@@ -10877,15 +11588,45 @@ static http_conn *http_ask(fetch_session *f, const http_request *q, bool trusted
     for (;;) {
         bool fresh;
         OWNED_BUF out = { 0 };
-        http_conn *c = fetch_open(f, q->to, trusted, &fresh, e);
+        http_conn *c = fetch_open(f, q, trusted, &fresh, e);
         if (!c) return NULL;
-        http_write_request(q, &out);
+        http_write_request(q, &c->via, &out);
         c->waited = 0;
-        if (!out.oom && http_send(c, buf_view(&out), e) == 0 && http_read_head(c, f->a, r, e) == 0)
+        if (out.oom) fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a request");
+        else if (http_send(c, buf_view(&out), e) == 0 && http_read_head(c, f->a, r, e) == 0)
             return c;
+        if (fresh) http_blame_carrier(c, e);
         http_close(c);
         if (fresh || e->code != GRPC_UNAVAILABLE) return NULL;
     }
+}
+
+/* The time of an HTTP date ("Wed, 21 Oct 2015 07:28:00 GMT": RFC 9110, 5.6.7, the one form that may
+ * be sent today), ns since 1970. */
+static bool http_date(slice text, int64_t *ns)
+{
+    char copy[40];
+    struct tm t = { 0 };
+    snprintf(copy, sizeof copy, "%.*s", PR(text));
+    const char *end = strptime(copy, "%a, %d %b %Y %H:%M:%S GMT", &t);
+    if (text.n >= sizeof copy || !end || *end) return false;
+    *ns = (int64_t)timegm(&t) * NS_PER_SEC;
+    return true;
+}
+
+/* How long Retry-After asks to wait: in seconds, or until a date (RFC 9110, 10.2.3). ns. */
+static int64_t retry_wait(slice value, int64_t now)
+{
+    uint64_t seconds;
+    int64_t at;
+    if (parse_u64(value, 10, UINT64_MAX, &seconds))
+        return (int64_t)MIN(seconds, UINT64_C(1000000000)) * NS_PER_SEC;
+    return http_date(value, &at) ? MAX(at - now, 0) : 0;
+}
+
+static void fetch_note_retry(fetch_session *f, const http_reply *r)
+{
+    f->retry_after = retry_wait(http_field(r, "retry-after"), clock_wall());
 }
 
 /* -- proving who we are ------------------------------------------------------------------------ */
@@ -10961,7 +11702,7 @@ static int token_parse(fetch_session *f, fetch_host *h, slice body, error *e)
     slice token = json_text(json_get(tree, "token"));
     if (!token.n) token = json_text(json_get(tree, "access_token"));
     if (!tree || !token_valid(token))
-        return fail(e, GRPC_UNAUTHENTICATED, "the token server's reply holds no token");
+        return fail(e, GRPC_UNAUTHENTICATED, "its reply holds no token");
     h->authorization = arena_printf(&f->session, "Bearer %.*s", PR(token));
     return f->session.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a token") : 0;
 }
@@ -10973,6 +11714,7 @@ static int token_fetch(fetch_session *f, fetch_host *h, const url_parts *registr
 {
     url_parts realm;
     http_reply r;
+    char shown[URL_SHOWN];
     OWNED_BUF query = { 0 }, body = { 0 };
     const AuthConfig *auth = h->conf->credentials ? f->setup.auth : NULL;
     if (url_parse(challenge_get(challenge, "realm", f->a), f->a, &realm, e) < 0)
@@ -10981,25 +11723,32 @@ static int token_fetch(fetch_session *f, fetch_host *h, const url_parts *registr
         return fail(e, GRPC_PERMISSION_DENIED, "token server %s is not https as its registry is",
                     realm.host);
     if (!realm_trusted(&realm, registry)) auth = NULL;
-    slice identity = auth ? auth->identity_token : (slice){ NULL, 0 },
+    bool named = auth && auth->username.n && auth->password.n; /* as containerd: before a token */
+    slice identity = auth && !named ? auth->identity_token : (slice){ NULL, 0 },
           basic = auth_basic(auth, f->a);
     token_query(f, challenge, identity, &query);
-    http_request q = { .to = &realm, .accept = "application/json" };
+    bool own = !strcasecmp(realm.host, registry->host);
+    http_request q = { .to = &realm, .accept = "application/json", .trust = h->conf };
     if (basic.n && !identity.n) q.authorization = arena_printf(f->a, "Basic %.*s", PR(basic));
     if (identity.n) q.form = buf_view(&query);
     else
         realm.path = arena_printf(f->a, "%s%c%.*s", realm.path, strchr(realm.path, '?') ? '&' : '?',
                                   PR(query));
-    bool own = !strcasecmp(realm.host, registry->host);
     http_conn *c = http_ask(f, &q, own, &r, e);
-    if (!c) return fail_in(e, "token server %s", realm.host);
+    if (!c) return fail_in(e, "token server %s", url_text(&realm, shown));
     if (http_body_all(c, &r, TOKEN_MAX, &body, e) < 0)
-        return http_close(c), fail_in(e, "token server %s", realm.host);
+        return http_close(c), fail_in(e, "token server %s", url_text(&realm, shown));
     http_done(c, &r);
-    int refused = r.status == 429 || r.status >= 500 ? GRPC_UNAVAILABLE : GRPC_UNAUTHENTICATED;
+    fetch_note_retry(f, &r);
+    int refused = status_code(r.status);
+    if (refused != GRPC_UNAVAILABLE && refused != GRPC_PERMISSION_DENIED)
+        refused = GRPC_UNAUTHENTICATED;
     if (r.status != 200)
-        return fail(e, refused, "token server %s: HTTP status %d", realm.host, r.status);
-    return token_parse(f, h, buf_view(&body), e);
+        return fail(e, refused, "token server %s: HTTP status %d", url_text(&realm, shown),
+                    r.status);
+    return token_parse(f, h, buf_view(&body), e) < 0
+               ? fail_in(e, "token server %s", url_text(&realm, shown))
+               : 0;
 }
 
 /* Answers a 401: finds the challenge that we can meet and makes the Authorization value for it. */
@@ -11026,18 +11775,6 @@ static int fetch_authorize(fetch_session *f, fetch_host *h, const url_parts *reg
 
 /* -- asking a registry ------------------------------------------------------------------------- */
 
-/* What a status that is no success means for the caller. UNAVAILABLE is what a retry may cure. */
-static int status_code(int status)
-{
-    switch (status) {
-    case 401: return GRPC_UNAUTHENTICATED;
-    case 403: return GRPC_PERMISSION_DENIED;
-    case 404: return GRPC_NOT_FOUND;
-    case 408: case 429: return GRPC_UNAVAILABLE;
-    default: return status >= 500 ? GRPC_UNAVAILABLE : GRPC_UNKNOWN;
-    }
-}
-
 /* The registry's own words for a refusal: {"errors": [{"code": ..., "message": ...}]}. */
 static const char *refusal_text(fetch_session *f, http_conn *c, http_reply *r)
 {
@@ -11054,17 +11791,27 @@ static const char *refusal_text(fetch_session *f, http_conn *c, http_reply *r)
     return shown.oom ? "" : arena_str(f->a, buf_view(&shown));
 }
 
+/* Adds to an error by whom the reply came: a proxy can answer in its server's place. Returns -1. */
+static int fetch_by_proxy(const http_conn *c, error *e)
+{
+    char shown[URL_SHOWN];
+    return proxy_there(&c->via) && !c->to.tls ? fail_in(e, "proxy %s", proxy_text(&c->via, shown))
+                                              : -1;
+}
+
+/* What a status says and what the server adds to it. */
 static int fetch_refused(fetch_session *f, http_conn *c, http_reply *r, error *e)
 {
-    uint64_t seconds;
-    if (parse_u64(http_field(r, "retry-after"), 10, 1000000, &seconds))
-        f->retry_after = (int64_t)seconds * NS_PER_SEC;
-    else if (http_field(r, "retry-after").n)
-        f->retry_after = INT64_MAX; /* a date, or past all patience */
+    char wait[64] = "";
     int status = r->status;
+    fetch_note_retry(f, r);
+    if (f->retry_after > FETCH_PATIENCE)
+        snprintf(wait, sizeof wait, ", to be tried again after %" PRId64 " s",
+                 f->retry_after / NS_PER_SEC);
     const char *words = refusal_text(f, c, r);
     http_done(c, r);
-    return fail(e, status_code(status), "HTTP status %d%s", status, words);
+    fail(e, status_code(status), "HTTP status %d%s%s", status, words, wait);
+    return fetch_by_proxy(c, e);
 }
 
 static bool status_redirects(int status)
@@ -11086,34 +11833,47 @@ static int fetch_redirect(fetch_session *f, http_conn *c, http_reply *r, url_par
     return 0;
 }
 
-/* GETs `q->to` with all that HTTP asks for on the way: a login once, redirects. Comes back with a
- * connection whose reply is 200 or 206 and whose body is to be read; or NULL. Credentials and the
- * host's own headers go to the server that we were told to ask, and nowhere else. */
-static http_conn *fetch_get(fetch_session *f, fetch_host *h, const http_request *q, http_reply *r,
-                            error *e)
+/* GETs `q->to` with all that HTTP asks for on the way: a login once, redirects. Credentials and the
+ * host's own headers go to the server that we were told to ask, and nowhere else. f->at is where it
+ * ended. */
+static http_conn *fetch_follow(fetch_session *f, fetch_host *h, const http_request *q,
+                               http_reply *r, error *e)
 {
-    url_parts u = *q->to;
     bool logged_in = false;
     for (int hops = 0; hops <= HTTP_REDIRECTS;) {
-        bool home = url_same_server(&u, q->to);
-        http_request one = { .to = &u,
+        bool home = url_same_server(&f->at, q->to);
+        http_request one = { .to = &f->at,
                              .accept = q->accept,
                              .offset = q->offset,
                              .authorization = home ? h->authorization : NULL,
-                             .host = home ? h->conf : NULL };
+                             .host = home ? h->conf : NULL,
+                             .trust = h->conf };
         http_conn *c = http_ask(f, &one, home, r, e);
         if (!c) return NULL;
         if (r->status == 200 || r->status == 206) return c;
         if (r->status == 401 && home && !logged_in) {
             http_close(c);
             logged_in = true;
-            if (fetch_authorize(f, h, &u, r, e) < 0) return NULL;
+            if (fetch_authorize(f, h, &f->at, r, e) < 0) return fetch_by_proxy(c, e), NULL;
         } else if (status_redirects(r->status)) {
             hops++;
-            if (fetch_redirect(f, c, r, &u, e) < 0) return http_close(c), NULL;
+            if (fetch_redirect(f, c, r, &f->at, e) < 0) return http_close(c), NULL;
         } else return fetch_refused(f, c, r, e), NULL;
     }
     return fail(e, GRPC_UNKNOWN, "more than %d redirects", HTTP_REDIRECTS), NULL;
+}
+
+/* Comes back with a connection whose reply is 200 or 206 and whose body is to be read; or NULL, and
+ * the error says where a redirect had led. */
+static http_conn *fetch_get(fetch_session *f, fetch_host *h, const http_request *q, http_reply *r,
+                            error *e)
+{
+    char shown[URL_SHOWN];
+    f->at = *q->to;
+    http_conn *c = fetch_follow(f, h, q, r, e);
+    if (!c && (!url_same_server(&f->at, q->to) || strcmp(f->at.path, q->to->path)))
+        fail_in(e, "redirected to %s", url_text(&f->at, shown));
+    return c;
 }
 
 /* A request that is being served: how much of the body has gone to the daemon already, so that a
@@ -11172,12 +11932,16 @@ static int fetch_once(fetch_session *f, fetch_host *h, const url_parts *u, fetch
                       error *e)
 {
     http_reply r;
+    char shown[URL_SHOWN];
     http_request q = { .to = u,
                        .accept = task->ask.manifest ? fetch_accept : NULL,
                        .offset = task->sent };
     http_conn *c = fetch_get(f, h, &q, &r, e);
     if (!c) return -1;
-    if (fetch_copy(c, &r, task, e) < 0) return http_close(c), -1;
+    if (fetch_copy(c, &r, task, e) < 0) {
+        if (!url_same_server(&f->at, u)) fail_in(e, "redirected to %s", url_text(&f->at, shown));
+        return http_close(c), -1;
+    }
     slice type = http_field(&r, "content-type");
     task->media_type = slice_trim(slice_cut(&type, ';'));
     task->digest = http_field(&r, "docker-content-digest");
@@ -11213,25 +11977,34 @@ static int fetch_from(fetch_session *f, fetch_host *h, fetch_task *task, error *
             break;
         sleep_ns(MAX(f->retry_after, 100 * NS_PER_MS << (2 * (tries - 1))));
     }
-    return fail_in(e, "GET %s", text);
+    h->down = e->code == GRPC_UNAVAILABLE;
+    return fail_in(e, "GET %.*s", (int)strcspn(text, "?"), text);
+}
+
+static bool fetch_asks(const fetch_session *f, size_t i, bool manifest)
+{
+    return manifest ? f->hosts[i].conf->resolve : f->hosts[i].conf->pull;
 }
 
 /* Asks the hosts in order until one has it. The last one's error counts, since it is the registry
- * itself; what its mirrors said stands in front. */
+ * itself; what its mirrors said is added. A host that was given up is passed over from then on:
+ * each of an image's requests would wait for it again. The last one is always asked. */
 static int fetch_serve(fetch_session *f, fetch_task *task, error *e)
 {
     error last;
+    size_t end = f->setup.hosts.n;
     OWNED_BUF before = { 0 };
     fail(e, GRPC_FAILED_PRECONDITION, "no host of %.*s is configured for this",
          PR(f->setup.domain));
-    for (size_t i = 0; i < f->setup.hosts.n; i++) {
-        const FetchHost *conf = f->hosts[i].conf;
-        if (!(task->ask.manifest ? conf->resolve : conf->pull)) continue;
+    while (end && !fetch_asks(f, end - 1, task->ask.manifest)) end--;
+    for (size_t i = 0; i < end; i++) {
+        if (!fetch_asks(f, i, task->ask.manifest) || (f->hosts[i].down && i + 1 < end)) continue;
         if (fetch_from(f, &f->hosts[i], task, &last) == 0) return 0;
-        if (before.n) fail_with(e, last.code, 0, "%.*s; %s", PR(buf_view(&before)), last.text);
-        else *e = last;
-        before.n = 0;
-        buf_str(&before, e->text);
+        *e = last;
+        if (before.n)
+            fail_with(e, last.code, 0, "%s; before: %.*s", last.text, PR(buf_view(&before)));
+        if (before.n) buf_str(&before, "; ");
+        buf_str(&before, last.text);
     }
     return -1;
 }
@@ -11244,7 +12017,7 @@ static int fetch_begin(fetch_session *f, error *e)
         return fail(e, GRPC_INTERNAL, "fetch: no setup on descriptor 0");
     if (pb_decode(&FetchSetup_msg, wire, &f->session, &f->setup, e) < 0) return -1;
     f->setup.hosts.n = MIN(f->setup.hosts.n, (size_t)FETCH_HOSTS);
-    for (size_t i = 0; i < HTTP_CONNS; i++) f->conns[i].fd = -1;
+    for (size_t i = 0; i < HTTP_CONNS; i++) f->conns[i].fd = f->conns[i].carrier = -1;
     for (size_t i = 0; i < f->setup.hosts.n; i++) {
         const AuthConfig *auth = f->setup.hosts.p[i].credentials ? f->setup.auth : NULL;
         f->hosts[i].conf = &f->setup.hosts.p[i];
@@ -11275,7 +12048,7 @@ static int fetch_main(int argc, char **argv)
         task = (fetch_task){ 0 };
         if (frame_read(STDIN_FILENO, &a, &wire) != 1) return 0;
         if (pb_decode(&FetchRequest_msg, wire, &a, &task.ask, &e) == 0 &&
-            fetch_serve(&f, &task, &e) == 0)
+            (task.sent = task.ask.offset, fetch_serve(&f, &task, &e)) == 0)
             answer = (FetchAnswer){ .media_type = task.media_type, .digest = task.digest };
         else answer = (FetchAnswer){ .code = e.code, .message = slice_of(e.text) };
         if (!frame_write(STDOUT_FILENO, (slice){ NULL, 0 }) ||
@@ -11293,7 +12066,12 @@ static int fetch_main(int argc, char **argv)
  *   server = "https://registry.example"          the registry itself, asked last
  *   [host."http://127.0.0.1:5000"]               asked first, in the order of the file
  *     capabilities = ["pull", "resolve"]         all, when it is left out
- *     override_path = true                       the URL's path is used without "/v2" after it */
+ *     override_path = true                       the URL's path is used without "/v2" after it
+ *     header = { x-name = ["value"] }            more fields for each request to it
+ *     ca = "/etc/mirror.pem"                     or a list; relative to the file's own directory
+ *     client = [["/etc/me.pem", "/etc/me.key"]]  or one file with both, or a list of such
+ *     skip_verify = true
+ *     dial_timeout = "5s" */
 
 static bool host_is_loopback(slice authority)
 {
@@ -11317,7 +12095,7 @@ static int hosts_base(slice given, bool override_path, arena *a, slice *out, err
     if (url_parse(text, a, &ignored, e) < 0) return -1;
     bool whole = override_path || slice_ends(text, "/v2");
     *out = whole ? text : slice_of(arena_printf(a, "%.*s/v2", PR(text)));
-    return a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "hosts.toml: out of memory") : 0;
+    return a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory") : 0;
 }
 
 static bool hosts_can(const json *capabilities, const char *what)
@@ -11328,59 +12106,218 @@ static bool hosts_can(const json *capabilities, const char *what)
     return can;
 }
 
-/* [host."...".header]: a value is a text or a list of them. A line end in one would be a second
- * header, so it is refused. */
+/* A hosts.toml that is being read. `dir` is where it lies. */
+typedef struct { const char *dir; arena *a; FetchSetup *setup; } hosts_reader;
+
+static size_t list_size(const json *v) /* of what may be one value or a list of them */
+{
+    return !v ? 0 : v->kind == JSON_ARRAY ? v->n : 1;
+}
+
+static const json *list_item(const json *v, size_t i)
+{
+    return v->kind == JSON_ARRAY ? &v->items[i] : v;
+}
+
+/* [host."...".header]: a value is a text or a list of them, which becomes one field with commas
+ * (RFC 9110, 5.3). A line end in one would be a second header, so it is refused. */
 static int hosts_headers(const json *table, arena *a, FetchHost *out, error *e)
 {
     if (!table || !table->n) return 0;
     out->headers.p = arena_alloc(a, table->n * sizeof *out->headers.p);
-    if (!out->headers.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "hosts.toml: out of memory");
+    if (!out->headers.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
     for (size_t i = 0; i < table->n; i++) {
         const json *value = &table->items[i];
-        if (value->kind == JSON_ARRAY && value->n) value = &value->items[0];
-        slice text = json_text(value), name = table->items[i].key;
-        if (slice_has(text, '\n') || slice_has(text, '\r') || slice_has(name, '\n') ||
+        slice name = value->key;
+        OWNED_BUF text = { 0 };
+        for (size_t k = 0; k < list_size(value); k++) {
+            if (k) buf_str(&text, ", ");
+            buf_slice(&text, json_text(list_item(value, k)));
+        }
+        slice all = buf_view(&text);
+        if (slice_has(all, '\n') || slice_has(all, '\r') || slice_has(name, '\n') ||
             slice_has(name, ':'))
-            return fail(e, GRPC_INVALID_ARGUMENT, "hosts.toml: header \"%.*s\" is not one line",
-                        PR(name));
-        out->headers.p[out->headers.n++] = (pb_pair){ name, text };
+            return fail(e, GRPC_INVALID_ARGUMENT, "header \"%.*s\" is not one line", PR(name));
+        out->headers.p[out->headers.n++] = (pb_pair){ name, arena_copy(a, all) };
     }
     return 0;
 }
 
-static int hosts_add(FetchSetup *setup, slice given, const json *table, arena *a, error *e)
+/* A path, relative to the file's own directory if it lies there. A ':' in it would split it where a
+ * list of paths is told to others. */
+static int hosts_path(const hosts_reader *r, const json *v, slice *out, FetchHost *h, error *e)
 {
+    slice text = json_text(v), ignored;
+    size_t n = strlen(r->dir);
+    if (slice_starts(text, r->dir) && text.n > n && text.p[n] == '/')
+        slice_take(&text, n + 1, &ignored);
+    if (!text.n || slice_has(text, ':') || slice_has(text, '\0'))
+        return fail(e, GRPC_INVALID_ARGUMENT, "\"%.*s\" is no path without ':'", PR(text));
+    if (text.p[0] != '/') h->dir = slice_of(r->dir);
+    *out = text;
+    return 0;
+}
+
+/* `client`: one file, or a list of files, or a list of pairs; the first of them is used. */
+static int hosts_client(const hosts_reader *r, const json *v, FetchHost *out, error *e)
+{
+    const json *first = list_size(v) ? list_item(v, 0) : NULL;
+    if (!first) return 0;
+    bool pair = first->kind == JSON_ARRAY;
+    if (pair && first->n != 2)
+        return fail(e, GRPC_INVALID_ARGUMENT, "client has %zu paths in a pair", first->n);
+    if (hosts_path(r, list_item(first, 0), &out->cert, out, e) < 0) return fail_in(e, "client");
+    if (!pair || !json_text(&first->items[1]).n) return 0;
+    return hosts_path(r, &first->items[1], &out->key, out, e) < 0 ? fail_in(e, "client") : 0;
+}
+
+static int hosts_tls(const hosts_reader *r, const json *table, FetchHost *out, error *e)
+{
+    const json *ca = json_get(table, "ca");
+    out->skip_verify = json_true(json_get(table, "skip_verify"));
+    out->ca.p = arena_alloc(r->a, (list_size(ca) + 1) * sizeof *out->ca.p);
+    if (!out->ca.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
+    for (size_t i = 0; i < list_size(ca); i++)
+        if (hosts_path(r, list_item(ca, i), &out->ca.p[out->ca.n++], out, e) < 0)
+            return fail_in(e, "ca");
+    return hosts_client(r, json_get(table, "client"), out, e);
+}
+
+/* Takes "1.5s", "500ms" or "1m30s", which is how Go writes a time: nanoseconds, at most an hour. */
+static bool duration_parse(slice text, uint64_t *ns)
+{
+    static const struct { const char *name; uint64_t ns; } units[] = {
+        { "ms", 1000000 }, { "s", 1000000000 }, { "m", 60000000000 }, { "h", 3600000000000 },
+        { "us", 1000 }, { "ns", 1 },
+    };
+    *ns = 0;
+    if (!text.n) return false;
+    while (text.n) {
+        slice whole = { NULL, 0 }, part = { NULL, 0 }, unit;
+        uint64_t value = 0, thousandths = 0;
+        size_t n = 0, used = 0, u = 0;
+        while (n < text.n && (isdigit(text.p[n]) || text.p[n] == '.')) n++;
+        slice_take(&text, n, &whole);
+        while (used < text.n && isalpha(text.p[used])) used++;
+        slice_take(&text, used, &unit);
+        part = whole, whole = slice_cut(&part, '.');
+        while (u < COUNT(units) && !slice_is(unit, units[u].name)) u++;
+        if (u == COUNT(units) || !parse_u64(whole, 10, 1000000, &value) || part.n > 3) return false;
+        if (part.n && !parse_u64(part, 10, 999, &thousandths)) return false;
+        for (size_t i = part.n; i < 3; i++) thousandths *= 10;
+        *ns += value * units[u].ns + thousandths * units[u].ns / 1000;
+        if (*ns > UINT64_C(3600000000000)) return false;
+    }
+    return true;
+}
+
+static int hosts_dial_timeout(const json *v, uint64_t *out, error *e)
+{
+    if (!v || duration_parse(json_text(v), out)) return 0;
+    return fail(e, GRPC_INVALID_ARGUMENT, "dial_timeout \"%.*s\" is no time such as \"5s\"",
+                PR(json_text(v)));
+}
+
+/* Whether a complaint is new in this process's life: these files are read at each pull. */
+static bool hosts_is_news(const char *dir, slice key)
+{
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static uint32_t told[64]; /* sums of what was said */
+    static size_t n;
+    uint32_t sum = crc32_add(crc32_add(0, dir, strlen(dir)), key.p, key.n);
+    pthread_mutex_lock(&lock);
+    size_t i = 0;
+    while (i < n && told[i] != sum) i++;
+    bool news = i == n && n < COUNT(told);
+    if (news) told[n++] = sum;
+    pthread_mutex_unlock(&lock);
+    return news;
+}
+
+/* A key that we do not know may be a newer containerd's, so it is no error; or a slip of the pen,
+ * so it is said. */
+static void hosts_unknown(const hosts_reader *r, const json *table, bool top)
+{
+    static const char *const known[] = { "server", "host", "capabilities", "ca", "client", "header",
+                                         "skip_verify", "override_path", "dial_timeout" };
+    for (size_t i = 0; table && table->kind == JSON_OBJECT && i < table->n; i++) {
+        slice key = table->items[i].key;
+        size_t k = top ? 0 : 2;
+        while (k < COUNT(known) && !slice_is(key, known[k])) k++;
+        if (k == COUNT(known) && hosts_is_news(r->dir, key))
+            log_warn("%s/hosts.toml: \"%.*s\" is not known and ignored", r->dir, PR(key));
+    }
+}
+
+static int hosts_add(const hosts_reader *r, slice given, const json *table, error *e)
+{
+    FetchSetup *setup = r->setup;
     if (setup->hosts.n == FETCH_HOSTS)
-        return fail(e, GRPC_INVALID_ARGUMENT, "hosts.toml: more than %d hosts", FETCH_HOSTS);
+        return fail(e, GRPC_INVALID_ARGUMENT, "more than %d hosts", FETCH_HOSTS);
     FetchHost *h = &setup->hosts.p[setup->hosts.n++];
     const json *capabilities = json_get(table, "capabilities");
     *h = (FetchHost){ .resolve = hosts_can(capabilities, "resolve") };
     h->pull = hosts_can(capabilities, "pull");
-    if (hosts_base(given, json_true(json_get(table, "override_path")), a, &h->base, e) < 0)
-        return fail_in(e, "hosts.toml");
-    return hosts_headers(json_get(table, "header"), a, h, e);
+    if (hosts_base(given, json_true(json_get(table, "override_path")), r->a, &h->base, e) < 0)
+        return -1;
+    if (hosts_tls(r, table, h, e) < 0) return -1;
+    if (hosts_dial_timeout(json_get(table, "dial_timeout"), &h->dial_timeout, e) < 0) return -1;
+    return hosts_headers(json_get(table, "header"), r->a, h, e);
 }
 
 /* Reads the first hosts.toml that there is for a registry. NULL with e->code 0: there is none. */
-static const json *hosts_read(const char *dir, slice domain, arena *a, error *e)
+static const json *hosts_read(hosts_reader *r, const char *dir, slice domain, error *e)
 {
     slice text, host = domain, rest;
     uint16_t port;
-    char *names[3] = { NULL, arena_str(a, domain), arena_str(a, SLICE("_default")) };
+    char *names[3] = { NULL, arena_str(r->a, domain), arena_str(r->a, SLICE("_default")) };
     *e = (error){ 0 };
     if (host_split(domain, &rest, &port) &&
         port) { /* containerd's own name for a directory without ':' */
         const uint8_t *colon = memrchr(host.p, ':', host.n);
-        names[0] = arena_printf(a, "%.*s_%u_", (int)(colon - host.p), (const char *)host.p, port);
+        names[0] =
+            arena_printf(r->a, "%.*s_%u_", (int)(colon - host.p), (const char *)host.p, port);
     }
     for (size_t i = 0; i < COUNT(names); i++) {
-        char *path = names[i] ? arena_printf(a, "%s/%s/hosts.toml", dir, names[i]) : NULL;
+        char *at = names[i] ? arena_printf(r->a, "%s/%s", dir, names[i]) : NULL;
+        char *path = at ? arena_printf(r->a, "%s/hosts.toml", at) : NULL;
         if (!path) continue;
-        if ((text = file_read(AT_FDCWD, path, MIB, a, e)).p) return toml_parse(text, path, a, e);
+        r->dir = at;
+        if ((text = file_read(AT_FDCWD, path, MIB, r->a, e)).p)
+            return toml_parse(text, path, r->a, e);
         if (e->code != GRPC_NOT_FOUND) return NULL;
         *e = (error){ 0 };
     }
+    r->dir = "";
     return NULL;
+}
+
+/* The registry itself gets the credentials, also where [host."..."] names it again, as is done to
+ * give it settings of its own; a mirror does not. */
+static void hosts_trust(const hosts_reader *r)
+{
+    FetchSetup *setup = r->setup;
+    url_parts own, one;
+    error ignored;
+    if (url_parse(setup->hosts.p[setup->hosts.n - 1].base, r->a, &own, &ignored) < 0) return;
+    for (size_t i = 0; i < setup->hosts.n; i++)
+        setup->hosts.p[i].credentials =
+            url_parse(setup->hosts.p[i].base, r->a, &one, &ignored) == 0 &&
+            url_same_server(&own, &one);
+}
+
+/* Every [host."..."] of the file, then the registry itself. */
+static int hosts_all(const hosts_reader *r, const json *tree, slice server, error *e)
+{
+    const json *hosts = json_get(tree, "host");
+    hosts_unknown(r, tree, true);
+    for (size_t i = 0; hosts && hosts->kind == JSON_OBJECT && i < hosts->n; i++) {
+        hosts_unknown(r, &hosts->items[i], false);
+        if (hosts_add(r, hosts->items[i].key, &hosts->items[i], e) < 0) return -1;
+    }
+    if (hosts_add(r, server, tree, e) < 0) return -1;
+    hosts_trust(r);
+    return 0;
 }
 
 /* Fills out->domain, path and hosts for a reference. `dir` may be NULL; a file that cannot be read
@@ -11388,23 +12325,125 @@ static const json *hosts_read(const char *dir, slice domain, arena *a, error *e)
 static int registry_hosts(const char *dir, const image_ref *ref, arena *a, FetchSetup *out,
                           error *e)
 {
-    const json *tree = dir ? hosts_read(dir, ref->domain, a, e) : NULL;
+    hosts_reader r = { "", a, out };
+    const json *tree = dir ? hosts_read(&r, dir, ref->domain, e) : NULL;
     if (dir && !tree && e->code) return -1;
-    const json *hosts = json_get(tree, "host");
     slice server = json_text(json_get(tree, "server"));
     out->domain = ref->domain;
     out->path = ref->path;
     out->hosts.n = 0;
     out->hosts.p = arena_alloc(a, FETCH_HOSTS * sizeof *out->hosts.p);
     if (!out->hosts.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "hosts.toml: out of memory");
-    for (size_t i = 0; hosts && hosts->kind == JSON_OBJECT && i < hosts->n; i++)
-        if (hosts_add(out, hosts->items[i].key, &hosts->items[i], a, e) < 0) return -1;
     if (!server.n)
         server = slice_is(ref->domain, "docker.io") ? SLICE("registry-1.docker.io") : ref->domain;
-    if (hosts_add(out, server, tree, a, e) < 0) return -1;
-    out->hosts.p[out->hosts.n - 1].credentials = true;
-    return 0;
+    return hosts_all(&r, tree, server, e) < 0 ? fail_in(e, "%s/hosts.toml", r.dir) : 0;
 }
+
+/* -- whose credentials they are -------------------------------------------------------------------
+ *
+ * They come with the request (the kubelet's imagePullSecrets), or from a file of this machine in
+ * the form of docker's config.json and of podman's auth.json:
+ *
+ *   {"auths": {"registry.example": {"auth": "dXNlcjpwYXNzd29yZA=="},
+ *              "registry.example/team": {"username": "u", "password": "p"},
+ *              "https://index.docker.io/v1/": {"identitytoken": "..."}}}
+ *
+ * A key is a host or the beginning of an image's name; the longest that fits counts. */
+
+static slice url_host(slice text, slice *path) /* without scheme; Docker Hub by its short name */
+{
+    static const char *const hub[] = { "index.docker.io", "registry-1.docker.io", "docker.io" };
+    bool scheme = slice_starts(text, "https://") || slice_starts(text, "http://");
+    slice ignored;
+    if (scheme) slice_take(&text, slice_starts(text, "https://") ? 8 : 7, &ignored);
+    while (text.n && text.p[text.n - 1] == '/') text.n--;
+    if (scheme && (slice_ends(text, "/v1") || slice_ends(text, "/v2"))) text.n -= 3;
+    *path = text;
+    slice host = slice_cut(path, '/');
+    for (size_t i = 0; i < COUNT(hub); i++)
+        if (slice_same_word(host, hub[i])) return SLICE("docker.io");
+    return host;
+}
+
+static bool slice_same_letters(slice a, slice b)
+{
+    return a.n == b.n && slice_ends_word(a, b);
+}
+
+/* Whether the credentials of a request are for the image's registry: those that name a server are
+ * for that one alone. */
+static bool auth_is_for(const AuthConfig *auth, const FetchSetup *setup)
+{
+    slice path, host = url_host(auth->server_address, &path);
+    slice registry = setup->hosts.n ? setup->hosts.p[setup->hosts.n - 1].base : setup->domain;
+    return !auth->server_address.n || slice_same_letters(host, setup->domain) ||
+           slice_same_letters(host, url_host(registry, &path));
+}
+
+static bool auth_is_empty(const AuthConfig *a)
+{
+    return !a || (!a->username.n && !a->password.n && !a->auth.n && !a->identity_token.n &&
+                  !a->registry_token.n);
+}
+
+/* How many bytes of an image's name a key fits; 0 if it is another's. */
+static size_t auth_key_fits(slice key, const image_ref *ref)
+{
+    slice path, host = url_host(key, &path);
+    bool inside = path.n <= ref->path.n && slice_eq(path, (slice){ ref->path.p, path.n });
+    if (!slice_same_letters(host, ref->domain) || !inside) return 0;
+    if (path.n && path.n < ref->path.n && ref->path.p[path.n] != '/') return 0;
+    return host.n + path.n;
+}
+
+/* The member of a table that fits an image best; NULL if none does. */
+static const json *auth_best(const json *table, const image_ref *ref)
+{
+    const json *best = NULL;
+    size_t most = 0;
+    for (size_t i = 0; table && table->kind == JSON_OBJECT && i < table->n; i++) {
+        size_t fits = auth_key_fits(table->items[i].key, ref);
+        if (fits && fits >= most) most = fits, best = &table->items[i];
+    }
+    return best;
+}
+
+/* A file of credentials as a tree, the arena's. NULL: NOT_FOUND, or what is wrong with it. What
+ * stands in it is never in the error. */
+static const json *auth_file_load(const char *path, arena *a, error *e)
+{
+    slice text = file_read(AT_FDCWD, path, MIB, a, e);
+    const json *tree = text.p ? json_parse(text, a, e) : NULL;
+    const json *auths = json_get(tree, "auths");
+    bool good = tree && tree->kind == JSON_OBJECT && (!auths || auths->kind == JSON_OBJECT);
+    if (tree && !good)
+        fail(e, GRPC_INVALID_ARGUMENT, "it is no object with an object \"auths\"");
+    return good ? tree : NULL;
+}
+
+static bool auth_text_valid(slice coded) /* user:password in base64 */
+{
+    OWNED_BUF plain = { 0 };
+    return base64_decode(coded, &plain) && slice_has(buf_view(&plain), ':');
+}
+
+/* What a file says for an image. 1 and *out, which borrows from the tree; 0: nothing; -1: the entry
+ * is broken. */
+static int auth_file_find(const json *tree, const image_ref *ref, AuthConfig *out, error *e)
+{
+    const json *entry = auth_best(json_get(tree, "auths"), ref);
+    *out = (AuthConfig){ .username = json_text(json_get(entry, "username")),
+                         .password = json_text(json_get(entry, "password")),
+                         .auth = json_text(json_get(entry, "auth")),
+                         .identity_token = json_text(json_get(entry, "identitytoken")),
+                         .registry_token = json_text(json_get(entry, "registrytoken")) };
+    if (!entry || auth_is_empty(out)) return 0;
+    if (out->auth.n && !auth_text_valid(out->auth))
+        return fail(e, GRPC_INVALID_ARGUMENT, "auths \"%.*s\": auth is not user:password in base64",
+                    PR(entry->key));
+    return 1;
+}
+
 /* == 14. Readers of images ===================================================================
  *
  * Parts of krun that take apart what strangers have written: manifests, archives, layers. Each is a
@@ -11413,13 +12452,15 @@ static int registry_hosts(const char *dir, const image_ref *ref, arena *a, Fetch
  *   read    nobody; nothing but its two pipes: what a manifest or a config says
  *   unpack  chrooted into the one directory that it fills; the capabilities to make any file there
  *   archive `krun load`: nobody; offers an archive file or a layout directory as a registry would
+ *   pack    `krun save`: chrooted into a layer; may read all of it: a layer as an archive again
  * Which system calls each may make stands in chapter 13, and what that leaves to it.
  *
  * What they answer is checked by the daemon (chapter 16), which hashes and compares but parses
  * nothing of it.
  *
  * Defined by  OCI image-spec 1.1 (manifest, index, config, layout), docker's image archive
- * Uses        1-6, 8, 9, 13      Gives  read_main, unpack_main, archive_main and their messages
+ * Uses        1-6, 8, 9, 13
+ * Gives       read_main, unpack_main, archive_main, pack_main and their messages
  * Bounds      those of chapter 13; a layer 64 GiB and 4 M entries; archive entries 64 Ki */
 
 /* -- messages between the daemon and its helpers ----------------------------------------------- */
@@ -11430,19 +12471,25 @@ PB_TABLE(Descriptor,
     PB(2, STRING, Descriptor, digest),
     PB(3, UINT64, Descriptor, size));
 
-/* A document to take apart. `platform` is what to choose from an index: "linux/arm/v7". */
-typedef struct { bool is_config; slice media_type, body, platform; } ReadRequest;
+/* A document to take apart. `platform` is what to choose from an index: "linux/arm/v7". A config
+ * with diff_ids: write it with these. */
+typedef struct {
+    bool is_config; slice media_type, body, platform; LIST(slice) diff_ids;
+} ReadRequest;
 PB_TABLE(ReadRequest,
     PB(1, BOOL, ReadRequest, is_config),
     PB(2, STRING, ReadRequest, media_type),
     PB(3, BYTES, ReadRequest, body),
-    PB(4, STRING, ReadRequest, platform));
+    PB(4, STRING, ReadRequest, platform),
+    PB_LIST(5, STRING, ReadRequest, diff_ids));
 
-/* Of an index `chosen`; of a manifest `config` and `layers`; of a config `image` and `diff_ids`. */
+/* Of an index `chosen`; of a manifest `config`, `layers` and `media_type`; of a config `image` and
+ * `diff_ids`, and `body` when it was to be written. */
 typedef struct {
     int32_t code; slice message;
     Descriptor *chosen, *config; LIST(Descriptor) layers;
     ImageConfig *image; LIST(slice) diff_ids;
+    slice body, media_type;
 } ReadAnswer;
 PB_TABLE(ReadAnswer,
     PB(1, INT32, ReadAnswer, code),
@@ -11451,7 +12498,9 @@ PB_TABLE(ReadAnswer,
     PB_SUB(4, Descriptor, ReadAnswer, config),
     PB_SUBS(5, Descriptor, ReadAnswer, layers),
     PB_SUB(6, ImageConfig, ReadAnswer, image),
-    PB_LIST(7, STRING, ReadAnswer, diff_ids));
+    PB_LIST(7, STRING, ReadAnswer, diff_ids),
+    PB(8, BYTES, ReadAnswer, body),
+    PB(9, STRING, ReadAnswer, media_type));
 
 /* What an archive or a layout holds: manifests, with the names that it gives them. */
 typedef struct { Descriptor *manifest; LIST(slice) names; } ArchiveImage;
@@ -11474,13 +12523,20 @@ PB_TABLE(UnpackAnswer,
     PB(4, UINT64, UnpackAnswer, bytes),
     PB(5, UINT64, UnpackAnswer, entries));
 
-/* A layer's own record, layers/<diff-id>.json: what ImageFsInfo adds up instead of walking. */
-typedef struct { uint32_t version; slice diff_id; uint64_t bytes, entries; } LayerRecord;
+/* A layer's own record, layers/<diff-id>.json: what ImageFsInfo adds up instead of walking. `blob`
+ * is the digest of what it was unpacked from, if that is kept. */
+typedef struct {
+    uint32_t version;
+    slice diff_id;
+    uint64_t bytes, entries;
+    slice blob;
+} LayerRecord;
 PB_TABLE(LayerRecord,
     PB(1, UINT32, LayerRecord, version),
     PB(2, STRING, LayerRecord, diff_id),
     PB(3, UINT64, LayerRecord, bytes),
-    PB(4, UINT64, LayerRecord, entries));
+    PB(4, UINT64, LayerRecord, entries),
+    PB(10, STRING, LayerRecord, blob));
 
 /* The digits of "sha256:<hex>": what the store's files are called. */
 static slice id_hex(slice id)
@@ -11492,10 +12548,11 @@ static slice id_hex(slice id)
 
 enum doc_kind { DOC_UNKNOWN, DOC_INDEX, DOC_MANIFEST, DOC_SCHEMA1, DOC_OTHER };
 
+enum { DOC_OCI_MANIFEST = 2 }; /* a row of doc_kinds */
 static const struct { const char *media_type; enum doc_kind kind; } doc_kinds[] = {
     { "application/vnd.oci.image.index.v1+json", DOC_INDEX },
     { "application/vnd.docker.distribution.manifest.list.v2+json", DOC_INDEX },
-    { "application/vnd.oci.image.manifest.v1+json", DOC_MANIFEST },
+    [DOC_OCI_MANIFEST] = { "application/vnd.oci.image.manifest.v1+json", DOC_MANIFEST },
     { "application/vnd.docker.distribution.manifest.v2+json", DOC_MANIFEST },
     { "application/vnd.docker.distribution.manifest.v1+json", DOC_SCHEMA1 },
     { "application/vnd.docker.distribution.manifest.v1+prettyjws", DOC_SCHEMA1 },
@@ -11571,15 +12628,40 @@ static uint64_t platform_level(slice variant, slice architecture)
     return variant.p[0] == 'v' && parse_u64(digits, 10, 99, &level) ? level : 99;
 }
 
-/* How well an entry's platform fits ours ("linux/arm/v7"): 0 not at all; the higher the better. */
+/* The programs of these architectures run on the other as well, if the kernel was built for it. */
+static const struct { const char *ours, *also; } platform_kin[] = {
+    { "amd64", "386" }, { "arm64", "arm" },
+};
+
+static bool platform_runs(slice ours, slice theirs)
+{
+    for (size_t i = 0; i < COUNT(platform_kin); i++)
+        if (slice_is(ours, platform_kin[i].ours) && slice_is(theirs, platform_kin[i].also))
+            return true;
+    return false;
+}
+
+/* How well an entry's platform fits ours ("linux/arm/v7"): 0 not at all; the higher the better. The
+ * order is containerd's: our architecture, one that ours runs too, an entry that does not say. */
 static uint64_t platform_rank(const json *platform, slice ours)
 {
     slice os = slice_cut(&ours, '/'), arch = slice_cut(&ours, '/');
     slice their_arch = json_text(json_get(platform, "architecture"));
-    if (!platform) return 1; /* an index of one image often leaves it out */
-    if (!slice_eq(json_text(json_get(platform, "os")), os) || !slice_eq(their_arch, arch)) return 0;
-    uint64_t level = platform_level(json_text(json_get(platform, "variant")), arch);
-    return level > platform_level(ours, arch) ? 0 : 1 + level;
+    /* an index of one image often leaves it out */
+    if (!platform || platform->kind == JSON_NULL) return 1;
+    bool same = slice_eq(their_arch, arch);
+    if (!slice_eq(json_text(json_get(platform, "os")), os)) return 0;
+    if (!same && !platform_runs(arch, their_arch)) return 0;
+    uint64_t level = platform_level(json_text(json_get(platform, "variant")), their_arch);
+    return level > platform_level(ours, arch) ? 0 : level + (same ? 100 : 2);
+}
+
+/* Entries that are about an image and none themselves: signatures, SBOMs, BuildKit's attestations
+ * (which say so in an annotation, beside a platform "unknown/unknown"). */
+static bool entry_is_no_image(const json *entry)
+{
+    return json_text(json_get(entry, "artifactType")).n ||
+           json_get(json_get(entry, "annotations"), "vnd.docker.reference.type");
 }
 
 /* The entry of an index that this machine should run: the highest level of the architecture that it
@@ -11591,7 +12673,8 @@ static int doc_choose(const json *index, slice platform, arena *a, ReadAnswer *o
     OWNED_BUF seen = { 0 };
     for (size_t i = 0; entries->kind == JSON_ARRAY && i < entries->n; i++) {
         const json *p = json_get(&entries->items[i], "platform");
-        uint64_t rank = platform_rank(p, platform);
+        uint64_t rank =
+            entry_is_no_image(&entries->items[i]) ? 0 : platform_rank(p, platform);
         if (rank > best_rank) best = &entries->items[i], best_rank = rank;
         if (seen.n < 160)
             buf_printf(&seen, "%s%.*s/%.*s", i ? ", " : "", PR(json_text(json_get(p, "os"))),
@@ -11623,6 +12706,8 @@ static int doc_manifest(const json *doc, arena *a, ReadAnswer *out, error *e)
 {
     const json *layers = json_get(doc, "layers");
     char what[32];
+    out->media_type = json_text(json_get(doc, "mediaType")); /* the OCI's form may leave it out */
+    if (!out->media_type.n) out->media_type = slice_of(doc_kinds[DOC_OCI_MANIFEST].media_type);
     out->config = arena_alloc(a, sizeof *out->config);
     if (!layers || layers->kind != JSON_ARRAY || !layers->n || layers->n > LAYERS_MAX)
         return fail(e, GRPC_INVALID_ARGUMENT, "manifest: %zu layers, not 1 to %d",
@@ -11723,6 +12808,70 @@ static int doc_config(const json *doc, arena *a, ReadAnswer *out, error *e)
     return doc_labels(json_get(config, "Labels"), a, c, e);
 }
 
+/* Takes a value off the front of a text that json_parse has accepted, as it is written. */
+static slice doc_take_value(slice *s)
+{
+    size_t i = 0, depth = 0;
+    bool quoted = false;
+    slice value;
+    *s = slice_trim(*s);
+    for (; i < s->n; i++) {
+        uint8_t c = s->p[i];
+        if (quoted && c == '\\') i++;
+        else if (c == '"') quoted = !quoted;
+        else if (quoted) continue;
+        else if (c == '{' || c == '[') depth++;
+        else if (depth && (c == '}' || c == ']')) depth--;
+        else if (!depth && strchr(",:}] \t\r\n", c)) break;
+    }
+    slice_take(s, MIN(i, s->n), &value);
+    return value;
+}
+
+/* The value of a member as it is written, the last of its name; `quoted` is the name with its
+ * quotes. Empty when there is none, or its name is written with escapes. */
+static slice doc_raw_member(slice object, const char *quoted)
+{
+    slice found = { NULL, 0 }, mark;
+    object = slice_trim(object);
+    if (!slice_starts(object, "{")) return found;
+    while (slice_take(&object, 1, &mark)) { /* '{' or ',' */
+        slice name = doc_take_value(&object);
+        object = slice_trim(object);
+        slice_take(&object, 1, &mark); /* ':' */
+        slice value = doc_take_value(&object);
+        object = slice_trim(object);
+        if (slice_is(name, quoted)) found = value;
+    }
+    return found;
+}
+
+/* The config with other diff_ids, and every other byte as it was: what it says besides is no
+ * concern of ours, and numbers and keys that we do not know stay whole. Held against what a reader
+ * sees. */
+static int doc_rewrite(const ReadRequest *q, arena *a, ReadAnswer *out, error *e)
+{
+    ReadAnswer again = { 0 };
+    OWNED_BUF text = { 0 };
+    slice old = doc_raw_member(doc_raw_member(q->body, "\"rootfs\""), "\"diff_ids\"");
+    if (!old.n) return fail(e, GRPC_INVALID_ARGUMENT, "config: rootfs.diff_ids is not found");
+    buf_add(&text, q->body.p, (size_t)(old.p - q->body.p));
+    for (size_t i = 0; i < q->diff_ids.n; i++) {
+        buf_byte(&text, i ? ',' : '[');
+        json_string(&text, q->diff_ids.p[i]);
+    }
+    buf_byte(&text, ']');
+    buf_add(&text, old.p + old.n, (size_t)(q->body.p + q->body.n - old.p) - old.n);
+    out->body = arena_copy(a, buf_view(&text));
+    if (text.oom || a->oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "config: out of memory");
+    const json *doc = json_parse(out->body, a, e);
+    if (!doc || doc_config(doc, a, &again, e) < 0) return fail_in(e, "config, written anew");
+    bool same = again.diff_ids.n == q->diff_ids.n;
+    for (size_t i = 0; i < q->diff_ids.n && same; i++)
+        same = slice_eq(again.diff_ids.p[i], q->diff_ids.p[i]);
+    return same ? 0 : fail(e, GRPC_INVALID_ARGUMENT, "config: rootfs.diff_ids is ambiguous");
+}
+
 static int doc_read(const ReadRequest *q, arena *a, ReadAnswer *out, error *e)
 {
     enum doc_kind kind = DOC_UNKNOWN;
@@ -11732,6 +12881,7 @@ static int doc_read(const ReadRequest *q, arena *a, ReadAnswer *out, error *e)
         return fail(e, GRPC_INVALID_ARGUMENT,
                     "manifest: the server sent %.*s, which is no manifest", PR(q->media_type));
     if (!doc) return fail_in(e, "manifest");
+    if (q->is_config && q->diff_ids.n) return doc_rewrite(q, a, out, e);
     if (q->is_config) return doc_config(doc, a, out, e);
     if (doc_classify(doc, q->media_type, &kind, e) < 0) return -1;
     return kind == DOC_INDEX ? doc_choose(doc, q->platform, a, out, e)
@@ -11812,22 +12962,50 @@ static int confine_to(int fd, uint32_t capabilities, error *e)
     return keep_capabilities(capabilities, e);
 }
 
-enum { UNPACK_ROOT = 3 };
+/* A file that is still being written: `sizes` tells how far it has come, eight bytes little-endian
+ * each time, and ends when the file does. So its writer never waits for us, and a download that was
+ * cut off can go on from what lies there. */
+typedef struct { source source; int file, sizes; uint64_t at, end; } growing_source;
+
+static ssize_t growing_read(source *s, uint8_t *p, size_t n, error *e)
+{
+    growing_source *g = OWNER(s, growing_source, source);
+    uint8_t told[512]; /* the last one counts */
+    while (g->at == g->end) {
+        ssize_t got = read(g->sizes, told, sizeof told);
+        if (got < 0 && errno == EINTR) continue;
+        if (got == 0) return 0;
+        if (got < 0 || got % 8) return fail_sys(e, GRPC_INTERNAL, "read the layer's size");
+        g->end = load_le64(told + got - 8);
+    }
+    ssize_t got = pread(g->file, p, (size_t)MIN((uint64_t)n, g->end - g->at), (off_t)g->at);
+    if (got < 0) return fail_sys(e, GRPC_INTERNAL, "read the layer's blob");
+    if (got == 0) return fail(e, GRPC_DATA_LOSS, "the layer's blob is shorter than was told");
+    g->at += (uint64_t)got;
+    return got;
+}
+
+static source *growing_open(growing_source *g, int file, int sizes)
+{
+    *g = (growing_source){ .source = { growing_read }, .file = file, .sizes = sizes };
+    return &g->source;
+}
+
+enum { UNPACK_ROOT = 3, UNPACK_BLOB = 4 };
 static const tar_options unpack_limits = { .allow_devices = true,
                                            .max_bytes = UINT64_C(64) << 30,
                                            .max_entries = 4 * MIB };
 
 /* The whole stream is hashed, also what follows the archive's end: the diff-id is of all bytes. */
-static int unpack_stream(int in, int root, UnpackAnswer *answer, char diff_id[DIGEST_TEXT],
+static int unpack_stream(source *in, int root, UnpackAnswer *answer, char diff_id[DIGEST_TEXT],
                          error *e)
 {
-    fd_source file;
     hash_source hash;
     decompressor d;
     ahead_source ahead;
     tar_totals totals = { 0 };
     uint8_t digest[32];
-    source *plain = decompress_open(&d, fd_source_open(&file, in), e);
+    source *plain = decompress_open(&d, in, e);
     if (!plain) return -1;
     source *hashed = hash_source_open(&hash, ahead_open(&ahead, plain));
     int failed =
@@ -11842,22 +13020,61 @@ static int unpack_stream(int in, int root, UnpackAnswer *answer, char diff_id[DI
     return 0;
 }
 
-/* `krun unpack`: fd 0 is the layer as the registry has it, fd 3 the directory to fill; one
- * UnpackAnswer goes to fd 1. */
+/* `krun unpack`: fd 4 is the layer as the registry has it, fd 0 tells how much of it is there, fd 3
+ * is the directory to fill; one UnpackAnswer goes to fd 1. */
 static int unpack_main(int argc, char **argv)
 {
     const uint32_t needed = CAP_BIT_CHOWN | CAP_BIT_DAC_OVERRIDE | CAP_BIT_FOWNER | CAP_BIT_FSETID |
                             CAP_BIT_SYS_ADMIN | CAP_BIT_MKNOD | (uint32_t)CAP_BIT_SETFCAP;
     error e = { 0 };
     UnpackAnswer answer = { 0 };
+    growing_source blob;
     char diff_id[DIGEST_TEXT];
     (void)argc, (void)argv;
     umask(0);
+    source *in = growing_open(&blob, UNPACK_BLOB, STDIN_FILENO);
     if (hide_devices(UNPACK_ROOT, &e) < 0 || confine_to(UNPACK_ROOT, needed, &e) < 0 ||
         role_filter(ROLE_UNPACK, &e) < 0 ||
-        unpack_stream(STDIN_FILENO, UNPACK_ROOT, &answer, diff_id, &e) < 0)
+        unpack_stream(in, UNPACK_ROOT, &answer, diff_id, &e) < 0)
         answer = (UnpackAnswer){ .code = e.code, .message = slice_of(e.text) };
     return frame_write_message(STDOUT_FILENO, &UnpackAnswer_msg, &answer) ? 0 : 1;
+}
+
+/* -- pack: a layer as a tar stream again ------------------------------------------------------- */
+
+enum { PACK_ROOT = 3 };
+
+static int pack_frames(tar_sink *to, slice bytes, error *e)
+{
+    (void)to, (void)e;
+    for (slice part; bytes.n;) {
+        slice_take(&bytes, MIN(bytes.n, (size_t)CHUNK), &part);
+        if (!frame_write(STDOUT_FILENO, part)) _exit(1); /* nobody wants it any more */
+    }
+    return 0;
+}
+
+/* `krun pack`: fd 3 is a layer's directory. For every request, whatever it says, all of it is sent
+ * as fetch sends a blob. */
+static int pack_main(int argc, char **argv)
+{
+    error e = { 0 };
+    tar_sink out = { pack_frames };
+    (void)argc, (void)argv;
+    const uint32_t needed = CAP_BIT_DAC_READ_SEARCH | CAP_BIT_SYS_ADMIN;
+    bool confined = hide_devices(PACK_ROOT, &e) == 0 && confine_to(PACK_ROOT, needed, &e) == 0 &&
+                    role_filter(ROLE_PACK, &e) == 0;
+    for (;;) {
+        slice wire;
+        FetchAnswer answer = { 0 };
+        OWNED_ARENA a = arena_make(MIB);
+        if (frame_read(STDIN_FILENO, &a, &wire) != 1) return 0;
+        if (!confined || tar_pack(PACK_ROOT, &out, &e) < 0)
+            answer = (FetchAnswer){ .code = e.code, .message = slice_of(e.text) };
+        if (!frame_write(STDOUT_FILENO, (slice){ NULL, 0 }) ||
+            !frame_write_message(STDOUT_FILENO, &FetchAnswer_msg, &answer))
+            return 1;
+    }
 }
 
 /* -- archive: images in a file or a directory -----------------------------------------------------
@@ -12220,11 +13437,13 @@ typedef struct {
 } image_options;
 
 enum { LAYER_NAME = 65, STORE_BUCKETS = 256, LAYERS_AT_ONCE = 3 };
+enum { BLOB_PART_LIFE = 24 * 60 * 60 }; /* seconds that the beginning of a blob is kept */
 
 /* A layer that is whole on disk. Guarded by the store's lock. */
 typedef struct store_layer {
     struct store_layer *next;
     char name[LAYER_NAME];
+    char blob[LAYER_NAME]; /* the digits of its blob's digest, if that is kept; or "" */
     unsigned users;
     uint64_t bytes, entries;
 } store_layer;
@@ -12238,6 +13457,15 @@ typedef struct store_image {
     unsigned refs;
 } store_image;
 
+/* How far a layer of a pull is. The thread that gets it writes the atomics, whoever watches reads
+ * them; the rest stays as it is once there. */
+typedef struct {
+    char digest[DIGEST_TEXT];
+    uint64_t total;
+    _Atomic uint64_t done;
+    _Atomic int32_t state; /* KrunLayerState, but for EXTRACTING, which `done` tells */
+} layer_progress;
+
 /* Work that several may want at once and one does: a pull of an image, the making or the removal of
  * a layer. `done` gets readable when it has landed; `cancel` when nobody wants it any more. All but
  * the key is guarded by the store's lock. */
@@ -12249,11 +13477,13 @@ typedef struct flight {
     int done, cancel;
     error why; /* code 0: it went well */
     char id[DIGEST_TEXT];
+    layer_progress *layers; /* of a pull, once its manifest is known; NULL before */
+    size_t nlayers;
 } flight;
 
 typedef struct image_store {
     image_options o;
-    int images_fd, layers_fd;
+    int images_fd, layers_fd, blobs_fd;
     pthread_mutex_t writing; /* held while records on disk change; taken before `lock` */
     pthread_mutex_t lock;    /* guards all that follows; never held across what can block */
     pthread_cond_t idle;     /* `threads` has become 0 */
@@ -12263,6 +13493,9 @@ typedef struct image_store {
     uint64_t bytes, entries; /* of all layers */
     unsigned threads;
     bool collecting, sweeping, closing;
+    arena memory;            /* of the two below; none of them changes after images_open */
+    slice *pins;             /* image-pinned: whole names, and patterns with a '*' */
+    size_t npins;
 } image_store;
 
 /* The built-in image, which cannot be removed: chapter 16 makes it. */
@@ -12283,6 +13516,7 @@ static bool layer_add(image_store *s, slice name, const LayerRecord *r, unsigned
     store_layer *l = calloc(1, sizeof *l), **at = layer_slot(s, name);
     if (!l || *at) return free(l), false;
     snprintf(l->name, sizeof l->name, "%.*s", PR(name));
+    snprintf(l->blob, sizeof l->blob, "%.*s", PR(id_hex(r->blob)));
     l->bytes = r->bytes;
     l->entries = r->entries;
     l->users = users;
@@ -12368,6 +13602,49 @@ static slice name_normalise(slice given, arena *a)
     return image_ref_parse(given, a, &ref, &ignored) == 0 ? ref.full : (slice){ NULL, 0 };
 }
 
+/* -- pins -------------------------------------------------------------------------------------- */
+
+/* The setting image-pinned: names, completed as every name is; or patterns as CRI-O has them, with
+ * a '*' in front, behind, or both, which stands for anything. What is neither is left out. */
+static int pins_read(image_store *s, error *e)
+{
+    s->memory = arena_make(MIB);
+    slice rest = slice_of(s->o.pinned);
+    s->pins = arena_alloc(&s->memory, (rest.n / 2 + 2) * sizeof *s->pins);
+    while (rest.n && !s->memory.oom) {
+        slice one = slice_trim(slice_cut(&rest, ','));
+        bool pattern = slice_starts(one, "*") || slice_ends(one, "*");
+        slice name = pattern ? one : name_normalise(one, &s->memory);
+        if (name.n) s->pins[s->npins++] = name;
+        else if (one.n) log_warn("image-pinned: \"%.*s\" is no name of an image", PR(one));
+    }
+    return s->memory.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "image-pinned: out of memory") : 0;
+}
+
+static bool pin_matches(slice pin, slice name)
+{
+    bool front = slice_starts(pin, "*"), back = pin.n > front && slice_ends(pin, "*");
+    slice core = { pin.p + front, pin.n - front - back };
+    if (!front && !back) return slice_eq(pin, name);
+    if (core.n > name.n) return false;
+    if (front && back) return memmem(name.p, name.n, core.p, core.n);
+    return memcmp(front ? name.p + name.n - core.n : name.p, core.p, core.n) == 0;
+}
+
+/* Whether garbage collection must leave the image: built in or marked, imported (its file is there
+ * still), or named in the settings. Whoever asks for its removal by name gets it all the same. */
+static bool image_is_pinned(const image_store *s, const ImageRecord *r)
+{
+    if (r->pinned || (r->imports.n && s->o.import_dir && *s->o.import_dir)) return true;
+    for (size_t i = 0; i < s->npins; i++) {
+        for (size_t k = 0; k < r->repo_tags.n; k++)
+            if (pin_matches(s->pins[i], r->repo_tags.p[k])) return true;
+        for (size_t k = 0; k < r->repo_digests.n; k++)
+            if (pin_matches(s->pins[i], r->repo_digests.p[k])) return true;
+    }
+    return false;
+}
+
 /* -- flights ----------------------------------------------------------------------------------- */
 
 static void flight_unref(flight *f) /* under the lock */
@@ -12375,6 +13652,7 @@ static void flight_unref(flight *f) /* under the lock */
     if (--f->refs) return;
     close_fd(&f->done);
     close_fd(&f->cancel);
+    free(f->layers);
     free(f->key);
     free(f);
 }
@@ -12421,14 +13699,21 @@ static void flight_land(image_store *s, flight *f, const error *why)
     event_set(f->done);
 }
 
-/* Waits for the landing. -1: cancelled before. Not under the lock. */
-static int flight_wait(const flight *f, int cancel_fd, error *e)
+/* Waits for the landing, but no longer than `ms`: then 1. -1: cancelled before. Not under the
+ * lock. */
+static int flight_wait_ms(const flight *f, int cancel_fd, int ms, error *e)
 {
+    int n;
     struct pollfd p[2] = { { .fd = f->done, .events = POLLIN },
                            { .fd = cancel_fd, .events = POLLIN } };
-    while (poll(p, 2, -1) < 0)
+    while ((n = poll(p, 2, ms)) < 0)
         if (errno != EINTR) return fail_sys(e, GRPC_INTERNAL, "wait for %s", f->key);
-    return p[0].revents ? 0 : fail(e, GRPC_CANCELLED, "cancelled");
+    return p[0].revents ? 0 : n ? fail(e, GRPC_CANCELLED, "cancelled") : 1;
+}
+
+static int flight_wait(const flight *f, int cancel_fd, error *e)
+{
+    return flight_wait_ms(f, cancel_fd, -1, e);
 }
 
 /* Starts a detached thread that the store counts. Under the lock. */
@@ -12453,13 +13738,13 @@ static void store_thread_ends(image_store *s) /* under the lock */
 /* -- layers that nobody needs ------------------------------------------------------------------ */
 
 /* Takes a layer that has no user out of the table. False: there is none. Under the lock. */
-static bool layer_take_unused(image_store *s, char name[LAYER_NAME])
+static bool layer_take_unused(image_store *s, store_layer *out)
 {
     for (size_t b = 0; b < STORE_BUCKETS; b++)
         for (store_layer **at = &s->layers[b]; *at; at = &(*at)->next) {
             store_layer *l = *at;
             if (l->users) continue;
-            memcpy(name, l->name, LAYER_NAME);
+            *out = *l;
             s->bytes -= l->bytes;
             s->entries -= l->entries;
             *at = l->next;
@@ -12470,14 +13755,16 @@ static bool layer_take_unused(image_store *s, char name[LAYER_NAME])
 }
 
 /* Removes a layer from disk: out of sight in one step, so that a kill leaves a .partial. */
-static void layer_delete(image_store *s, const char *name)
+static void layer_delete(image_store *s, const store_layer *l)
 {
     error e;
+    const char *name = l->name;
     char file[LAYER_NAME + 16], partial[LAYER_NAME + 16];
     snprintf(file, sizeof file, "%s.json", name);
     snprintf(partial, sizeof partial, "%s.partial", name);
     unlinkat(s->layers_fd, file, 0);
     fault_point("layer.remove");
+    if (*l->blob) unlinkat(s->blobs_fd, l->blob, 0);
     if (renameat(s->layers_fd, name, s->layers_fd, partial) < 0 && errno != ENOENT)
         log_warn("layer %s: rename: %s", name, strerror(errno));
     if (tree_remove(s->layers_fd, partial, &e) < 0) log_warn("layer %s: %s", name, e.text);
@@ -12489,13 +13776,13 @@ static void layer_delete(image_store *s, const char *name)
 static void *store_sweep(void *arg)
 {
     image_store *s = arg;
-    char name[LAYER_NAME];
+    store_layer gone;
     pthread_mutex_lock(&s->lock);
-    while (!s->closing && layer_take_unused(s, name)) {
+    while (!s->closing && layer_take_unused(s, &gone)) {
         bool first;
-        flight *f = flight_join(s, name, &first);
+        flight *f = flight_join(s, gone.name, &first);
         pthread_mutex_unlock(&s->lock);
-        layer_delete(s, name);
+        layer_delete(s, &gone);
         pthread_mutex_lock(&s->lock);
         if (!f) continue;
         flight_land(s, f, NULL);
@@ -12555,7 +13842,15 @@ static void list_merge(slice *list, size_t *n, const slice *more, size_t nmore)
         if (!list_has(list, *n, more[i])) list[(*n)++] = more[i];
 }
 
-/* The record with the names of an older one of the same image added. */
+/* What a record has of an import's file; NULL: nothing. */
+static const ImportSource *import_find(const ImageRecord *r, slice name)
+{
+    for (size_t i = 0; i < r->imports.n; i++)
+        if (slice_eq(r->imports.p[i].name, name)) return &r->imports.p[i];
+    return NULL;
+}
+
+/* The record with what an older one of the same image has more: names, pins. */
 static int record_merge(ImageRecord *r, const ImageRecord *old, arena *a, error *e)
 {
     slice *tags = arena_alloc(a, (r->repo_tags.n + old->repo_tags.n + 1) * sizeof *tags);
@@ -12570,7 +13865,25 @@ static int record_merge(ImageRecord *r, const ImageRecord *old, arena *a, error 
     r->repo_tags.p = tags, r->repo_tags.n = ntags;
     r->repo_digests.p = digests, r->repo_digests.n = ndigests;
     r->pinned = r->pinned || old->pinned;
+    if (!r->manifest.n) r->manifest = old->manifest;
+    ImportSource *imports = arena_alloc(a, (r->imports.n + old->imports.n + 1) * sizeof *imports);
+    if (!imports) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
+    size_t n = r->imports.n;
+    if (n) memcpy(imports, r->imports.p, n * sizeof *imports);
+    for (size_t i = 0; i < old->imports.n; i++)
+        if (!import_find(r, old->imports.p[i].name)) imports[n++] = old->imports.p[i];
+    r->imports.p = imports, r->imports.n = n;
     return 0;
+}
+
+/* Writes a record and puts it in the place of the image's old one. Under `writing`. */
+static int store_rewrite(image_store *s, const ImageRecord *r, error *e)
+{
+    if (record_write(s, r, e) < 0) return -1;
+    pthread_mutex_lock(&s->lock);
+    bool replaced = image_replace(s, r, e);
+    pthread_mutex_unlock(&s->lock);
+    return replaced ? 0 : -1;
 }
 
 /* Takes the tags of `r` away from every other image: a tag names one. Under `writing`. */
@@ -12588,11 +13901,8 @@ static int store_move_tags(image_store *s, const ImageRecord *r, error *e)
             if (!image_has_name(r, i->record.repo_tags.p[n]))
                 less.repo_tags.p[less.repo_tags.n++] = i->record.repo_tags.p[n];
         if (less.repo_tags.n == i->record.repo_tags.n) continue;
-        if (record_write(s, &less, e) < 0) return -1;
-        pthread_mutex_lock(&s->lock);
-        bool replaced = image_replace(s, &less, e);
-        pthread_mutex_unlock(&s->lock);
-        return !replaced ? -1 : store_move_tags(s, r, e); /* the list has changed: look again */
+        if (store_rewrite(s, &less, e) < 0) return -1;
+        return store_move_tags(s, r, e); /* the list has changed: look again */
     }
     return 0;
 }
@@ -12709,10 +14019,11 @@ static void image_user(const ImageRecord *r, Image *out, Int64Value *uid)
 }
 
 /* `size` is what the registry says: the compressed bytes, as containerd reports them. */
-static int image_message(const ImageRecord *r, arena *a, Image *out, error *e)
+static int image_message(const image_store *s, const ImageRecord *r, arena *a, Image *out,
+                         error *e)
 {
     Int64Value uid;
-    Image m = { .id = r->id, .size = r->size, .pinned = r->pinned };
+    Image m = { .id = r->id, .size = r->size, .pinned = image_is_pinned(s, r) };
     m.repo_tags.p = r->repo_tags.p, m.repo_tags.n = r->repo_tags.n;
     m.repo_digests.p = r->repo_digests.p, m.repo_digests.n = r->repo_digests.n;
     image_user(r, &m, &uid);
@@ -12736,7 +14047,7 @@ static int images_list(image_store *s, slice filter, arena *a, ListImagesRespons
         failed = fail(e, GRPC_RESOURCE_EXHAUSTED, "list of images: out of memory");
     for (const store_image *i = s->images; i && !failed; i = i->next)
         if (!filter.n || i == only)
-            failed = image_message(&i->record, a, &out->images.p[out->images.n++], e);
+            failed = image_message(s, &i->record, a, &out->images.p[out->images.n++], e);
     pthread_mutex_unlock(&s->lock);
     return failed;
 }
@@ -12772,7 +14083,7 @@ static int image_status(image_store *s, const ImageStatusRequest *in, arena *a,
     out->image = arena_alloc(a, sizeof *out->image);
     out->info.p = in->verbose ? arena_alloc(a, sizeof *out->info.p) : NULL;
     int failed = a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "ImageStatus: out of memory")
-                        : image_message(r, a, out->image, e);
+                        : image_message(s, r, a, out->image, e);
     if (!failed && out->info.p)
         out->info.p[out->info.n++] = (pb_pair){ SLICE("info"), image_info(r, a) };
     image_drop(s, r);
@@ -12791,6 +14102,26 @@ static int image_remove(image_store *s, slice name, error *e)
     if (r && image_has_name(r, slice_of(self_name)))
         failed = fail(e, GRPC_FAILED_PRECONDITION, "%s is built in", self_name);
     else if (r) failed = store_forget(s, r->id, e);
+    pthread_mutex_unlock(&s->writing);
+    image_drop(s, r);
+    return failed;
+}
+
+/* Marks an image as pinned, for good, or takes the mark away; *now is whether it is pinned then,
+ * for whatever reason. */
+static int image_pin(image_store *s, slice name, bool pin, bool *now, error *e)
+{
+    int failed = 0;
+    if (!name.n) return fail(e, GRPC_INVALID_ARGUMENT, "PinImage: image is empty");
+    pthread_mutex_lock(&s->writing);
+    const ImageRecord *r = image_hold(s, name);
+    if (!r) failed = fail(e, GRPC_NOT_FOUND, "there is no image \"%.*s\"", PR(name));
+    else if (!pin && image_has_name(r, slice_of(self_name)))
+        failed = fail(e, GRPC_FAILED_PRECONDITION, "%s is built in", self_name);
+    ImageRecord changed = r ? *r : (ImageRecord){ 0 };
+    changed.pinned = pin;
+    if (!failed) failed = store_rewrite(s, &changed, e);
+    *now = !failed && image_is_pinned(s, &changed);
     pthread_mutex_unlock(&s->writing);
     image_drop(s, r);
     return failed;
@@ -12839,8 +14170,9 @@ static int images_fs_info(image_store *s, arena *a, ImageFsInfoResponse *out, er
  *
  * Defined by  OCI image-spec 1.1; the CRI's PullImage and what the kubelet reads of its errors
  * Uses        1, 2, 4, 8, 9, 12-15
- * Gives       images_open, images_close, images_collect, image_pull, image_load
- * Bounds      three layers at once; those of chapters 13 and 14 */
+ * Gives       images_open, images_close, images_collect, image_pull, image_pull_watched,
+ *             image_load, image_save, import_open, import_close
+ * Bounds      three layers at once; image-verify 60 s; those of chapters 13 and 14 */
 
 /* -- helper processes, as the daemon sees them ------------------------------------------------- */
 
@@ -12964,24 +14296,60 @@ static int helper_receive(const helper *h, const pb_message *m, arena *a, void *
     return pb_decode(m, (slice){ p, n }, a, out, e);
 }
 
-/* Where the bytes of a blob go on their way through the daemon, which hashes them all; what the
- * source says their media type is. */
+/* Where the bytes of a blob go on their way through the daemon, which hashes them all: into memory,
+ * or into a file, of which `unpack` is told how far it has come. What the source says their media
+ * type and digest are. */
 typedef struct {
     sha256 hash;
     uint64_t bytes;
     buf *memory;
+    int file;
     const helper *unpack;
-    slice media_type;
+    slice media_type, digest;
+    layer_progress *progress; /* or NULL */
+    tar_sink *copy;           /* or NULL */
 } blob_sink;
+
+static void sink_open(blob_sink *s, buf *memory)
+{
+    *s = (blob_sink){ .memory = memory, .file = -1 };
+    sha256_init(&s->hash);
+}
+
+/* Hashes what has got to its place, and says that it is there. */
+static int sink_count(blob_sink *s, const uint8_t *p, size_t n, error *e)
+{
+    uint8_t told[8];
+    sha256_add(&s->hash, p, n);
+    s->bytes += n;
+    if (s->progress) s->progress->done = s->bytes;
+    for (int i = 0; i < 8; i++) told[i] = (uint8_t)(s->bytes >> (8 * i));
+    return s->unpack ? helper_write(s->unpack, told, sizeof told, e) : 0;
+}
 
 static int sink_add(blob_sink *s, const uint8_t *p, size_t n, error *e)
 {
-    sha256_add(&s->hash, p, n);
-    s->bytes += n;
     if (s->memory) buf_add(s->memory, p, n);
     if (s->memory && s->memory->oom)
         return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a blob");
-    return s->unpack ? helper_write(s->unpack, p, n, e) : 0;
+    if (s->copy && s->copy->write(s->copy, (slice){ p, n }, e) < 0) return -1;
+    fault_point("pull.bytes");
+    if (s->file >= 0 && write_all(s->file, p, n) < 0)
+        return fail_sys(e, errno == ENOSPC ? GRPC_RESOURCE_EXHAUSTED : GRPC_INTERNAL,
+                        "write the blob to disk");
+    return sink_count(s, p, n, e);
+}
+
+/* Takes in what the file has already, from an earlier try; what is added comes after that. */
+static int sink_resume(blob_sink *s, error *e)
+{
+    uint8_t chunk[16 * KIB];
+    ssize_t n;
+    while ((n = pread(s->file, chunk, sizeof chunk, (off_t)s->bytes)) > 0)
+        if (sink_count(s, chunk, (size_t)n, e) < 0) return -1;
+    if (n < 0 || lseek(s->file, (off_t)s->bytes, SEEK_SET) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "read a blob that had been begun");
+    return 0;
 }
 
 /* Asks a source (fetch or archive) for a blob and hands on its bytes. `answer` is the arena's. */
@@ -12989,7 +14357,6 @@ static int source_get(const helper *from, const FetchRequest *q, blob_sink *to, 
 {
     uint8_t size[4], *chunk = arena_alloc(a, CHUNK);
     FetchAnswer answer;
-    sha256_init(&to->hash);
     if (!chunk) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a blob");
     if (helper_send(from, &FetchRequest_msg, q, e) < 0) return -1;
     for (;;) {
@@ -13003,6 +14370,7 @@ static int source_get(const helper *from, const FetchRequest *q, blob_sink *to, 
     if (helper_receive(from, &FetchAnswer_msg, a, &answer, e) < 0) return -1;
     if (answer.code) return fail(e, answer.code, "%.*s", PR(answer.message));
     to->media_type = answer.media_type;
+    to->digest = answer.digest;
     return 0;
 }
 
@@ -13013,13 +14381,15 @@ static int source_get(const helper *from, const FetchRequest *q, blob_sink *to, 
 typedef struct {
     image_store *store;
     const FetchSetup *setup;   /* NULL: the source is an archive, and one for all */
+    flight *f;                 /* which those who want the image watch; NULL for an archive */
     helper source, reader;
     int cancel_fd;
     arena a;
     char digest[DIGEST_TEXT];  /* of the index or manifest that was asked for */
+    char platform[DIGEST_TEXT]; /* of the manifest that is this machine's */
     uint64_t size;             /* compressed bytes of all that is the image's */
     ReadAnswer manifest, config;
-    slice config_json;
+    slice config_json, manifest_json;
     pthread_mutex_t lock;
     size_t next;               /* the layer to get next */
     bool got[LAYERS_MAX];      /* those that we hold */
@@ -13034,11 +14404,18 @@ static int pull_source(const pull_state *p, helper *h, error *e)
     return helper_send(h, &FetchSetup_msg, p->setup, e);
 }
 
+/* Has `krun read` take a document apart; the answer is the arena's. */
+static int reader_ask(const helper *reader, const ReadRequest *q, arena *a, ReadAnswer *out,
+                      error *e)
+{
+    if (helper_send(reader, &ReadRequest_msg, q, e) < 0) return -1;
+    if (helper_receive(reader, &ReadAnswer_msg, a, out, e) < 0) return -1;
+    return out->code ? fail(e, out->code, "%.*s", PR(out->message)) : 0;
+}
+
 static int pull_read(pull_state *p, const ReadRequest *q, ReadAnswer *out, error *e)
 {
-    if (helper_send(&p->reader, &ReadRequest_msg, q, e) < 0) return -1;
-    if (helper_receive(&p->reader, &ReadAnswer_msg, &p->a, out, e) < 0) return -1;
-    return out->code ? fail(e, out->code, "%.*s", PR(out->message)) : 0;
+    return reader_ask(&p->reader, q, &p->a, out, e);
 }
 
 /* Gets a small blob into memory and holds it against its descriptor; without one (a tag) any digest
@@ -13049,7 +14426,8 @@ static int pull_document(pull_state *p, const FetchRequest *q, const Descriptor 
     uint8_t hash[32];
     char digest[DIGEST_TEXT];
     OWNED_BUF body = { 0 };
-    blob_sink sink = { .memory = &body };
+    blob_sink sink;
+    sink_open(&sink, &body);
     const char *what = q->manifest ? "manifest" : "config";
     if (source_get(&p->source, q, &sink, &p->a, e) < 0) return -1;
     sha256_end(&sink.hash, hash);
@@ -13057,10 +14435,14 @@ static int pull_document(pull_state *p, const FetchRequest *q, const Descriptor 
     if (want && !slice_is(want->digest, digest))
         return fail(e, GRPC_DATA_LOSS, "%s: its digest is %s, not %.*s", what, digest,
                     PR(want->digest));
+    if (!want && digest_valid(sink.digest) && !slice_is(sink.digest, digest))
+        return fail(e, GRPC_DATA_LOSS, "%s: its digest is %s, but the registry says %.*s", what,
+                    digest, PR(sink.digest));
     if (want && want->size && want->size != sink.bytes)
         return fail(e, GRPC_DATA_LOSS, "%s: its size is %" PRIu64 ", not %" PRIu64, what,
                     sink.bytes, want->size);
     if (!p->digest[0]) memcpy(p->digest, digest, sizeof digest);
+    if (q->manifest) memcpy(p->platform, digest, sizeof digest);
     p->size += sink.bytes;
     *out = (ReadRequest){ .is_config = !q->manifest, .media_type = sink.media_type };
     out->body = arena_copy(&p->a, buf_view(&body));
@@ -13112,6 +14494,7 @@ static int pull_manifest(pull_state *p, slice reference, const Descriptor *known
         q.platform = platform_ours(&p->a);
         if (must && must->media_type.n) q.media_type = must->media_type;
         if (pull_read(p, &q, &p->manifest, e) < 0) return -1;
+        p->manifest_json = q.body;
         if (!p->manifest.chosen) return 0;
         want = *p->manifest.chosen;
         must = &want;
@@ -13140,25 +14523,119 @@ static int pull_config(pull_state *p, error *e)
     return 0;
 }
 
+/* Calls `each` for every name in a directory but "." and "..". */
+static int dir_each(image_store *s, int fd, int (*each)(image_store *, const char *, error *),
+                    error *e)
+{
+    int again = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), failed = 0;
+    DIR *d = again < 0 ? NULL : fdopendir(again);
+    if (!d) return close_fd(&again), fail_sys(e, GRPC_INTERNAL, "read the image store");
+    for (struct dirent *entry; !failed && (entry = readdir(d));)
+        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
+            failed = each(s, entry->d_name, e);
+    closedir(d);
+    return failed;
+}
+
 /* -- one layer --------------------------------------------------------------------------------- */
 
-/* A layer on its way: its final name, its blob, and the directory it is made in. */
+/* A blob while it comes, in blobs/<digest>.part: so that a download goes on where it was cut off,
+ * also by the end of the daemon, and is never slower than the network. It goes when its layer is
+ * made, or stays as blobs/<digest> where blobs are kept. The lock on it tells a download that is
+ * going on from one that was; who finds it locked takes a file without a name. */
 typedef struct {
-    char name[LAYER_NAME], partial[LAYER_NAME + 16];
+    char name[LAYER_NAME], part[LAYER_NAME + 8]; /* "": it has no name */
+    int write, read;
+    bool resumes; /* it has bytes of an earlier try, or all of them */
+} blob_spool;
+
+static void spool_close(blob_spool *b)
+{
+    close_fd(&b->write);
+    close_fd(&b->read);
+    b->part[0] = '\0';
+}
+
+static int spool_open_nameless(const image_store *s, blob_spool *b, error *e)
+{
+    char self[64];
+    b->write = openat(s->blobs_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (b->write < 0) return fail_sys(e, GRPC_INTERNAL, "create a file in blobs/");
+    snprintf(self, sizeof self, "/proc/self/fd/%d", b->write);
+    b->read = open(self, O_RDONLY | O_CLOEXEC);
+    if (b->read >= 0) return 0;
+    return fail_sys(e, GRPC_INTERNAL, "open a file in blobs/ again"), spool_close(b), -1;
+}
+
+/* Opens what there is of a blob, or begins it; `fresh` throws away what there is. */
+static int spool_open(const image_store *s, const Descriptor *d, bool fresh, blob_spool *b,
+                      error *e)
+{
+    struct stat st;
+    *b = (blob_spool){ .write = -1, .read = -1 };
+    snprintf(b->name, sizeof b->name, "%.*s", PR(id_hex(d->digest)));
+    snprintf(b->part, sizeof b->part, "%s.part", b->name);
+    renameat(s->blobs_fd, b->name, s->blobs_fd, b->part); /* kept, but its layer is not */
+    b->write = openat(s->blobs_fd, b->part, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+    b->read = openat(s->blobs_fd, b->part, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    if (b->write < 0 || b->read < 0 || fstat(b->write, &st) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "open blobs/%s", b->part), spool_close(b), -1;
+    if (flock(b->write, LOCK_EX | LOCK_NB) < 0)
+        return spool_close(b), spool_open_nameless(s, b, e);
+    b->resumes = st.st_size > 0 && (uint64_t)st.st_size <= d->size && !fresh;
+    if (b->resumes || ftruncate(b->write, 0) == 0) return 0;
+    return fail_sys(e, GRPC_INTERNAL, "empty blobs/%s", b->part), spool_close(b), -1;
+}
+
+/* Ends a spool. Bytes that the network cut off are worth keeping; all others have either done their
+ * work or cannot be right. */
+static void spool_end(const image_store *s, blob_spool *b, bool cut_off)
+{
+    if (b->part[0] && !cut_off) unlinkat(s->blobs_fd, b->part, 0);
+    spool_close(b);
+}
+
+/* Removes the beginning of a blob that nobody has gone on with for a day: for dir_each. */
+static int blob_expire(image_store *s, const char *name, error *e)
+{
+    struct stat st;
+    if (!slice_ends(slice_of(name), ".part")) return 0;
+    bool there = fstatat(s->blobs_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0;
+    if (there && S_ISREG(st.st_mode) && st.st_mtime > clock_wall() / NS_PER_SEC - BLOB_PART_LIFE)
+        return 0;
+    log_info("blobs/%s is the beginning of a download that nobody went on with: removed", name);
+    return tree_remove(s->blobs_fd, name, e);
+}
+
+/* Makes a whole blob one that is kept. False: it is not, and that is no error. */
+static bool spool_keep(const image_store *s, blob_spool *b)
+{
+    if (!s->o.keep_blobs || !b->part[0]) return false;
+    fault_point("pull.blob");
+    return renameat(s->blobs_fd, b->part, s->blobs_fd, b->name) == 0;
+}
+
+/* A layer on its way: its final name, the directory it is made in, its blob and where that lies. */
+typedef struct {
+    char name[LAYER_NAME], partial[LAYER_NAME + 32];
     const Descriptor *blob;
     slice diff_id;
+    blob_spool spool;
+    layer_progress *progress; /* or NULL */
 } layer_plan;
 
 static layer_plan layer_plan_of(slice diff_id, const Descriptor *blob)
 {
-    layer_plan l = { .blob = blob, .diff_id = diff_id };
+    layer_plan l = { .blob = blob, .diff_id = diff_id, .spool = { .write = -1, .read = -1 } };
+    uint32_t salt = 0; /* ext4 chooses a block group by the name: not that of the last try again */
     snprintf(l.name, sizeof l.name, "%.*s", PR(id_hex(diff_id)));
-    snprintf(l.partial, sizeof l.partial, "%s.partial", l.name);
+    random_bytes(&salt, sizeof salt);
+    snprintf(l.partial, sizeof l.partial, "%s-%08x.partial", l.name, salt);
     return l;
 }
 
-/* The bytes from the source through the hash into unpack, and both digests held against what the
- * manifest and the config promise. */
+/* The bytes from the source through the hash to where unpack reads them, and both digests held
+ * against what the manifest and the config promise. */
 static int layer_stream(const helper *from, helper *unpack, const layer_plan *l, LayerRecord *out,
                         error *e)
 {
@@ -13166,10 +14643,16 @@ static int layer_stream(const helper *from, helper *unpack, const layer_plan *l,
     char digest[DIGEST_TEXT];
     UnpackAnswer answer;
     error late;
-    blob_sink sink = { .unpack = unpack };
-    FetchRequest get = { .reference = l->blob->digest, .size = l->blob->size };
+    blob_sink sink;
     OWNED_ARENA a = arena_make(MIB);
-    int got = source_get(from, &get, &sink, &a, e);
+    sink_open(&sink, NULL);
+    sink.file = l->spool.write;
+    sink.unpack = unpack;
+    sink.progress = l->progress;
+    int got = l->spool.resumes ? sink_resume(&sink, e) : 0;
+    FetchRequest get = { .reference = l->blob->digest, .size = l->blob->size,
+                         .offset = sink.bytes };
+    if (!got && sink.bytes < l->blob->size) got = source_get(from, &get, &sink, &a, e);
     bool it_stopped = got < 0 && e->sys == EPIPE; /* then its answer says why */
     close_fd(&unpack->to);
     unpack->to = -1;
@@ -13187,7 +14670,8 @@ static int layer_stream(const helper *from, helper *unpack, const layer_plan *l,
     if (!slice_eq(answer.diff_id, l->diff_id))
         return fail(e, GRPC_DATA_LOSS, "its diff-id is %.*s, but the config says %.*s",
                     PR(answer.diff_id), PR(l->diff_id));
-    *out = (LayerRecord){ RECORD_VERSION, l->diff_id, answer.bytes, answer.entries };
+    *out = (LayerRecord){ .version = RECORD_VERSION, .diff_id = l->diff_id,
+                          .bytes = answer.bytes, .entries = answer.entries };
     return 0;
 }
 
@@ -13202,17 +14686,41 @@ static int layer_begin(image_store *s, const layer_plan *l, int cancel_fd, helpe
         openat(s->layers_fd, l->partial, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (dir < 0 || fchmod(dir, 0755) < 0)
         return fail_sys(e, GRPC_INTERNAL, "open layers/%s", l->partial);
-    return helper_start(unpack, "unpack", (int[]){ dir, -1 }, cancel_fd, e);
+    return helper_start(unpack, "unpack", (int[]){ dir, l->spool.read }, cancel_fd, e);
 }
 
-static int layer_fill(pull_state *p, const helper *from, const layer_plan *l, LayerRecord *out,
-                      error *e)
+/* Whether what has come of a blob is worth keeping: the network failed, here or for another layer
+ * of this pull, or the daemon is about to end. Who cancels a pull does not want it. */
+static bool layer_cut_off(pull_state *p, const error *e)
 {
-    helper unpack = helper_none;
-    int failed = layer_begin(p->store, l, p->cancel_fd, &unpack, e);
-    if (!failed) failed = layer_stream(from, &unpack, l, out, e);
-    helper_stop(&unpack);
-    return failed;
+    pthread_mutex_lock(&p->lock);
+    bool by_other = p->failed && p->why.code == GRPC_UNAVAILABLE;
+    pthread_mutex_unlock(&p->lock);
+    pthread_mutex_lock(&p->store->lock);
+    bool ending = p->store->closing;
+    pthread_mutex_unlock(&p->store->lock);
+    return e->code == GRPC_UNAVAILABLE || (e->code == GRPC_CANCELLED && (by_other || ending));
+}
+
+/* Fills the .partial directory. What an earlier try has left of the blob may be damaged: then the
+ * digest says so, and the second time all is asked for. */
+static int layer_fill(pull_state *p, const helper *from, layer_plan *l, LayerRecord *out, error *e)
+{
+    bool fresh = !p->setup; /* an archive is here already */
+    for (;;) {
+        helper unpack = helper_none;
+        if (spool_open(p->store, l->blob, fresh, &l->spool, e) < 0) return -1;
+        int failed = layer_begin(p->store, l, p->cancel_fd, &unpack, e);
+        if (!failed) failed = layer_stream(from, &unpack, l, out, e);
+        helper_stop(&unpack);
+        if (!failed) return 0;
+        bool again = l->spool.resumes && e->code != GRPC_UNAVAILABLE && e->code != GRPC_CANCELLED;
+        spool_end(p->store, &l->spool, layer_cut_off(p, e));
+        if (!again) return -1;
+        log_warn("layer %.*s: what an earlier try had left of it is no good (%s): asked for anew",
+                 PR(l->blob->digest), e->text);
+        fresh = true;
+    }
 }
 
 /* Names what was filled: its record first, then the rename, which is what makes the layer be. */
@@ -13231,14 +14739,16 @@ static int layer_commit(image_store *s, const layer_plan *l, const LayerRecord *
     return 0;
 }
 
-static int layer_make(pull_state *p, helper *from, const layer_plan *l, error *e)
+static int layer_make(pull_state *p, helper *from, layer_plan *l, error *e)
 {
     LayerRecord r = { 0 };
     error ignored;
     int failed =
         from->pidfd < 0 ? pull_source(p, from, e) : 0; /* a source of its own for each thread */
     if (!failed) failed = layer_fill(p, from, l, &r, e);
+    if (!failed && spool_keep(p->store, &l->spool)) r.blob = l->blob->digest;
     if (!failed) failed = layer_commit(p->store, l, &r, e);
+    spool_end(p->store, &l->spool, r.blob.n > 0);
     if (failed) {
         tree_remove(p->store->layers_fd, l->partial, &ignored);
         return fail_in(e, "layer %.*s", PR(l->blob->digest));
@@ -13249,6 +14759,13 @@ static int layer_make(pull_state *p, helper *from, const layer_plan *l, error *e
     return added ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "layer %s: out of memory", l->name);
 }
 
+static void progress_set(layer_progress *p, int32_t state) /* EXISTS has nothing to fetch */
+{
+    if (!p) return;
+    p->done = state >= KrunLayerState_DONE ? p->total : 0;
+    p->state = state;
+}
+
 /* Makes sure that layer i is there, and holds it. Who comes while another is making or removing it
  * waits for that, then looks again: should the other have failed, it is tried here, since this pull
  * may have better sources. */
@@ -13256,21 +14773,24 @@ static int layer_need(pull_state *p, helper *from, size_t i, error *e)
 {
     image_store *s = p->store;
     layer_plan l = layer_plan_of(p->config.diff_ids.p[i], &p->manifest.layers.p[i]);
+    l.progress = p->f && p->f->layers ? &p->f->layers[i] : NULL;
     for (;;) {
         bool first = false;
         pthread_mutex_lock(&s->lock);
         bool there = layer_hold(s, slice_of(l.name));
         flight *f = there ? NULL : flight_join(s, l.name, &first);
         pthread_mutex_unlock(&s->lock);
-        if (there) return 0;
+        if (there) return progress_set(l.progress, KrunLayerState_EXISTS), 0;
         if (!f)
             return fail(e, GRPC_RESOURCE_EXHAUSTED, "layer %s: out of memory or descriptors",
                         l.name);
+        if (first) progress_set(l.progress, KrunLayerState_DOWNLOADING);
         int failed = first ? layer_make(p, from, &l, e) : flight_wait(f, p->cancel_fd, e);
         pthread_mutex_lock(&s->lock);
         if (first) flight_land(s, f, NULL);
         flight_unref(f);
         pthread_mutex_unlock(&s->lock);
+        if (first && !failed) progress_set(l.progress, KrunLayerState_DONE);
         if (failed || first) return failed;
     }
 }
@@ -13289,7 +14809,8 @@ static void pull_layers_from(pull_state *p, helper *from)
         p->got[i] = !failed;
         if (failed && !p->failed) p->failed = true, p->why = e;
         pthread_mutex_unlock(&p->lock);
-        if (failed && p->cancel_fd >= 0) event_set(p->cancel_fd); /* the others need not go on */
+        /* The others need not go on. The source of a load is one, so there are none. */
+        if (failed && p->setup && p->cancel_fd >= 0) event_set(p->cancel_fd);
     }
 }
 
@@ -13334,6 +14855,7 @@ typedef struct {
     size_t ntags;
     slice name;
     bool pinned;
+    const ImportSource *import; /* NULL: it comes from nowhere in the import directory */
 } pull_wish;
 
 static int pull_record(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], error *e)
@@ -13346,17 +14868,146 @@ static int pull_record(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], 
                       .created_at = clock_wall(),
                       .config_json = p->config_json,
                       .manifest_digest = slice_of(p->digest),
+                      .manifest = p->manifest_json,
                       .pinned = w->pinned };
     slice tags[16], digests[1] = { digest_name };
     size_t ntags = MIN(w->ntags, COUNT(tags));
     for (size_t i = 0; i < ntags; i++) tags[i] = w->tags[i];
     r.repo_tags.p = tags, r.repo_tags.n = ntags;
     r.repo_digests.p = digests, r.repo_digests.n = w->name.n > 0;
+    ImportSource import = w->import ? *w->import : (ImportSource){ 0 };
+    r.imports.p = &import, r.imports.n = w->import != NULL;
     for (size_t i = 0; i < p->manifest.layers.n; i++) r.size += p->manifest.layers.p[i].size;
     if (record_layers(p, &p->a, &r, e) < 0) return -1;
     if (p->a.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
     snprintf(id, DIGEST_TEXT, "%.*s", PR(r.id));
     return store_publish(p->store, &r, e);
+}
+
+/* -- whether an image may come: image-verify ------------------------------------------------------
+ *
+ * A program of the administrator's says whether a name may stand for a digest on this machine: by
+ * a signature, a list, whatever he likes. It is asked for every image that comes, from wherever,
+ * each time it comes, once the manifest is known and before anything is unpacked. It runs as root,
+ * because it is his; what it says to that (exit status 0 or not) is all that is believed of it. */
+
+enum { VERIFY_KEPT = 4 * KIB, VERIFY_SHOWN = 200 };
+#define VERIFY_TIME (60 * NS_PER_SEC)
+
+/* May `reference` stand for `digest`? That is an index's or a manifest's; `platform` is that of the
+ * manifest that this machine takes of it. */
+typedef struct {
+    const char *program, *digest, *platform;
+    slice reference;
+    int cancel_fd;    /* -1 for none */
+    int64_t patience; /* ns */
+} verify_question;
+
+/* The end of what the program has printed; `fd` does not block. */
+typedef struct { int fd; size_t n; char kept[VERIFY_KEPT]; } verify_output;
+
+/* Takes some of what is there: who prints for ever must not keep us from the clock. False at the
+ * end of it. */
+static bool verify_read(verify_output *out)
+{
+    char chunk[VERIFY_KEPT];
+    ssize_t n = read(out->fd, chunk, sizeof chunk);
+    if (n <= 0) return n < 0 && (errno == EAGAIN || errno == EINTR);
+    size_t got = (size_t)n, keep = MIN(out->n, sizeof out->kept - got);
+    memmove(out->kept, out->kept + out->n - keep, keep);
+    memcpy(out->kept + keep, chunk, got);
+    out->n = keep + got;
+    return true;
+}
+
+/* Waits until the program has ended, nobody waits for the image any more, or its time is up; then
+ * nothing that it started in its session runs on. Its exit status; -1 if it had to be killed. */
+static int verify_follow(pid_t pid, int pidfd, const verify_question *q, verify_output *out,
+                         error *e)
+{
+    int64_t deadline = clock_mono() + q->patience;
+    struct pollfd p[3] = { { .fd = pidfd, .events = POLLIN },
+                           { .fd = q->cancel_fd, .events = POLLIN },
+                           { .fd = out->fd, .events = POLLIN } };
+    int killed = 0;
+    while (!killed) {
+        int n = poll(p, COUNT(p), clock_poll_ms(deadline));
+        if (n < 0 && errno != EINTR) killed = fail_sys(e, GRPC_INTERNAL, "wait for it");
+        if (n > 0 && p[2].revents && !verify_read(out)) p[2].fd = -1;
+        if (n > 0 && p[0].revents) break;
+        if (n > 0 && p[1].revents) killed = fail(e, GRPC_CANCELLED, "cancelled");
+        else if (clock_mono() >= deadline)
+            killed = fail(e, GRPC_UNKNOWN, "%s has not ended within %.3g s", q->program,
+                          (double)q->patience / (double)NS_PER_SEC);
+    }
+    kill(-pid, SIGKILL); /* its group; the number is ours until it is reaped */
+    int status = reap(pidfd, 0);
+    for (int i = 0; p[2].fd >= 0 && i < 64 && verify_read(out); i++) {} /* a full pipe's worth */
+    return killed ? -1 : status;
+}
+
+/* Fills *e with how it ended and the last that it printed. */
+static int verify_refused(const verify_question *q, int status, const verify_output *out, error *e)
+{
+    OWNED_BUF text = { 0 };
+    slice last = slice_trim((slice){ (const uint8_t *)out->kept, out->n });
+    if (last.n > VERIFY_SHOWN) last = (slice){ last.p + last.n - VERIFY_SHOWN, VERIFY_SHOWN };
+    text_escape(&text, last, VERIFY_SHOWN);
+    return fail(e, GRPC_UNKNOWN, "%s: exit status %d%s%.*s", q->program, status,
+                text.n ? ": " : "", PR(buf_view(&text)));
+}
+
+static int verify_run(const verify_question *q, error *e)
+{
+    int ends[2];
+    pid_t pid;
+    OWNED_ARENA a = arena_make(64 * KIB);
+    char *reference = arena_str(&a, q->reference);
+    char *argv[] = { (char *)q->program, reference, (char *)q->digest, NULL };
+    char *envp[] = { "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                     arena_printf(&a, "KRUN_IMAGE=%s", reference),
+                     arena_printf(&a, "KRUN_DIGEST=%s", q->digest),
+                     arena_printf(&a, "KRUN_PLATFORM_DIGEST=%s", q->platform), NULL };
+    if (a.oom || pipe2(ends, O_CLOEXEC) < 0)
+        return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "start %s", q->program);
+    OWNED_FD from = ends[0], to = ends[1];
+    if (fcntl(from, F_SETFL, O_NONBLOCK) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "start %s", q->program);
+    spawn_args args = { .exec_fd = -1, .path = q->program, .argv = argv, .envp = envp,
+                        .fds = (int[]){ -1, to, to }, .nfds = 3, .new_session = true };
+    OWNED_FD pidfd = spawn(&args, &pid, e);
+    if (pidfd < 0) return -1;
+    close_fd(&to);
+    verify_output out = { .fd = from };
+    int status = verify_follow(pid, pidfd, q, &out, e);
+    return status > 0 ? verify_refused(q, status, &out, e) : status;
+}
+
+/* Asks for one name. Whatever keeps the program from saying yes is a no. -1: CANCELLED, or UNKNOWN,
+ * with which the kubelet reads the word in front of the text. */
+static int verify_ask(const verify_question *q, error *e)
+{
+    if (verify_run(q, e) == 0) return 0;
+    if (e->code == GRPC_CANCELLED) return -1;
+    e->code = GRPC_UNKNOWN;
+    return fail_in(e, "SignatureValidationFailed: %.*s", PR(q->reference));
+}
+
+/* Asks for every name that the image shall have; for one without a name, for its digest. */
+static int pull_verify(pull_state *p, const pull_wish *w, error *e)
+{
+    verify_question q = { .program = p->store->o.verify, .digest = p->digest,
+                          .platform = p->platform, .cancel_fd = p->cancel_fd,
+                          .patience = VERIFY_TIME };
+    if (!q.program || !*q.program) return 0;
+    for (size_t i = 0; i < w->ntags; i++) {
+        q.reference = w->tags[i];
+        if (verify_ask(&q, e) < 0) return -1;
+    }
+    if (w->ntags) return 0;
+    q.reference = slice_of(w->name.n ? arena_printf(&p->a, "%.*s@%s", PR(w->name), p->digest)
+                                     : p->digest);
+    return verify_ask(&q, e);
 }
 
 static void pull_end(pull_state *p)
@@ -13380,14 +15031,33 @@ static void pull_begin(pull_state *p, image_store *s, int cancel_fd)
     pthread_mutex_init(&p->lock, NULL);
 }
 
+/* Shows the layers to those who watch: none is there yet, as far as they know. */
+static int pull_show(pull_state *p, error *e)
+{
+    size_t n = p->manifest.layers.n;
+    layer_progress *all = p->f ? calloc(MAX(n, (size_t)1), sizeof *all) : NULL;
+    if (!p->f) return 0;
+    if (!all) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for %zu layers", n);
+    for (size_t i = 0; i < n; i++) {
+        const Descriptor *d = &p->manifest.layers.p[i];
+        snprintf(all[i].digest, sizeof all[i].digest, "%.*s", PR(d->digest));
+        all[i].total = d->size;
+    }
+    pthread_mutex_lock(&p->store->lock);
+    p->f->layers = all;
+    p->f->nlayers = n;
+    pthread_mutex_unlock(&p->store->lock);
+    return 0;
+}
+
 /* The whole of a pull, once its source is there. */
 static int pull_run(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], error *e)
 {
     if (p->reader.pidfd < 0 &&
         helper_start(&p->reader, "read", (int[]){ -1, -1 }, p->cancel_fd, e) < 0)
         return -1;
-    if (pull_manifest(p, w->reference, w->known, e) < 0 || pull_config(p, e) < 0) return -1;
-    if (pull_layers(p, e) < 0) return -1;
+    if (pull_manifest(p, w->reference, w->known, e) < 0 || pull_verify(p, w, e) < 0) return -1;
+    if (pull_config(p, e) < 0 || pull_show(p, e) < 0 || pull_layers(p, e) < 0) return -1;
     return pull_record(p, w, id, e);
 }
 
@@ -13396,11 +15066,13 @@ static int pull_run(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], err
 /* A pull on its own thread: it outlives the call that began it if others have joined. */
 typedef struct { image_store *store; flight *f; arena a; PullImageRequest request; } pull_order;
 
-/* The text that the kubelet reads. Only with code UNKNOWN it looks at the word in front, and
- * RegistryUnavailable makes it say that the registry and not the image is at fault. */
+/* The text that the kubelet reads. Only with code UNKNOWN it looks at the word in front:
+ * RegistryUnavailable makes it say that the registry and not the image is at fault,
+ * SignatureValidationFailed (verify_ask) that the image may not run here. */
 static void pull_explain(error *e, slice name)
 {
     if (e->code == GRPC_CANCELLED) return;
+    if (slice_starts(slice_of(e->text), "SignatureValidationFailed: ")) return;
     fail_in(e, "pull image \"%.*s\"", PR(name));
     if (e->code != GRPC_UNAVAILABLE) return;
     fail_in(e, "RegistryUnavailable");
@@ -13420,6 +15092,53 @@ static int pull_tls_helper(const image_store *s, arena *a, FetchSetup *out, erro
     return 0;
 }
 
+/* The proxies of our environment. Go looks at the names in capitals first, so we do too. */
+static void pull_proxies(FetchSetup *out)
+{
+    static const char *const names[3][2] = { { "HTTP_PROXY", "http_proxy" },
+                                             { "HTTPS_PROXY", "https_proxy" },
+                                             { "NO_PROXY", "no_proxy" } };
+    slice *to[3] = { &out->http_proxy, &out->https_proxy, &out->no_proxy };
+    for (size_t i = 0; i < COUNT(to); i++) {
+        const char *value = getenv(names[i][0]);
+        *to[i] = slice_of(value && *value ? value : getenv(names[i][1]));
+    }
+}
+
+/* Whose credentials are used: the request's if they are for this registry, else the node's own. A
+ * file that is named and cannot be used fails the pull: without it the registry would only say that
+ * there is no such image. */
+static int pull_credentials(const image_store *s, const image_ref *ref, arena *a, FetchSetup *out,
+                            error *e)
+{
+    if (out->auth && (auth_is_empty(out->auth) || !auth_is_for(out->auth, out))) out->auth = NULL;
+    if (out->auth || !s->o.auth_file || !*s->o.auth_file) return 0;
+    const json *tree = auth_file_load(s->o.auth_file, a, e);
+    AuthConfig *found = tree ? arena_alloc(a, sizeof *found) : NULL;
+    if (tree && !found) fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
+    int got = found ? auth_file_find(tree, ref, found, e) : -1;
+    if (got > 0) out->auth = found;
+    if (got >= 0) return 0;
+    e->code = e->code == GRPC_RESOURCE_EXHAUSTED ? e->code : GRPC_FAILED_PRECONDITION;
+    return fail_in(e, "image-auth-file %s", s->o.auth_file);
+}
+
+/* What came, how fast, and what was there: of the layers, and with the bytes of the documents. */
+static void pull_log(const pull_state *p, slice name, const char *id, int64_t ns)
+{
+    size_t fetched = 0;
+    uint64_t bytes = p->size;
+    double seconds = (double)MAX(ns, NS_PER_MS) / (double)NS_PER_SEC;
+    for (size_t i = 0; i < p->f->nlayers; i++) {
+        bool came = p->f->layers[i].state == KrunLayerState_DONE;
+        bytes += came ? p->f->layers[i].done : 0;
+        fetched += came;
+    }
+    log_info("pulled %.*s as %s: %" PRIu64 " bytes in %.2f s (%.3g MB/s); layers: %zu fetched, %zu "
+             "there already", PR(name), id, bytes, seconds, (double)bytes / seconds / 1e6, fetched,
+             p->f->nlayers - fetched);
+}
+
 static int pull_order_run(pull_order *o, char id[DIGEST_TEXT], error *e)
 {
     pull_state p;
@@ -13430,6 +15149,8 @@ static int pull_order_run(pull_order *o, char id[DIGEST_TEXT], error *e)
     if (image_ref_parse(o->request.image->image, &o->a, &ref, e) < 0) return -1;
     if (registry_hosts(s->o.hosts_dir, &ref, &o->a, &setup, e) < 0) return -1;
     if (pull_tls_helper(s, &o->a, &setup, e) < 0) return -1;
+    if (pull_credentials(s, &ref, &o->a, &setup, e) < 0) return -1;
+    pull_proxies(&setup);
     pull_wish wish = { .reference = ref.digest.n ? ref.digest : ref.tag,
                        .tags = &ref.full,
                        .ntags = !ref.digest.n,
@@ -13438,14 +15159,15 @@ static int pull_order_run(pull_order *o, char id[DIGEST_TEXT], error *e)
     if (ref.digest.n) wish.known = &known;
     pull_begin(&p, s, o->f->cancel);
     p.setup = &setup;
+    p.f = o->f;
+    log_info("pulling %.*s from %.*s", PR(ref.full), PR(setup.hosts.p[0].base));
     int failed = pull_source(&p, &p.source, e) < 0 || pull_run(&p, &wish, id, e) < 0;
-    double seconds = (double)(clock_mono() - start) / (double)NS_PER_SEC;
-    if (!failed)
-        log_info("pulled %.*s as %s: %zu layers in %.2f s", PR(ref.full), id, p.manifest.layers.n,
-                 seconds);
+    if (!failed) pull_log(&p, ref.full, id, clock_mono() - start);
     pull_end(&p);
-    if (failed) pull_explain(e, ref.full);
-    return failed ? -1 : 0;
+    if (!failed) return 0;
+    error ignored;
+    dir_each(s, s->blobs_fd, blob_expire, &ignored); /* a failed pull may have left one more */
+    return pull_explain(e, ref.full), -1;
 }
 
 static void *pull_thread(void *arg)
@@ -13495,16 +15217,13 @@ static char *pull_key(const image_ref *ref, const AuthConfig *auth, arena *a)
     return arena_printf(a, "%.*s %s", PR(ref->full), hex);
 }
 
-/* Pulls what the request names; *id is the image's, in the arena. Who is cancelled leaves; the pull
- * itself ends early only when the last who wanted it has left. */
-static slice image_pull(image_store *s, const PullImageRequest *in, int cancel_fd, arena *a,
-                        error *e)
+/* Joins the pull of what the request names, or begins it. A pull_leave must follow. NULL and *e. */
+static flight *pull_join(image_store *s, const PullImageRequest *in, arena *a, error *e)
 {
-    static const slice none = { NULL, 0 };
     image_ref ref;
     bool first;
     slice name = in->image ? in->image->image : (slice){ NULL, 0 };
-    if (image_ref_parse(name, a, &ref, e) < 0) return none;
+    if (image_ref_parse(name, a, &ref, e) < 0) return NULL;
     char *key = pull_key(&ref, in->auth, a);
     pthread_mutex_lock(&s->lock);
     flight *f = flight_join(s, key, &first);
@@ -13512,11 +15231,17 @@ static slice image_pull(image_store *s, const PullImageRequest *in, int cancel_f
     if (flies) f->waiters++;
     else if (f) flight_unlist(s, f), flight_unref(f);
     pthread_mutex_unlock(&s->lock);
-    if (!flies)
-        return fail(e, GRPC_RESOURCE_EXHAUSTED,
-                    "pull image \"%.*s\": out of memory, threads or descriptors", PR(ref.full)),
-               none;
-    int failed = flight_wait(f, cancel_fd, e);
+    if (flies) return f;
+    fail(e, GRPC_RESOURCE_EXHAUSTED, "pull image \"%.*s\": out of memory, threads or descriptors",
+         PR(ref.full));
+    return NULL;
+}
+
+/* The image's ID, in the arena; or nothing and *e, as of the pull, or as it is if the caller has
+ * `failed` to wait for it. The pull ends early only when the last who wanted it has left. */
+static slice pull_leave(image_store *s, flight *f, int failed, arena *a, error *e)
+{
+    static const slice none = { NULL, 0 };
     pthread_mutex_lock(&s->lock);
     if (--f->waiters == 0 && !f->landed) flight_unlist(s, f), event_set(f->cancel);
     if (!failed && f->why.code) failed = -1, *e = f->why;
@@ -13524,6 +15249,69 @@ static slice image_pull(image_store *s, const PullImageRequest *in, int cancel_f
     flight_unref(f);
     pthread_mutex_unlock(&s->lock);
     return id;
+}
+
+/* Pulls what the request names; the image's ID, in the arena, or nothing and *e. Who is cancelled
+ * leaves. */
+static slice image_pull(image_store *s, const PullImageRequest *in, int cancel_fd, arena *a,
+                        error *e)
+{
+    flight *f = pull_join(s, in, a, e);
+    return f ? pull_leave(s, f, flight_wait(f, cancel_fd, e), a, e) : (slice){ NULL, 0 };
+}
+
+/* -- a pull that is watched -------------------------------------------------------------------- */
+
+/* Is told of a pull whenever it has got on. It may wait for its reader: the pull does not wait for
+ * it. -1 and *e: no more. */
+typedef struct {
+    int (*tell)(void *user, const KrunPullProgress *, error *);
+    void *user;
+} pull_watcher;
+
+enum { PULL_TICK_MS = 200 };
+
+/* Brings *now up to date. Whether anything has changed. */
+static bool pull_look(image_store *s, const flight *f, arena *a, KrunPullProgress *now)
+{
+    pthread_mutex_lock(&s->lock);
+    layer_progress *layers = f->layers;
+    size_t n = f->nlayers;
+    pthread_mutex_unlock(&s->lock);
+    bool news = layers && !now->layers.p;
+    if (news) now->layers.p = arena_alloc(a, MAX(n, (size_t)1) * sizeof *now->layers.p);
+    if (!now->layers.p) return false;
+    for (size_t i = 0; i < n; i++) {
+        KrunLayerProgress *to = &now->layers.p[i], was = *to;
+        if (news) to->digest = arena_copy(a, slice_of(layers[i].digest));
+        to->total = layers[i].total;
+        to->done = layers[i].done;
+        to->state = layers[i].state;
+        if (to->state == KrunLayerState_DOWNLOADING && to->done >= to->total)
+            to->state = KrunLayerState_EXTRACTING;
+        news = news || to->done != was.done || to->state != was.state;
+    }
+    now->layers.n = n;
+    return news;
+}
+
+/* image_pull, of which `w` is told the progress and at last the image's ID. */
+static int image_pull_watched(image_store *s, const PullImageRequest *in, int cancel_fd,
+                              const pull_watcher *w, error *e)
+{
+    OWNED_ARENA a = arena_make(MIB);
+    KrunPullProgress now = { 0 };
+    flight *f = pull_join(s, in, &a, e);
+    if (!f) return -1;
+    int failed;
+    while ((failed = flight_wait_ms(f, cancel_fd, PULL_TICK_MS, e)) > 0)
+        if (pull_look(s, f, &a, &now) && w->tell(w->user, &now, e) < 0) {
+            failed = -1;
+            break;
+        }
+    pull_look(s, f, &a, &now);
+    now.image_ref = pull_leave(s, f, failed, &a, e);
+    return now.image_ref.p ? w->tell(w->user, &now, e) : -1;
 }
 
 /* -- krun load --------------------------------------------------------------------------------- */
@@ -13543,14 +15331,25 @@ static slice load_name(const char *path, slice said, arena *a)
                           a);
 }
 
-/* A load that is going on: its archive's helper, and the names of what it has loaded. */
+/* A load that is going on: its archive's helper, and the names and IDs of what it has loaded. */
 typedef struct {
     image_store *store;
     const char *path;
+    int cancel_fd;
+    const ImportSource *import; /* goes into the records; or NULL */
     helper from;
     arena *a;
-    slice_list names;
+    slice_list names, ids;
 } load_state;
+
+static bool load_note(arena *a, slice_list *list, const slice *more, size_t n)
+{
+    slice *grown = arena_alloc(a, (list->n + n) * sizeof *grown);
+    for (size_t i = 0; grown && i < list->n + n; i++)
+        grown[i] = i < list->n ? list->p[i] : more[i - list->n];
+    if (grown) *list = (slice_list){ grown, list->n + n };
+    return grown;
+}
 
 /* One image. The helper is lent to its pull, and taken back. */
 static int load_one(load_state *l, const ArchiveImage *given, error *e)
@@ -13558,27 +15357,23 @@ static int load_one(load_state *l, const ArchiveImage *given, error *e)
     pull_state p;
     char id[DIGEST_TEXT];
     slice tags[16], nameless = { NULL, 0 };
-    pull_wish wish = { .known = given->manifest, .tags = tags };
+    pull_wish wish = { .known = given->manifest, .tags = tags, .import = l->import };
     if (!given->manifest || !digest_valid(given->manifest->digest))
         return fail(e, GRPC_INVALID_ARGUMENT, "an image without a manifest");
     for (size_t i = 0; i < MAX(given->names.n, (size_t)1) && wish.ntags < COUNT(tags); i++) {
         slice full = load_name(l->path, given->names.n ? given->names.p[i] : nameless, l->a);
         if (full.n && !slice_has(full, '@')) tags[wish.ntags++] = full;
     }
-    pull_begin(&p, l->store, -1);
+    pull_begin(&p, l->store, l->cancel_fd);
     p.source = l->from;
     int failed = pull_run(&p, &wish, id, e);
     p.source = helper_none;
     pull_end(&p);
-    size_t more = MAX(wish.ntags, (size_t)1);
-    slice *grown = failed ? NULL : arena_alloc(l->a, (l->names.n + more) * sizeof *grown);
-    if (failed || !grown)
-        return failed ? -1 : fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for names");
-    for (size_t i = 0; i < l->names.n; i++) grown[i] = l->names.p[i];
-    for (size_t i = 0; i < wish.ntags; i++) grown[l->names.n + i] = tags[i];
-    if (!wish.ntags) grown[l->names.n] = arena_copy(l->a, slice_of(id));
-    l->names = (slice_list){ grown, l->names.n + more };
-    return 0;
+    if (failed) return -1;
+    slice copy = arena_copy(l->a, slice_of(id));
+    bool noted = load_note(l->a, &l->ids, &copy, 1) &&
+                 load_note(l->a, &l->names, wish.ntags ? tags : &copy, MAX(wish.ntags, (size_t)1));
+    return noted ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for names");
 }
 
 static int load_all(load_state *l, error *e)
@@ -13591,13 +15386,9 @@ static int load_all(load_state *l, error *e)
     return 0;
 }
 
-/* Loads every image of an archive file (plain or compressed) or an OCI layout directory.
- * out->names, the arena's, get their tags; of one without a tag its ID. What came before a bad
- * image stays. */
-static int image_load(image_store *s, const char *path, arena *a, KrunLoadImageResponse *out,
-                      error *e)
+static int load_run(load_state *l, error *e)
 {
-    load_state l = { .store = s, .path = path, .from = helper_none, .a = a };
+    const char *path = l->path;
     OWNED_FD archive_fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     struct stat st;
     if (path[0] != '/')
@@ -13607,13 +15398,389 @@ static int image_load(image_store *s, const char *path, arena *a, KrunLoadImageR
                         path);
     if (!S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))
         return fail(e, GRPC_INVALID_ARGUMENT, "load %s: neither a file nor a directory", path);
-    OWNED_FD spool = openat(s->o.root_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    OWNED_FD spool = openat(l->store->o.root_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (spool < 0) return fail_sys(e, GRPC_INTERNAL, "load %s: temporary file", path);
-    int failed = helper_start(&l.from, "archive", (int[]){ archive_fd, spool }, -1, e) < 0 ||
-                 load_all(&l, e) < 0;
-    helper_stop(&l.from);
-    out->names.p = l.names.p, out->names.n = l.names.n;
+    int failed =
+        helper_start(&l->from, "archive", (int[]){ archive_fd, spool }, l->cancel_fd, e) < 0 ||
+        load_all(l, e) < 0;
+    helper_stop(&l->from);
     return failed ? fail_in(e, "load %s", path) : 0;
+}
+
+/* Loads every image of an archive file (plain or compressed) or an OCI layout directory.
+ * out->names, the arena's, get their tags; of one without a tag its ID. What came before a bad
+ * image stays. */
+static int image_load(image_store *s, const char *path, arena *a, KrunLoadImageResponse *out,
+                      error *e)
+{
+    load_state l = { .store = s, .path = path, .cancel_fd = -1, .from = helper_none, .a = a };
+    int failed = load_run(&l, e);
+    out->names.p = l.names.p, out->names.n = l.names.n;
+    return failed;
+}
+
+/* -- krun save ------------------------------------------------------------------------------------
+ *
+ * Images as an OCI layout in a tar, written as it is made: nothing of it lies on disk or in memory.
+ * A tar says a blob's size and name before its bytes, and a layer's are known only when it has been
+ * packed; so each layer is packed twice, first for its digest, then for its bytes.
+ *
+ * A packed layer has other bytes than the one that was pulled, hence another diff-id, hence the
+ * image another config and ID. Only where all that the registry sent was kept (--keep-blobs) is the
+ * image saved as it was. */
+
+/* A blob that is in the archive; `of`: the diff-id of the layer that was packed into it. */
+typedef struct save_blob {
+    struct save_blob *next;
+    slice of, media_type;
+    char digest[DIGEST_TEXT];
+    uint64_t size;
+} save_blob;
+
+typedef struct {
+    image_store *store;
+    int cancel_fd;
+    tar_sink *to;
+    arena a;
+    helper reader;
+    save_blob *blobs;
+    buf index, docker; /* the entries of index.json; of manifest.json */
+    size_t entries;
+} save_state;
+
+/* An image that is to be saved: what it is made of, and whether all of that is as it was sent. */
+typedef struct {
+    const ImageRecord *record;
+    ReadAnswer config, manifest;
+    const save_blob *layers[LAYERS_MAX];
+    slice diff_ids[LAYERS_MAX]; /* of these blobs: a packed layer is a plain tar, so its digest */
+    bool kept;
+    const save_blob *new_config, *new_manifest; /* what stands for the image in the archive */
+    slice type;                                 /* the manifest's */
+} save_image;
+
+#define OCI_TYPE "application/vnd.oci.image."
+enum { SAVE_ENTRIES = 256 }; /* as many as are read back */
+
+/* The layer's blob as the registry sent it, if it was kept: a descriptor, the caller's, or -1. */
+static int blob_open(const image_store *s, slice digest)
+{
+    char name[LAYER_NAME];
+    snprintf(name, sizeof name, "%.*s", PR(id_hex(digest)));
+    return openat(s->blobs_fd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+}
+
+static int save_buf(save_state *s, const buf *bytes, error *e)
+{
+    if (bytes->oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the archive");
+    return s->to->write(s->to, buf_view(bytes), e);
+}
+
+/* The header of a member. No time of today is in it: the same image is saved as the same bytes. */
+static int save_header(save_state *s, const char *name, uint64_t size, error *e)
+{
+    OWNED_BUF head = { 0 };
+    tar_put_header(&head, &(tar_entry){ .type = '0', .name = slice_of(name), .mode = 0644,
+                                        .size = size });
+    return save_buf(s, &head, e);
+}
+
+static int save_padding(save_state *s, uint64_t size, error *e)
+{
+    OWNED_BUF tail = { 0 };
+    tar_put_padding(&tail, size);
+    return tail.n ? save_buf(s, &tail, e) : 0;
+}
+
+static int save_member(save_state *s, const char *name, slice bytes, error *e)
+{
+    if (save_header(s, name, bytes.n, e) < 0 || s->to->write(s->to, bytes, e) < 0) return -1;
+    return save_padding(s, bytes.n, e);
+}
+
+static const save_blob *save_find(const save_state *s, slice digest, slice of)
+{
+    for (const save_blob *b = s->blobs; b; b = b->next)
+        if (of.n ? slice_eq(b->of, of) : slice_is(digest, b->digest)) return b;
+    return NULL;
+}
+
+static save_blob *save_note(save_state *s, const char *digest, uint64_t size, error *e)
+{
+    save_blob *b = arena_alloc(&s->a, sizeof *b);
+    if (!b) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the archive"), NULL;
+    *b = (save_blob){ .next = s->blobs, .size = size };
+    snprintf(b->digest, sizeof b->digest, "%s", digest);
+    return s->blobs = b;
+}
+
+/* Begins the member of a blob; its bytes and padding come next. */
+static int save_blob_header(save_state *s, const save_blob *b, error *e)
+{
+    char name[DIGEST_TEXT + 16];
+    snprintf(name, sizeof name, "blobs/sha256/%s", b->digest + 7);
+    return save_header(s, name, b->size, e);
+}
+
+/* A manifest or a config. */
+static const save_blob *save_document(save_state *s, slice bytes, error *e)
+{
+    char digest[DIGEST_TEXT];
+    sha256_text(bytes, (slice){ NULL, 0 }, (slice){ NULL, 0 }, digest);
+    const save_blob *b = save_find(s, slice_of(digest), (slice){ NULL, 0 });
+    if (b) return b;
+    if (!(b = save_note(s, digest, bytes.n, e)) || save_blob_header(s, b, e) < 0) return NULL;
+    return s->to->write(s->to, bytes, e) < 0 || save_padding(s, bytes.n, e) < 0 ? NULL : b;
+}
+
+/* One packing of a layer, to `copy` if that is not NULL; its digest and size. */
+static int save_pack(const helper *pack, tar_sink *copy, uint64_t max, save_blob *out, error *e)
+{
+    uint8_t hash[32];
+    blob_sink sink;
+    FetchRequest all = { .size = max };
+    OWNED_ARENA a = arena_make(MIB);
+    sink_open(&sink, NULL);
+    sink.copy = copy;
+    if (source_get(pack, &all, &sink, &a, e) < 0) return -1;
+    sha256_end(&sink.hash, hash);
+    digest_text(hash, out->digest);
+    out->size = sink.bytes;
+    return 0;
+}
+
+static const save_blob *save_packed_by(save_state *s, const helper *pack, slice diff_id, error *e)
+{
+    save_blob first, again;
+    if (save_pack(pack, NULL, UINT64_MAX, &first, e) < 0) return NULL;
+    const save_blob *same = save_find(s, slice_of(first.digest), (slice){ NULL, 0 });
+    if (same) return same;
+    save_blob *b = save_note(s, first.digest, first.size, e);
+    if (!b || save_blob_header(s, b, e) < 0) return NULL;
+    if (save_pack(pack, s->to, b->size, &again, e) < 0) return NULL;
+    if (again.size != b->size || strcmp(again.digest, b->digest))
+        return fail(e, GRPC_DATA_LOSS, "the layer changes while it is read"), NULL;
+    b->of = diff_id;
+    b->media_type = SLICE(OCI_TYPE "layer.v1.tar");
+    return save_padding(s, b->size, e) < 0 ? NULL : b;
+}
+
+/* A layer from its directory. */
+static const save_blob *save_packed(save_state *s, slice diff_id, error *e)
+{
+    char name[LAYER_NAME];
+    helper pack = helper_none;
+    const save_blob *b = save_find(s, (slice){ NULL, 0 }, diff_id);
+    if (b) return b;
+    snprintf(name, sizeof name, "%.*s", PR(id_hex(diff_id)));
+    const int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+    OWNED_FD dir = openat(s->store->layers_fd, name, flags);
+    if (dir < 0) return fail_sys(e, GRPC_INTERNAL, "open layers/%s", name), NULL;
+    if (helper_start(&pack, "pack", (int[]){ dir, -1 }, s->cancel_fd, e) == 0)
+        b = save_packed_by(s, &pack, diff_id, e);
+    helper_stop(&pack);
+    return b ? b : (fail_in(e, "layer %s", name), NULL);
+}
+
+/* A layer as it was sent. NULL: it was not kept, or (then e->code is set) something went wrong. */
+static const save_blob *save_kept(save_state *s, const Descriptor *d, error *e)
+{
+    struct stat st;
+    uint8_t hash[32], chunk[16 * KIB];
+    char digest[DIGEST_TEXT];
+    sha256 h;
+    e->code = 0;
+    const save_blob *b = save_find(s, d->digest, (slice){ NULL, 0 });
+    OWNED_FD fd = b ? -1 : blob_open(s->store, d->digest);
+    if (fd < 0 || fstat(fd, &st) < 0 || (uint64_t)st.st_size != d->size) return b;
+    save_blob *made = save_note(s, arena_str(&s->a, d->digest), d->size, e);
+    if (!made || save_blob_header(s, made, e) < 0) return NULL;
+    made->media_type = d->media_type;
+    sha256_init(&h);
+    for (ssize_t got; (got = read_all(fd, chunk, sizeof chunk)) != 0;) {
+        if (got < 0) return fail_sys(e, GRPC_INTERNAL, "read blob %s", made->digest), NULL;
+        sha256_add(&h, chunk, (size_t)got);
+        if (s->to->write(s->to, (slice){ chunk, (size_t)got }, e) < 0) return NULL;
+    }
+    sha256_end(&h, hash);
+    digest_text(hash, digest);
+    if (strcmp(digest, made->digest))
+        return fail(e, GRPC_DATA_LOSS, "blobs/%s is damaged", made->digest + 7), NULL;
+    return save_padding(s, d->size, e) < 0 ? NULL : made;
+}
+
+static int save_layers(save_state *s, save_image *i, error *e)
+{
+    size_t n = i->config.diff_ids.n;
+    i->kept = i->manifest.layers.n == n;
+    for (size_t k = 0; k < n; k++) {
+        slice diff_id = i->config.diff_ids.p[k];
+        const Descriptor *sent = i->manifest.layers.n == n ? &i->manifest.layers.p[k] : NULL;
+        if (!digest_valid(diff_id) || (sent && !digest_valid(sent->digest)))
+            return fail(e, GRPC_INTERNAL, "krun read: an invalid digest");
+        i->layers[k] = sent ? save_kept(s, sent, e) : NULL;
+        if (!i->layers[k] && sent && e->code) return -1;
+        bool packed = !i->layers[k];
+        if (packed && !(i->layers[k] = save_packed(s, diff_id, e))) return -1;
+        i->diff_ids[k] = packed ? slice_of(i->layers[k]->digest) : diff_id;
+        i->kept = i->kept && !packed;
+    }
+    return 0;
+}
+
+/* A manifest of OCI's kind may not name a layer by docker's: the bytes are of the same kind. */
+static const char *save_layer_type(slice sent)
+{
+    if (slice_ends(sent, "gzip")) return OCI_TYPE "layer.v1.tar+gzip";
+    return slice_ends(sent, "zstd") ? OCI_TYPE "layer.v1.tar+zstd" : OCI_TYPE "layer.v1.tar";
+}
+
+/* Config and manifest for layers that are others now. */
+static int save_new_documents(save_state *s, save_image *i, error *e)
+{
+    OWNED_BUF text = { 0 };
+    ReadAnswer written;
+    size_t n = i->config.diff_ids.n;
+    ReadRequest q = { .is_config = true, .body = i->record->config_json };
+    q.diff_ids.p = i->diff_ids, q.diff_ids.n = n;
+    if (reader_ask(&s->reader, &q, &s->a, &written, e) < 0) return -1;
+    const save_blob *config = i->new_config = save_document(s, written.body, e);
+    if (!config) return -1;
+    buf_printf(&text, "{\"schemaVersion\":2,\"mediaType\":\"" OCI_TYPE "manifest.v1+json\","
+                      "\"config\":{\"mediaType\":\"" OCI_TYPE "config.v1+json\","
+                      "\"digest\":\"%s\",\"size\":%" PRIu64 "},\"layers\":[",
+               config->digest, config->size);
+    for (size_t k = 0; k < n; k++)
+        buf_printf(&text, "%s{\"mediaType\":\"%s\",\"digest\":\"%s\",\"size\":%" PRIu64 "}",
+                   k ? "," : "", save_layer_type(i->layers[k]->media_type), i->layers[k]->digest,
+                   i->layers[k]->size);
+    buf_str(&text, "]}");
+    if (text.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the archive");
+    i->type = SLICE(OCI_TYPE "manifest.v1+json");
+    return (i->new_manifest = save_document(s, buf_view(&text), e)) ? 0 : -1;
+}
+
+static int save_old_documents(save_state *s, save_image *i, error *e)
+{
+    i->type = i->manifest.media_type;
+    i->new_config = save_document(s, i->record->config_json, e);
+    i->new_manifest = i->new_config ? save_document(s, i->record->manifest, e) : NULL;
+    return i->new_manifest ? 0 : -1;
+}
+
+/* An entry of index.json. The name stands in two annotations: containerd and krun read the first,
+ * skopeo the tag in the second. */
+static int save_index(save_state *s, const save_image *i, slice name, error *e)
+{
+    image_ref ref;
+    OWNED_ARENA a = arena_make(MIB);
+    buf *out = &s->index;
+    if (s->entries++ >= SAVE_ENTRIES)
+        return fail(e, GRPC_INVALID_ARGUMENT, "more than %d names for one archive", SAVE_ENTRIES);
+    buf_str(out, s->entries > 1 ? ",{\"mediaType\":" : "{\"mediaType\":");
+    json_string(out, i->type);
+    buf_printf(out, ",\"digest\":\"%s\",\"size\":%" PRIu64, i->new_manifest->digest,
+               i->new_manifest->size);
+    if (name.n) {
+        if (image_ref_parse(name, &a, &ref, e) < 0) return -1;
+        buf_str(out, ",\"annotations\":{\"io.containerd.image.name\":");
+        json_string(out, ref.full);
+        buf_str(out, ",\"org.opencontainers.image.ref.name\":");
+        json_string(out, ref.tag);
+        buf_byte(out, '}');
+    }
+    buf_byte(out, '}');
+    return 0;
+}
+
+/* An entry of manifest.json, docker's own index. It is for docker before version 25, and for
+ * podman, which reads a layout of several images only this way. */
+static void save_docker(save_state *s, const save_image *i, const slice *tags, size_t ntags)
+{
+    buf *out = &s->docker;
+    buf_printf(out, "%s{\"Config\":\"blobs/sha256/%s\",\"RepoTags\":[", out->n ? "," : "",
+               i->new_config->digest + 7);
+    for (size_t k = 0; k < ntags; k++) {
+        if (k) buf_byte(out, ',');
+        json_string(out, tags[k]);
+    }
+    buf_str(out, "],\"Layers\":[");
+    for (size_t k = 0; k < i->config.diff_ids.n; k++)
+        buf_printf(out, "%s\"blobs/sha256/%s\"", k ? "," : "", i->layers[k]->digest + 7);
+    buf_str(out, "]}");
+}
+
+/* One image, under the name that it was asked for by; asked for by ID or digest, under all. */
+static int save_one(save_state *s, const ImageRecord *r, slice given, error *e)
+{
+    error none;
+    save_image i = { .record = r };
+    ReadRequest config = { .is_config = true, .body = r->config_json },
+                manifest = { .body = r->manifest };
+    slice full = name_normalise(given, &s->a);
+    if (reader_ask(&s->reader, &config, &s->a, &i.config, e) < 0) return -1;
+    if (!i.config.diff_ids.n || i.config.diff_ids.n > LAYERS_MAX)
+        return fail(e, GRPC_FAILED_PRECONDITION, "its config lists no layers, or too many");
+    if (r->manifest.n && reader_ask(&s->reader, &manifest, &s->a, &i.manifest, &none) < 0)
+        i.manifest = (ReadAnswer){ 0 };
+    if (save_layers(s, &i, e) < 0) return -1;
+    if ((i.kept ? save_old_documents(s, &i, e) : save_new_documents(s, &i, e)) < 0) return -1;
+    bool by_tag = list_has(r->repo_tags.p, r->repo_tags.n, full);
+    const slice *tags = by_tag ? &full : r->repo_tags.p;
+    size_t ntags = by_tag ? 1 : r->repo_tags.n;
+    save_docker(s, &i, tags, ntags);
+    if (!ntags) return save_index(s, &i, (slice){ NULL, 0 }, e);
+    for (size_t k = 0; k < ntags; k++)
+        if (save_index(s, &i, tags[k], e) < 0) return -1;
+    return 0;
+}
+
+static int save_all(save_state *s, const slice *names, const ImageRecord *const *records, size_t n,
+                    error *e)
+{
+    OWNED_BUF text = { 0 }, docker = { 0 }, end = { 0 };
+    if (helper_start(&s->reader, "read", (int[]){ -1, -1 }, s->cancel_fd, e) < 0) return -1;
+    if (save_member(s, "oci-layout", SLICE("{\"imageLayoutVersion\":\"1.0.0\"}"), e) < 0)
+        return -1;
+    for (size_t i = 0; i < n; i++)
+        if (save_one(s, records[i], names[i], e) < 0)
+            return fail_in(e, "save %.*s", PR(names[i]));
+    buf_str(&text, "{\"schemaVersion\":2,\"mediaType\":\"" OCI_TYPE "index.v1+json\","
+                   "\"manifests\":[");
+    buf_slice(&text, buf_view(&s->index));
+    buf_str(&text, "]}");
+    buf_byte(&docker, '[');
+    buf_slice(&docker, buf_view(&s->docker));
+    buf_byte(&docker, ']');
+    tar_put_end(&end);
+    if (text.oom || docker.oom || s->index.oom || s->docker.oom || s->a.oom)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the archive");
+    if (save_member(s, "index.json", buf_view(&text), e) < 0 ||
+        save_member(s, "manifest.json", buf_view(&docker), e) < 0)
+        return -1;
+    return save_buf(s, &end, e);
+}
+
+/* Writes images to `to`, as one archive. All must be there before anything is written, and stay
+ * until the end. -1: NOT_FOUND, CANCELLED (cancel_fd is readable), DATA_LOSS, what `to` said. */
+static int image_save(image_store *s, const slice_list *names, int cancel_fd, tar_sink *to,
+                      error *e)
+{
+    save_state save = { .store = s, .cancel_fd = cancel_fd, .to = to, .reader = helper_none,
+                        .a = arena_make(128 * MIB) };
+    const ImageRecord **records = arena_alloc(&save.a, (names->n + 1) * sizeof *records);
+    int failed = records ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "save: out of memory");
+    size_t n = 0;
+    for (; n < names->n && !failed; n++)
+        if (!(records[n] = image_hold(s, names->p[n])))
+            failed = fail(e, GRPC_NOT_FOUND, "there is no image \"%.*s\"", PR(names->p[n]));
+    if (!failed) failed = save_all(&save, names->p, records, n, e);
+    for (size_t i = 0; i < n; i++) image_drop(s, records[i]);
+    helper_stop(&save.reader);
+    buf_free(&save.index);
+    buf_free(&save.docker);
+    arena_free(&save.a);
+    return failed;
 }
 
 /* -- the built-in image ---------------------------------------------------------------------------
@@ -13647,14 +15814,19 @@ static bool self_describe(self_image *self, arena *a)
     return !self->head.oom && !self->tail.oom && !self->config.oom;
 }
 
-/* Sends the tar to an unpack that is running, and takes its answer. */
-static int self_unpack(const self_image *self, helper *unpack, LayerRecord *out, error *e)
+/* Writes the tar to the file that an unpack is reading, and takes its answer. */
+static int self_unpack(const self_image *self, int file, helper *unpack, LayerRecord *out,
+                       error *e)
 {
     UnpackAnswer answer;
     OWNED_ARENA a = arena_make(MIB);
-    if (helper_write(unpack, self->head.p, self->head.n, e) < 0 ||
-        helper_write(unpack, self->program.p, self->program.n, e) < 0 ||
-        helper_write(unpack, self->tail.p, self->tail.n, e) < 0)
+    blob_sink sink;
+    sink_open(&sink, NULL);
+    sink.file = file;
+    sink.unpack = unpack;
+    if (sink_add(&sink, self->head.p, self->head.n, e) < 0 ||
+        sink_add(&sink, self->program.p, self->program.n, e) < 0 ||
+        sink_add(&sink, self->tail.p, self->tail.n, e) < 0)
         return -1;
     close_fd(&unpack->to);
     unpack->to = -1;
@@ -13662,7 +15834,8 @@ static int self_unpack(const self_image *self, helper *unpack, LayerRecord *out,
     if (answer.code) return fail(e, answer.code, "%.*s", PR(answer.message));
     if (!slice_is(answer.diff_id, self->diff_id))
         return fail(e, GRPC_DATA_LOSS, "its diff-id is %.*s", PR(answer.diff_id));
-    *out = (LayerRecord){ RECORD_VERSION, slice_of(self->diff_id), answer.bytes, answer.entries };
+    *out = (LayerRecord){ .version = RECORD_VERSION, .diff_id = slice_of(self->diff_id),
+                          .bytes = answer.bytes, .entries = answer.entries };
     return 0;
 }
 
@@ -13673,8 +15846,9 @@ static int self_layer(image_store *s, const self_image *self, error *e)
     helper unpack = helper_none;
     layer_plan l = layer_plan_of(slice_of(self->diff_id), NULL);
     if (*layer_slot(s, slice_of(l.name))) return 0;
-    int failed = layer_begin(s, &l, -1, &unpack, e);
-    if (!failed) failed = self_unpack(self, &unpack, &r, e);
+    int failed = spool_open_nameless(s, &l.spool, e) < 0 || layer_begin(s, &l, -1, &unpack, e) < 0;
+    if (!failed) failed = self_unpack(self, l.spool.write, &unpack, &r, e);
+    spool_close(&l.spool);
     helper_stop(&unpack);
     if (!failed) failed = layer_commit(s, &l, &r, e);
     if (failed) tree_remove(s->layers_fd, l.partial, &ignored);
@@ -13737,20 +15911,6 @@ static bool name_is_record(const char *name, slice *hex) /* <64 digits>.json */
     return s.n == 69 && slice_ends(s, ".json") && hex_decode(*hex, hash, sizeof hash);
 }
 
-/* Calls `each` for every name in a directory but "." and "..". */
-static int dir_each(image_store *s, int fd, int (*each)(image_store *, const char *, error *),
-                    error *e)
-{
-    int again = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), failed = 0;
-    DIR *d = again < 0 ? NULL : fdopendir(again);
-    if (!d) return close_fd(&again), fail_sys(e, GRPC_INTERNAL, "read the image store");
-    for (struct dirent *entry; !failed && (entry = readdir(d));)
-        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
-            failed = each(s, entry->d_name, e);
-    closedir(d);
-    return failed;
-}
-
 /* Puts a record that cannot be used out of the way, for whoever wants to look. */
 static void quarantine(int dir, const char *name, const char *why)
 {
@@ -13788,6 +15948,17 @@ static int open_clean(image_store *s, const char *name, error *e)
     if (name_is_record(name, &hex) || *layer_slot(s, slice_of(name))) return 0;
     log_info("layers/%s is incomplete and removed", name);
     return tree_remove(s->layers_fd, name, e);
+}
+
+/* What is in blobs/: kept blobs of layers that are there, and beginnings. */
+static int open_blob(image_store *s, const char *name, error *e)
+{
+    if (slice_ends(slice_of(name), ".part")) return blob_expire(s, name, e);
+    for (size_t b = 0; b < STORE_BUCKETS; b++)
+        for (const store_layer *l = s->layers[b]; l; l = l->next)
+            if (!strcmp(l->blob, name)) return 0;
+    log_info("blobs/%s belongs to no layer and is removed", name);
+    return tree_remove(s->blobs_fd, name, e);
 }
 
 /* Why a record cannot be used; NULL when it can. */
@@ -13878,6 +16049,8 @@ static void images_close(image_store *s)
     pthread_mutex_unlock(&s->lock);
     close_fd(&s->images_fd);
     close_fd(&s->layers_fd);
+    close_fd(&s->blobs_fd);
+    arena_free(&s->memory);
     free(s);
 }
 
@@ -13893,13 +16066,15 @@ static image_store *images_open(const image_options *o, error *e)
     pthread_mutex_init(&s->writing, NULL);
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->idle, NULL);
-    s->layers_fd = -1;
-    s->images_fd = open_directory(o->root_fd, "images", e);
+    s->layers_fd = s->blobs_fd = -1;
+    s->images_fd = pins_read(s, e) < 0 ? -1 : open_directory(o->root_fd, "images", e);
     if (s->images_fd >= 0) s->layers_fd = open_directory(o->root_fd, "layers", e);
     if (s->layers_fd >= 0) spread_directories(s->layers_fd);
-    bool good = s->layers_fd >= 0 && dir_each(s, s->layers_fd, open_layer, e) == 0 &&
+    if (s->layers_fd >= 0) s->blobs_fd = open_directory(o->root_fd, "blobs", e);
+    bool good = s->blobs_fd >= 0 && dir_each(s, s->layers_fd, open_layer, e) == 0 &&
                 dir_each(s, s->images_fd, open_image, e) == 0 &&
-                dir_each(s, s->layers_fd, open_clean, e) == 0 && open_tags(s, e) == 0;
+                dir_each(s, s->layers_fd, open_clean, e) == 0 &&
+                dir_each(s, s->blobs_fd, open_blob, e) == 0 && open_tags(s, e) == 0;
     if (!good) return images_close(s), NULL;
     if (!role_filter_works())
         log_warn("this kernel or this build has no seccomp filter: krun's readers of images may "
@@ -13916,6 +16091,358 @@ static void images_collect(image_store *s)
     s->collecting = true;
     store_collect(s);
     pthread_mutex_unlock(&s->lock);
+}
+
+/* -- the import directory -------------------------------------------------------------------------
+ *
+ * What lies in the directory of the setting image-import is loaded, and its images are pinned while
+ * it lies there: archives, and directories that are OCI layouts. A record says which file its image
+ * came from and how that looked, so that a start loads only what has changed meanwhile.
+ *
+ * inotify(7) tells the event loop what has happened to which name; a thread of the store looks at
+ * the names one by one. A file counts when its writer has closed it or it was renamed to its name;
+ * what a start finds half written is a broken archive until then. A layout comes in many files, in
+ * any order, so all that is closed in it is a reason to try it again. */
+
+/* A directory that is watched: the import directory (name "") or a part of the layout `name`. */
+typedef struct import_watch { struct import_watch *next; int wd; char name[]; } import_watch;
+
+/* A name that something has happened to; "": look at everything. `whole`: not merely created. */
+typedef struct import_name { struct import_name *next; bool whole; char name[]; } import_name;
+
+/* What went wrong with a name the last time: it is told once. The thread's. */
+typedef struct import_trouble {
+    struct import_trouble *next;
+    error why;
+    char name[];
+} import_trouble;
+
+typedef struct {
+    image_store *store;
+    watch notify;            /* fd -1: nothing is watched */
+    import_trouble *troubles;
+    /* guarded by the store's lock */
+    import_watch *watches;
+    import_name *names;      /* in the order in which they came */
+    flight *running;         /* the thread's; images_close ends it like any other work */
+} image_import;
+
+enum { IMPORT_EVENTS = IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM | IN_DELETE | IN_CREATE |
+                       IN_MOVE_SELF | IN_ONLYDIR };
+
+/* Names of files that are not there yet for whoever writes them: hidden, *.tmp, *.part. */
+static bool import_ignores(slice name)
+{
+    return !name.n || slice_starts(name, ".") || slice_ends(name, ".tmp") ||
+           slice_ends(name, ".part");
+}
+
+static bool import_same(const ImportSource *a, const ImportSource *b) /* NULL: nothing */
+{
+    if (!a || !b) return a == b;
+    return a->size == b->size && a->mtime == b->mtime && a->inode == b->inode;
+}
+
+/* Makes the record say `now` of that file; NULL: nothing. Under `writing`. */
+static int import_note(image_store *s, const ImageRecord *r, slice name, const ImportSource *now,
+                       error *e)
+{
+    ImageRecord next = *r;
+    OWNED_ARENA a = arena_make(MIB);
+    next.imports.p = arena_alloc(&a, (r->imports.n + 1) * sizeof *next.imports.p);
+    next.imports.n = 0;
+    if (!next.imports.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
+    for (size_t i = 0; i < r->imports.n; i++)
+        if (!slice_eq(r->imports.p[i].name, name))
+            next.imports.p[next.imports.n++] = r->imports.p[i];
+    if (now) next.imports.p[next.imports.n++] = *now;
+    return store_rewrite(s, &next, e);
+}
+
+/* Settles which images the file `name` is the source of: those of `ids`, and it looks like `now`;
+ * NULL: none. How many records that has changed, or -1. */
+static int import_settle(image_store *s, slice name, const ImportSource *now, const slice_list *ids,
+                         error *e)
+{
+    int changed = 0;
+    pthread_mutex_lock(&s->writing);
+    for (const store_image *i = s->images; i && changed >= 0;) {
+        const ImageRecord *r = &i->record;
+        const ImportSource *want = now && list_has(ids->p, ids->n, r->id) ? now : NULL;
+        bool right = import_same(import_find(r, name), want);
+        if (!right) changed = import_note(s, r, name, want, e) < 0 ? -1 : changed + 1;
+        i = right ? i->next : s->images; /* the list has changed: look again */
+    }
+    pthread_mutex_unlock(&s->writing);
+    return changed;
+}
+
+/* Whether all that came from this file came from it as it is now. */
+static bool import_is_known(image_store *s, const ImportSource *now)
+{
+    size_t same = 0, other = 0;
+    pthread_mutex_lock(&s->lock);
+    for (const store_image *i = s->images; i; i = i->next) {
+        const ImportSource *had = import_find(&i->record, now->name);
+        if (had) *(import_same(had, now) ? &same : &other) += 1;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return same && !other;
+}
+
+/* Logs why a name could not be imported; the same reason once. NULL: all is well with it. */
+static void import_tell(image_import *m, const char *name, const error *why)
+{
+    import_trouble **at = &m->troubles;
+    while (*at && strcmp((*at)->name, name)) at = &(*at)->next;
+    import_trouble *had = *at;
+    if (had && why && !strcmp(had->why.text, why->text)) return;
+    if (had) *at = had->next;
+    free(had);
+    if (!why) return;
+    log_warn("import %s: %s", name, why->text);
+    import_trouble *made = malloc(sizeof *made + strlen(name) + 1);
+    if (!made) return;
+    made->next = m->troubles;
+    made->why = *why;
+    memcpy(made->name, name, strlen(name) + 1);
+    m->troubles = made;
+}
+
+/* Watches a directory. Its events are about `name`. False and errno. */
+static bool import_watch_add(image_import *m, const char *path, const char *name)
+{
+    int wd = inotify_add_watch(m->notify.fd, path, IMPORT_EVENTS);
+    import_watch *w = wd < 0 ? NULL : malloc(sizeof *w + strlen(name) + 1);
+    if (!w) return false;
+    pthread_mutex_lock(&m->store->lock);
+    import_watch **at = &m->watches; /* a directory that is watched already has its number again */
+    while (*at && (*at)->wd != wd) at = &(*at)->next;
+    import_watch *had = *at;
+    *w = (import_watch){ .next = had ? had->next : NULL, .wd = wd };
+    memcpy(w->name, name, strlen(name) + 1);
+    *at = w;
+    pthread_mutex_unlock(&m->store->lock);
+    free(had);
+    return true;
+}
+
+/* Loads a file or layout. Its images are pinned as they come; that all have come is said last. */
+static int import_load(image_import *m, const char *path, const ImportSource *now, error *e)
+{
+    OWNED_ARENA a = arena_make(64 * MIB);
+    ImportSource unfinished = { .name = now->name };
+    load_state l = { .store = m->store, .path = path, .cancel_fd = m->running->cancel,
+                     .import = &unfinished, .from = helper_none, .a = &a };
+    int64_t start = clock_mono();
+    if (load_run(&l, e) < 0) return -1;
+    fault_point("import.settle");
+    if (import_settle(m->store, now->name, now, &l.ids, e) < 0) return -1;
+    log_info("imported %s: %zu images in %.2f s", path, l.ids.n,
+             (double)(clock_mono() - start) / (double)NS_PER_SEC);
+    return 0;
+}
+
+/* How the file or layout looks that has this name. False: there is nothing that could be loaded.
+ * `whole`: its writer has closed it; else only a link counts, which is whole when it is made. */
+static bool import_look(image_import *m, const char *path, bool whole, ImportSource *out)
+{
+    static const char *const parts[] = { "", "/blobs", "/blobs/sha256" };
+    char inner[PATH_MAX + 16];
+    struct stat st, own;
+    if (stat(path, &st) < 0 || lstat(path, &own) < 0) return false;
+    if (S_ISDIR(st.st_mode)) {
+        for (size_t i = 0; i < COUNT(parts); i++) {
+            snprintf(inner, sizeof inner, "%s%s", path, parts[i]);
+            import_watch_add(m, inner, (const char *)out->name.p); /* what is not there will come */
+        }
+        snprintf(inner, sizeof inner, "%s/index.json", path);
+        if (stat(inner, &st) < 0) return false;
+    } else if (!whole && !S_ISLNK(own.st_mode) && own.st_nlink < 2) {
+        return false;
+    }
+    out->size = (uint64_t)st.st_size;
+    out->mtime = (int64_t)st.st_mtim.tv_sec * NS_PER_SEC + st.st_mtim.tv_nsec;
+    out->inode = st.st_ino;
+    return S_ISREG(st.st_mode);
+}
+
+/* Something has happened to a name of the directory. */
+static void import_one(image_import *m, const char *name, bool whole)
+{
+    error e = { 0 };
+    char path[PATH_MAX];
+    struct stat st;
+    ImportSource now = { .name = slice_of(name) };
+    if (!utf8_valid(now.name)) { /* no record could hold it */
+        fail(&e, GRPC_INVALID_ARGUMENT, "the name is not UTF-8");
+        import_tell(m, name, &e);
+        return;
+    }
+    snprintf(path, sizeof path, "%s/%s", m->store->o.import_dir, name);
+    if (import_look(m, path, whole, &now)) {
+        int failed = import_is_known(m->store, &now) ? 0 : import_load(m, path, &now, &e);
+        if (e.code != GRPC_CANCELLED) import_tell(m, name, failed ? &e : NULL);
+        return;
+    }
+    if (!whole && lstat(path, &st) == 0) return; /* a file that is being written */
+    int changed = import_settle(m->store, now.name, NULL, NULL, &e);
+    if (changed > 0)
+        log_info("import %s is gone: %d images are not pinned by it now", path, changed);
+    import_tell(m, name, changed < 0 ? &e : NULL);
+}
+
+/* Watches the import directory itself, and makes it if it is not there. */
+static int import_watch_top(image_import *m, error *e)
+{
+    const char *dir = m->store->o.import_dir;
+    OWNED_FD slash = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (import_watch_add(m, dir, "")) return 0;
+    if (errno != ENOENT) return fail_sys(e, GRPC_INTERNAL, "watch %s", dir);
+    log_warn("import: there is no directory %s: it is made", dir);
+    OWNED_FD made = make_dir_inside(slash, dir, 0755, e);
+    if (made < 0) return -1;
+    return import_watch_add(m, dir, "") ? 0 : fail_sys(e, GRPC_INTERNAL, "watch %s", dir);
+}
+
+/* The files that records speak of, each once; the arena's. */
+static slice_list import_sources(image_store *s, arena *a)
+{
+    slice_list list = { NULL, 0 };
+    pthread_mutex_lock(&s->lock);
+    for (const store_image *i = s->images; i; i = i->next)
+        for (size_t k = 0; k < i->record.imports.n; k++) {
+            slice name = arena_copy(a, i->record.imports.p[k].name);
+            if (name.n && !list_has(list.p, list.n, name)) load_note(a, &list, &name, 1);
+        }
+    pthread_mutex_unlock(&s->lock);
+    return list;
+}
+
+/* At the start, and when events were lost: looks at every name that there is, or was. */
+static void import_all(image_import *m)
+{
+    error e = { 0 };
+    struct dirent **names = NULL;
+    OWNED_ARENA a = arena_make(64 * MIB);
+    const char *dir = m->store->o.import_dir;
+    import_tell(m, dir, import_watch_top(m, &e) < 0 ? &e : NULL);
+    int n = scandir(dir, &names, NULL, alphasort);
+    for (int i = 0; i < n; i++) {
+        if (!import_ignores(slice_of(names[i]->d_name))) import_one(m, names[i]->d_name, true);
+        free(names[i]);
+    }
+    free(names);
+    slice_list known = import_sources(m->store, &a);
+    for (size_t i = 0; i < known.n; i++) import_one(m, (const char *)known.p[i].p, false);
+}
+
+/* The thread: looks at names until there are none. */
+static void *import_run(void *arg)
+{
+    image_import *m = arg;
+    image_store *s = m->store;
+    pthread_mutex_lock(&s->lock);
+    for (import_name *one; !s->closing && (one = m->names);) {
+        m->names = one->next;
+        pthread_mutex_unlock(&s->lock);
+        if (*one->name) import_one(m, one->name, one->whole);
+        else import_all(m);
+        free(one);
+        pthread_mutex_lock(&s->lock);
+    }
+    flight_land(s, m->running, NULL);
+    flight_unref(m->running);
+    m->running = NULL;
+    store_thread_ends(s);
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}
+
+/* Has the thread look at a name. Under the lock. */
+static void import_push(image_import *m, const char *name, bool whole)
+{
+    bool first;
+    import_name **at = &m->names;
+    while (*at && strcmp((*at)->name, name)) at = &(*at)->next;
+    import_name *one = *at ? *at : calloc(1, sizeof *one + strlen(name) + 1);
+    if (!one) { log_warn("import %s: out of memory", name); return; }
+    one->whole = one->whole || whole;
+    memcpy(one->name, name, strlen(name) + 1);
+    *at = one;
+    if (m->running || m->store->closing) return;
+    m->running = flight_join(m->store, "import", &first);
+    if (m->running && store_thread(m->store, import_run, m)) return;
+    log_warn("import %s: out of memory, threads or descriptors: at the next event", name);
+    if (m->running) flight_unlist(m->store, m->running), flight_unref(m->running);
+    m->running = NULL;
+}
+
+/* One event. Under the lock. */
+static void import_event(image_import *m, const struct inotify_event *event, const char *name)
+{
+    import_watch **at = &m->watches, *w;
+    if (event->mask & IN_Q_OVERFLOW) { import_push(m, "", true); return; }
+    while (*at && (*at)->wd != event->wd) at = &(*at)->next;
+    if (!(w = *at)) return;
+    bool renamed = event->mask & IN_MOVE_SELF && !*w->name; /* of a layout its parent tells us */
+    if (event->mask & IN_IGNORED || renamed) { /* IGNORED: removed or unmounted */
+        if (renamed) inotify_rm_watch(m->notify.fd, event->wd);
+        *at = w->next;
+        import_push(m, w->name, true);
+        free(w);
+        return;
+    }
+    if (event->mask & IN_MOVE_SELF) return;
+    bool created = event->mask & IN_CREATE && !(event->mask & IN_ISDIR);
+    if (!*w->name && !import_ignores(slice_of(name))) import_push(m, name, !created);
+    if (*w->name && !created) import_push(m, w->name, true);
+}
+
+static void import_ready(watch *w, uint32_t events)
+{
+    image_import *m = OWNER(w, image_import, notify);
+    struct inotify_event one;
+    char bytes[16 * KIB];
+    (void)events;
+    ssize_t n = read(w->fd, bytes, sizeof bytes);
+    pthread_mutex_lock(&m->store->lock);
+    for (char *p = bytes; n > 0 && p < bytes + n; p += sizeof one + one.len) {
+        memcpy(&one, p, sizeof one);
+        import_event(m, &one, one.len ? p + sizeof one : "");
+    }
+    pthread_mutex_unlock(&m->store->lock);
+}
+
+/* Begins with the import directory, if the settings name one: on the loop's thread. Whatever goes
+ * wrong with it is a warning: the node has other images. */
+static void import_open(image_import *m, image_store *s, loop *l)
+{
+    error e;
+    *m = (image_import){ .store = s, .notify = { -1, import_ready } };
+    if (!s->o.import_dir || !*s->o.import_dir) return;
+    m->notify.fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+    if (m->notify.fd < 0) fail_sys(&e, GRPC_RESOURCE_EXHAUSTED, "inotify");
+    if (m->notify.fd < 0 || loop_watch(l, &m->notify, EPOLLIN, &e) < 0) {
+        log_warn("import %s: %s", s->o.import_dir, e.text);
+        close_fd(&m->notify.fd);
+        return;
+    }
+    pthread_mutex_lock(&s->lock);
+    import_push(m, "", true);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* After images_close, which has ended the thread. */
+static void import_close(image_import *m)
+{
+    if (m->store) close_fd(&m->notify.fd);
+    for (import_watch *next; m->watches; m->watches = next)
+        next = m->watches->next, free(m->watches);
+    for (import_name *next; m->names; m->names = next)
+        next = m->names->next, free(m->names);
+    for (import_trouble *next; m->troubles; m->troubles = next)
+        next = m->troubles->next, free(m->troubles);
 }
 
 /* == 17. Root filesystem and volumes =========================================================
@@ -18891,6 +21418,9 @@ static int check_mount(const Mount *m, error *e)
     if (!image && check_absolute(m->host_path, "mounts.host_path", e) < 0) return -1;
     if (!image && m->image_sub_path.n)
         return fail(e, GRPC_INVALID_ARGUMENT, "mounts.image_sub_path without mounts.image");
+    if (check_path(m->image_sub_path, "mounts.image_sub_path", e) < 0) return -1;
+    if (path_goes_up(m->image_sub_path))
+        return fail(e, GRPC_INVALID_ARGUMENT, "mounts.image_sub_path must not hold \"..\"");
     if (m->propagation < MountPropagation_PROPAGATION_PRIVATE ||
         m->propagation > MountPropagation_PROPAGATION_BIDIRECTIONAL)
         return fail(e, GRPC_INVALID_ARGUMENT, "mounts.propagation %d is not known", m->propagation);
@@ -18945,6 +21475,10 @@ static int spec_check_container(const CreateContainerRequest *in, error *e)
 
 /* -- containers: the whole specification ------------------------------------------------------- */
 
+/* Images, held while a container is being made from them: until image_layers_hold has run, nothing
+ * else keeps a RemoveImage from taking their layers away. p has room for all. */
+typedef struct { const ImageRecord **p; size_t n; } spec_images;
+
 /* What a container's specification is made from. `a` gets all that is new in it. */
 typedef struct {
     const runtime_options *options;
@@ -18953,6 +21487,7 @@ typedef struct {
     int root;                 /* the --root directory */
     const PodRecord *pod;
     const ImageRecord *image;
+    spec_images *held;        /* gets those of the volumes */
     arena *a;
 } spec_context;
 
@@ -19169,20 +21704,38 @@ static int spec_bind(const spec_context *x, const Mount *m, MountSpec *out, erro
     return 0;
 }
 
+/* Looks for the part of an image that a volume is to show, in the image's own tree, so that its
+ * links lead nowhere else. A pod's author is told now and not when the container starts. */
+static int spec_sub_path(const spec_context *x, const MountSpec *m, error *e)
+{
+    const char *path = arena_printf(x->a, "./%.*s", PR(m->sub_path));
+    OWNED_FD layers = openat(x->root, "layers", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    OWNED_FD whole = rootfs_open_layers(layers, m->layers.p, m->layers.n, e);
+    OWNED_FD part = whole < 0 ? -1 : open_inside(whole, path, O_PATH, e);
+    return part < 0 ? -1 : 0;
+}
+
+/* A volume of an image's files: which image that is now, the request's copy is told, because a tag
+ * may be another's by the time somebody asks for the container's status. Devices in it open for
+ * nobody, as those of the container's own image do not. */
 static int spec_image_volume(const spec_context *x, const Mount *m, MountSpec *out, error *e)
 {
-    const ImageRecord *image = image_hold(x->images, m->image->image);
+    slice name = m->image->image;
+    const ImageRecord *image = image_hold(x->images, name);
     if (!image)
         return fail(e, GRPC_NOT_FOUND,
-                    "ImageVolumeMountFailed: image \"%.*s\" not found: pull it first",
-                    PR(m->image->image));
+                    "ImageVolumeMountFailed: image \"%.*s\" not found: pull it first", PR(name));
+    x->held->p[x->held->n++] = image;
+    m->image->image_ref = arena_copy(x->a, image->id);
     out->layers.p = list_of(x->a, image->layers.n);
     for (size_t i = 0; out->layers.p && i < image->layers.n; i++)
         out->layers.p[out->layers.n++] = arena_copy(x->a, image->layers.p[i]);
-    image_drop(x->images, image);
     out->sub_path = m->image_sub_path;
-    out->readonly = true;
-    return out->layers.p ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for mounts");
+    out->readonly = out->nodev = true;
+    if (x->a->oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for mounts");
+    if (!out->sub_path.n || spec_sub_path(x, out, e) == 0) return 0;
+    return fail_in(e, "ImageVolumeMountFailed: image \"%.*s\", image_sub_path \"%.*s\"", PR(name),
+                   PR(out->sub_path));
 }
 
 static bool mounts_hold(const ContainerSpec *s, const char *destination)
@@ -20599,11 +23152,13 @@ static int container_join(runtime *r, slice key, grpc_call *call, slice *id, err
     return done;
 }
 
-/* Fills the record: what the request says, and what follows from it, the image and the pod. */
-static int container_describe(container *c, const CreateContainerRequest *in,
-                              const ImageRecord *image, error *e)
+/* Fills the record: what the request says, and what follows from it, the image and the pod. `held`
+ * has the image, and gets those of the volumes. */
+static int container_describe(container *c, const CreateContainerRequest *in, spec_images *held,
+                              error *e)
 {
     runtime *r = c->pod->runtime;
+    const ImageRecord *image = held->p[0];
     char id[65];
     ContainerRecord *rec = &c->record;
     if (!new_id(id)) return fail_sys(e, GRPC_INTERNAL, "getrandom");
@@ -20624,6 +23179,7 @@ static int container_describe(container *c, const CreateContainerRequest *in,
                              .root = r->root,
                              .pod = &c->pod->record,
                              .image = image,
+                             .held = held,
                              .a = &c->memory };
     return spec_container(&context, rec, e);
 }
@@ -20709,15 +23265,19 @@ static int container_make(pod *p, const CreateContainerRequest *in, grpc_call *c
                           error *e)
 {
     runtime *r = p->runtime;
-    const ImageRecord *image = image_hold(r->images, in->config->image->image);
+    spec_images held = { 0 };
+    held.p = arena_alloc(&call->arena, (1 + in->config->mounts.n) * sizeof *held.p);
+    const ImageRecord *image = held.p ? image_hold(r->images, in->config->image->image) : NULL;
+    if (!held.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a container");
     if (!image)
         return fail(e, GRPC_NOT_FOUND, "image \"%.*s\" not found: pull it first",
                     PR(in->config->image->image));
+    held.p[held.n++] = image;
     lock_state(r);
     container *c = container_new(p);
     unlock_state(r);
     int done = !c ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a container")
-                  : container_describe(c, in, image, e);
+                  : container_describe(c, in, &held, e);
     if (done == 0) done = container_check_target(c, e);
     lock_state(r);
     if (done == 0) done = container_join(r, c->key, call, id, e);
@@ -20740,7 +23300,7 @@ static int container_make(pod *p, const CreateContainerRequest *in, grpc_call *c
         container_drop(c);
         unlock_state(r);
     } else if (c) container_free(&c->release);
-    image_drop(r->images, image);
+    while (held.n) image_drop(r->images, held.p[--held.n]);
     return done < 0 ? -1 : 0;
 }
 
@@ -21803,6 +24363,21 @@ static int service_pull(grpc_call *c, const void *in, void *out, error *e)
     return id.p ? 0 : -1;
 }
 
+static int service_pull_tell(void *call, const KrunPullProgress *now, error *e)
+{
+    return grpc_send(call, now, e);
+}
+
+static int service_pull_watched(grpc_call *c, const void *in, void *out, error *e)
+{
+    pull_watcher client = { service_pull_tell, c };
+    int cancel = grpc_cancel_fd(c, e);
+    (void)out;
+    return cancel < 0
+               ? -1
+               : image_pull_watched(service_runtime(c)->images, in, cancel, &client, e);
+}
+
 static int service_remove_image(grpc_call *c, const void *in, void *out, error *e)
 {
     const RemoveImageRequest *ask = in;
@@ -21824,6 +24399,54 @@ static int service_load_image(grpc_call *c, const void *in, void *out, error *e)
     if (check_absolute(ask->path, "path", e) < 0) return -1;
     return image_load(service_runtime(c)->images, arena_str(&c->arena, ask->path), &c->arena, out,
                       e);
+}
+
+/* The archive goes out in pieces, each as soon as the one before it is on its way: a client that
+ * reads slowly slows the packing down, and one that has gone ends it. */
+enum { SERVICE_PIECE = 256 * KIB };
+typedef struct { tar_sink sink; grpc_call *call; buf piece; } service_archive;
+
+static int service_send_piece(service_archive *s, error *e)
+{
+    KrunSaveImageResponse out = { .data = buf_view(&s->piece) };
+    if (s->piece.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the archive");
+    int done = s->piece.n ? grpc_send(s->call, &out, e) : 0;
+    s->piece.n = 0;
+    return done;
+}
+
+static int service_archive_write(tar_sink *to, slice bytes, error *e)
+{
+    service_archive *s = OWNER(to, service_archive, sink);
+    for (slice part; bytes.n;) {
+        slice_take(&bytes, MIN(bytes.n, SERVICE_PIECE - s->piece.n), &part);
+        buf_slice(&s->piece, part);
+        bool full = s->piece.n >= SERVICE_PIECE || s->piece.oom;
+        if (full && service_send_piece(s, e) < 0) return -1;
+    }
+    return 0;
+}
+
+static int service_save_image(grpc_call *c, const void *in, void *out, error *e)
+{
+    const KrunSaveImageRequest *ask = in;
+    service_archive to = { .sink = { service_archive_write }, .call = c };
+    slice_list names = { ask->images.p, ask->images.n };
+    int cancel = grpc_cancel_fd(c, e);
+    (void)out;
+    if (cancel < 0) return -1;
+    if (!names.n) return fail(e, GRPC_INVALID_ARGUMENT, "images is required");
+    int failed = image_save(service_runtime(c)->images, &names, cancel, &to.sink, e);
+    if (!failed) failed = service_send_piece(&to, e);
+    buf_free(&to.piece);
+    return failed;
+}
+
+static int service_pin_image(grpc_call *c, const void *in, void *out, error *e)
+{
+    const KrunPinImageRequest *ask = in;
+    return image_pin(service_runtime(c)->images, ask->image, ask->pinned,
+                     &((KrunPinImageResponse *)out)->pinned, e);
 }
 
 /* -- lists in pieces --------------------------------------------------------------------------- */
@@ -21920,9 +24543,23 @@ static const service *service_find(const char *name) /* NULL: not built yet */
     return NULL;
 }
 
-/* The paths that are served: all of cri.proto, those not built yet without a function, and our own
- * for `krun load`, because CRI has no call that brings an image from a file. Paths are `a`'s. */
-enum { SERVICES_METHODS = COUNT(cri_rpcs) + 1 };
+/* Our own calls, for what CRI has none: images from and to files, pins, pulls that are watched. */
+static const grpc_method services_own[] = {
+    { .path = "/krun.v1.Krun/LoadImage", .in = &KrunLoadImageRequest_msg,
+      .out = &KrunLoadImageResponse_msg, .where = GRPC_LONG, .run = service_load_image },
+    { .path = "/krun.v1.Krun/SaveImage", .in = &KrunSaveImageRequest_msg,
+      .out = &KrunSaveImageResponse_msg, .where = GRPC_LONG, .streams = true,
+      .run = service_save_image },
+    { .path = "/krun.v1.Krun/PinImage", .in = &KrunPinImageRequest_msg,
+      .out = &KrunPinImageResponse_msg, .where = GRPC_LONG, .run = service_pin_image },
+    { .path = "/krun.v1.Krun/PullImage", .in = &PullImageRequest_msg,
+      .out = &KrunPullProgress_msg, .where = GRPC_LONG, .streams = true,
+      .run = service_pull_watched },
+};
+
+/* The paths that are served: all of cri.proto, those not built yet without a function, and our own.
+ * Paths are `a`'s. */
+enum { SERVICES_METHODS = COUNT(cri_rpcs) + COUNT(services_own) };
 static void services_methods(arena *a, grpc_method out[SERVICES_METHODS])
 {
     for (size_t i = 0; i < COUNT(cri_rpcs); i++) {
@@ -21935,11 +24572,7 @@ static void services_methods(arena *a, grpc_method out[SERVICES_METHODS])
                                 .where = built ? built->where : GRPC_ON_LOOP,
                                 .run = built ? built->run : NULL };
     }
-    out[COUNT(cri_rpcs)] = (grpc_method){ .path = "/krun.v1.Krun/LoadImage",
-                                          .in = &KrunLoadImageRequest_msg,
-                                          .out = &KrunLoadImageResponse_msg,
-                                          .where = GRPC_LONG,
-                                          .run = service_load_image };
+    memcpy(out + COUNT(cri_rpcs), services_own, sizeof services_own);
 }
 
 /* == 27. Client ==============================================================================
@@ -22778,6 +25411,8 @@ static int settings_resolve(const krun_options *given, arena *a, runtime_options
     if (!*all.socket) all.socket = arena_printf(a, "%s/krun.sock", all.run);
     if (all.root[0] != '/' || all.run[0] != '/')
         return fail(e, GRPC_INVALID_ARGUMENT, "root and run must be absolute paths");
+    if (*all.image_import && all.image_import[0] != '/')
+        return fail(e, GRPC_INVALID_ARGUMENT, "image-import must be an absolute path");
     int level = settings_choice("log-level", all.log_level, levels, e);
     int ignore = settings_choice("missing-controllers", all.missing_controllers, missing, e);
     int keep = settings_choice("keep-blobs", all.keep_blobs, truth, e);
@@ -22812,6 +25447,7 @@ typedef struct {
     arena memory;              /* the settings */
     runtime_options options;
     runtime runtime;
+    image_import import;
     loop loop;
     grpc_method methods[SERVICES_METHODS];
     grpc_server *server;
@@ -22904,6 +25540,7 @@ static int daemon_open_state(krund *d, error *e)
     r->images = images_open(&images, e);
     if (!r->images || runtime_resume(r, e) < 0) return -1;
     images_collect(r->images); /* only now is it known which layers containers use */
+    import_open(&d->import, r->images, &d->loop);
     return 0;
 }
 
@@ -22956,6 +25593,7 @@ static void daemon_close(krund *d)
         unlock_state(r);
         runtime_forget(r);
         if (r->images) images_close(r->images);
+        import_close(&d->import);
     }
     if (r->monitors >= 0) { /* gone only when no pod is left: else rmdir(2) says EBUSY */
         cg_remove_empty(&r->cgroups, r->home, &e);
@@ -23160,6 +25798,7 @@ typedef struct {
     krun_pod pod;        /* of `run` */
     cli_words env, volumes;
     const char *socket, *output, *pull, *of_pod;
+    const char *creds, *auth, *authfile; /* for a pull */
     int64_t timeout, tail;
     bool quiet, all, follow, timestamps, detach, rm, force, privileged, read_only, help, version;
 } cli;
@@ -23258,14 +25897,21 @@ static const char *cli_ago(cli *c, int64_t wall_ns)
                         units[i].name);
 }
 
-static const char *cli_size(cli *c,
-                            uint64_t bytes) /* "4.26MB", powers of 1000 as crictl has them */
+enum { CLI_SIZE_TEXT = 16 }; /* no size takes more than 6 bytes */
+static const char *cli_size_text(char out[CLI_SIZE_TEXT],
+                                 double bytes) /* "4.26MB", powers of 1000 as crictl has them */
 {
     static const char *const units[] = { "B", "kB", "MB", "GB", "TB", "PB", "EB" };
-    double value = (double)bytes;
     size_t i = 0;
-    for (; value >= 1000; i++) value /= 1000;
-    return arena_printf(&c->client.arena, "%.3g%s", value, units[i]);
+    for (; bytes >= 999.5 && i + 1 < COUNT(units); i++) bytes /= 1000;
+    snprintf(out, CLI_SIZE_TEXT, "%.3g%s", bytes, units[i]);
+    return out;
+}
+
+static const char *cli_size(cli *c, uint64_t bytes)
+{
+    char text[CLI_SIZE_TEXT];
+    return arena_str(&c->client.arena, slice_of(cli_size_text(text, (double)bytes)));
 }
 
 static slice cli_short(slice id)
@@ -23598,17 +26244,314 @@ static int cli_do_images(cli *c, error *e)
 
 /* -- images ------------------------------------------------------------------------------------ */
 
+/* Runs one of docker's credential helpers and gives what it prints: a registry on its standard
+ * input, JSON on its output (github.com/docker/docker-credential-helpers). It may ask the user for
+ * a password, so it has our environment and all the time it wants. */
+static int cli_ask_helper(const char *program, slice registry, buf *said, error *e)
+{
+    char path[PATH_MAX], *argv[] = { (char *)program, NULL }, *get[] = { argv[0], "get", NULL };
+    int in[2], out[2];
+    if (!program_find(program, getenv("PATH") ? getenv("PATH") : "/usr/bin:/bin", path))
+        return fail(e, GRPC_FAILED_PRECONDITION, "there is no such program");
+    if (pipe2(in, O_CLOEXEC) < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "pipe");
+    OWNED_FD their_in = in[0], our_in = in[1];
+    if (pipe2(out, O_CLOEXEC) < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "pipe");
+    OWNED_FD our_out = out[0], their_out = out[1];
+    spawn_args how = { .exec_fd = -1, .path = path, .argv = get, .envp = environ,
+                       .fds = (int[]){ their_in, their_out, STDERR_FILENO }, .nfds = 3 };
+    OWNED_FD child = spawn(&how, NULL, e);
+    if (child < 0) return -1;
+    close_fd(&their_in), close_fd(&their_out);
+    (void)write_all(our_in, registry.p, registry.n); /* it fits into the pipe */
+    close_fd(&our_in);
+    while (buf_reserve(said, 4 * KIB) && said->n < MIB) {
+        ssize_t n = read(our_out, said->p + said->n, 4 * KIB);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) break;
+        said->n += (size_t)n;
+    }
+    close_fd(&our_out);
+    return reap(child, 0);
+}
+
+/* What a helper knows of a registry. 1 and *out; 0: nothing; -1. */
+static int cli_helper_auth(cli *c, slice name, slice registry, AuthConfig *out, error *e)
+{
+    arena *a = &c->client.arena;
+    error ignored;
+    OWNED_BUF said = { 0 };
+    const char *program = arena_printf(a, "docker-credential-%.*s", PR(name));
+    if (slice_is(registry, "docker.io")) registry = SLICE("https://index.docker.io/v1/");
+    if (slice_has(name, '/'))
+        return fail(e, GRPC_INVALID_ARGUMENT, "credential helper \"%.*s\" is a path", PR(name));
+    int status = cli_ask_helper(program, registry, &said, e);
+    slice text = slice_trim(buf_view(&said));
+    if (status < 0) return fail_in(e, "%s", program);
+    if (status && slice_starts(text, "credentials not found")) return 0;
+    const json *tree = status ? NULL : json_parse(text, a, &ignored);
+    slice user = json_text(json_get(tree, "Username"));
+    slice secret = json_text(json_get(tree, "Secret"));
+    if (status) return fail(e, GRPC_UNKNOWN, "%s: exit status %d", program, status);
+    if (!user.n && !secret.n)
+        return fail(e, GRPC_UNKNOWN, "%s: its output has no Username and Secret", program);
+    if (slice_is(user, "<token>")) *out = (AuthConfig){ .identity_token = secret };
+    else *out = (AuthConfig){ .username = user, .password = secret };
+    return 1;
+}
+
+/* What a file of docker's or podman's says: the registry's own helper, an entry, everybody's
+ * helper, in this order. 1 and *out; 0: nothing, or no such file; -1. */
+static int cli_file_auth(cli *c, const char *path, const image_ref *ref, AuthConfig *out, error *e)
+{
+    const json *tree = auth_file_load(path, &c->client.arena, e);
+    if (!tree && e->code == GRPC_NOT_FOUND) return 0;
+    if (!tree) return fail_in(e, "credentials file %s", path);
+    slice own = json_text(auth_best(json_get(tree, "credHelpers"), ref));
+    slice all = json_text(json_get(tree, "credsStore"));
+    int got = own.n ? cli_helper_auth(c, own, ref->domain, out, e) : 0;
+    if (got == 0) got = auth_file_find(tree, ref, out, e);
+    if (got == 0 && all.n) got = cli_helper_auth(c, all, ref->domain, out, e);
+    return got < 0 ? fail_in(e, "credentials file %s", path) : got;
+}
+
+/* The first of the user's files that knows the registry: containers-auth.json(5), docker-login(1).
+ * One that was named has to be there. */
+static int cli_files_auth(cli *c, const image_ref *ref, AuthConfig *out, error *e)
+{
+    arena *a = &c->client.arena;
+    const char *docker = getenv("DOCKER_CONFIG"), *home = getenv("HOME");
+    const char *files[3] = { getenv("REGISTRY_AUTH_FILE"), NULL, NULL };
+    if (docker && *docker) files[1] = arena_printf(a, "%s/config.json", docker);
+    if (home && *home) files[2] = arena_printf(a, "%s/.docker/config.json", home);
+    for (size_t i = 0; i < COUNT(files); i++) {
+        int got = files[i] && *files[i] ? cli_file_auth(c, files[i], ref, out, e) : 0;
+        if (got) return got;
+    }
+    return 0;
+}
+
+/* The credentials for an image: --creds, --auth, --authfile, else the user's files. 1 and *out; 0:
+ * none; -1. */
+static int cli_auth(cli *c, slice name, AuthConfig *out, error *e)
+{
+    image_ref ref;
+    error ignored;
+    slice password = slice_of(c->creds), user = slice_cut(&password, ':');
+    *out = (AuthConfig){ .username = user, .password = password, .auth = slice_of(c->auth) };
+    if (!!c->creds + !!c->auth + !!c->authfile > 1)
+        return fail(e, GRPC_INVALID_ARGUMENT, "more than one of --creds, --auth and --authfile");
+    if ((c->creds && !user.n) || (c->auth && !auth_text_valid(out->auth)))
+        return fail(e, GRPC_INVALID_ARGUMENT, "%s is not user:password%s",
+                    c->creds ? "--creds" : "--auth", c->creds ? "" : " in base64");
+    if (c->creds || c->auth) return 1;
+    if (image_ref_parse(name, &c->client.arena, &ref, &ignored) < 0)
+        return 0; /* the daemon says what is wrong with it */
+    if (!c->authfile) return cli_files_auth(c, &ref, out, e);
+    if (access(c->authfile, F_OK) < 0)
+        return fail_sys(e, GRPC_NOT_FOUND, "credentials file %s", c->authfile);
+    return cli_file_auth(c, c->authfile, &ref, out, e);
+}
+
+/* -- the progress of a pull ----------------------------------------------------------------------
+ *
+ * On a terminal a line a layer, drawn again in place: those that are finished stay above, those
+ * that are not are below, as many as there is room for. Elsewhere a line when something has
+ * happened. All of it goes to stderr: what a script reads is the image's ID. */
+
+/* A layer as it was last heard of, and how fast it comes: bytes a second, the last 3 s above
+ * all. */
+typedef struct {
+    char name[CLI_ID + 1];
+    uint64_t total, done;
+    int32_t state; /* KrunLayerState */
+    double rate;
+    bool finished; /* its last line has been drawn */
+} cli_layer;
+
+typedef struct {
+    arena *a;
+    bool terminal;
+    size_t columns, rows;
+    cli_layer *layers;
+    size_t n, drawn; /* drawn: lines of the last picture that are to be drawn again */
+    int64_t heard;   /* when the last message came */
+    slice image_ref;
+} cli_progress;
+
+static void cli_put_left(buf *out, const cli_layer *l) /* "3m20s left", 11 bytes; or blanks */
+{
+    char text[32] = "";
+    double seconds = l->rate > 0 ? (double)(l->total - MIN(l->done, l->total)) / l->rate : 1e9;
+    unsigned s = seconds < 1e9 ? (unsigned)seconds : 0;
+    if (seconds < 60) snprintf(text, sizeof text, "%us left", s);
+    else if (seconds < 3600) snprintf(text, sizeof text, "%um%02us left", s / 60, s % 60);
+    else if (seconds < 360000)
+        snprintf(text, sizeof text, "%uh%02um left", s / 3600, s / 60 % 60);
+    buf_printf(out, "  %11s", text);
+}
+
+/* "[=====>    ]  45.3MB/100MB  12.3MB/s  4s left" in `room` columns; of that what there is room
+ * for. */
+static void cli_put_bar(buf *out, const cli_layer *l, size_t room)
+{
+    enum { SIZES = 15, RATE = 10, LEFT = 13, BAR = 12 };
+    char done[CLI_SIZE_TEXT], total[CLI_SIZE_TEXT], rate[CLI_SIZE_TEXT];
+    bool left = room >= BAR + SIZES + RATE + LEFT, speed = room >= BAR + SIZES + RATE;
+    size_t text = SIZES + (speed ? RATE : 0) + (left ? LEFT : 0);
+    double part = l->total ? (double)MIN(l->done, l->total) / (double)l->total : 0;
+    if (room >= BAR + text) {
+        size_t inner = room - text - 2, full = (size_t)((double)inner * part);
+        buf_byte(out, '[');
+        for (size_t i = 0; i < inner; i++) buf_byte(out, i < full ? '=' : i == full ? '>' : ' ');
+        buf_byte(out, ']');
+    } else buf_printf(out, "%3d%%", (int)(100 * part));
+    cli_size_text(done, (double)l->done), cli_size_text(total, (double)l->total);
+    if (room >= text + 4) buf_printf(out, "  %6s/%6s", done, total);
+    if (speed) buf_printf(out, "  %6s/s", cli_size_text(rate, l->rate));
+    if (left) cli_put_left(out, l);
+}
+
+static const char *const cli_layer_states[] = {
+    "waiting", "downloading", "extracting", "done", "exists",
+};
+
+/* A layer's line, at most `columns` wide, without its end. */
+static void cli_put_layer(buf *out, const cli_layer *l, size_t columns)
+{
+    OWNED_BUF line = { 0 };
+    char total[CLI_SIZE_TEXT];
+    bool sized = l->state == KrunLayerState_EXTRACTING || l->state == KrunLayerState_DONE;
+    buf_printf(&line, "%s  ", l->name);
+    if (l->state == KrunLayerState_DOWNLOADING)
+        cli_put_bar(&line, l, columns - MIN(columns, line.n));
+    else
+        buf_printf(&line, "%s%s%s", cli_layer_states[l->state], sized ? " " : "",
+                   sized ? cli_size_text(total, (double)l->total) : "");
+    buf_add(out, line.p, MIN(line.n, columns));
+}
+
+/* How large the terminal is now: $COLUMNS, or what it says itself. */
+static void cli_measure(cli_progress *p)
+{
+    struct winsize size = { 0 };
+    uint64_t columns = 0;
+    (void)ioctl(STDERR_FILENO, TIOCGWINSZ, &size);
+    parse_u64(slice_of(getenv("COLUMNS")), 10, 4096, &columns);
+    p->columns = columns ? columns : size.ws_col ? size.ws_col : 80;
+    p->rows = MAX(size.ws_row ? size.ws_row : 24, 4);
+}
+
+/* ECMA-48: CSI n A moves n lines up, CSI K clears the rest of the line, CSI J of the screen. The
+ * last column stays empty: what terminals do after a character there differs. */
+static void cli_draw(cli_progress *p)
+{
+    OWNED_BUF out = { 0 };
+    size_t more = 0, width = p->columns - 1;
+    if (p->drawn) buf_printf(&out, "\033[%zuA", p->drawn);
+    for (size_t i = 0; i < p->n; i++) {
+        cli_layer *l = &p->layers[i];
+        if (l->finished || l->state < KrunLayerState_DONE) continue;
+        l->finished = true;
+        cli_put_layer(&out, l, width);
+        buf_str(&out, "\033[K\n");
+    }
+    p->drawn = 0;
+    for (size_t i = 0; i < p->n; i++) {
+        if (p->layers[i].finished) continue;
+        if (p->drawn + 2 >= p->rows) { more++; continue; }
+        cli_put_layer(&out, &p->layers[i], width);
+        buf_str(&out, "\033[K\n");
+        p->drawn++;
+    }
+    if (more) buf_printf(&out, "and %zu more\033[K\n", more), p->drawn++;
+    buf_str(&out, "\033[J");
+    if (!out.oom) (void)!write_all(STDERR_FILENO, out.p, out.n);
+}
+
+/* Takes what is new of one layer. Without a terminal says what has happened to it. */
+static void cli_hear_layer(const cli_progress *p, cli_layer *l, const KrunLayerProgress *news,
+                           double seconds)
+{
+    int32_t was = l->state;
+    char total[CLI_SIZE_TEXT];
+    double rate = (double)(news->done - MIN(l->done, news->done)) / MAX(seconds, 1e-3);
+    if (was == KrunLayerState_WAITING) rate = 0; /* nobody knows since when these bytes came */
+    l->rate = l->rate > 0 ? l->rate + (rate - l->rate) * MIN(seconds / 3, 1.0) : rate;
+    bool known = news->state >= 0 && (size_t)news->state < COUNT(cli_layer_states);
+    l->done = news->done;
+    l->total = news->total;
+    l->state = known ? news->state : KrunLayerState_WAITING;
+    if (p->terminal || l->state == was) return;
+    if (l->state >= KrunLayerState_DONE)
+        fprintf(stderr, "%s: %s\n", l->name, cli_layer_states[l->state]);
+    else if (was == KrunLayerState_WAITING)
+        fprintf(stderr, "%s: downloading %s\n", l->name,
+                cli_size_text(total, (double)l->total));
+}
+
+static int cli_hear(void *user, const void *message, error *e) /* grpc_request.each */
+{
+    cli_progress *p = user;
+    const KrunPullProgress *news = message;
+    int64_t now = clock_mono();
+    double seconds = (double)(now - p->heard) / (double)NS_PER_SEC;
+    if (!p->layers && news->layers.n) {
+        p->layers = arena_alloc(p->a, news->layers.n * sizeof *p->layers);
+        if (!p->layers) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for layers");
+        p->n = news->layers.n;
+        for (size_t i = 0; i < p->n; i++)
+            snprintf(p->layers[i].name, sizeof p->layers[i].name, "%.*s",
+                     PR(cli_short(news->layers.p[i].digest)));
+    }
+    for (size_t i = 0; i < MIN(p->n, news->layers.n); i++)
+        cli_hear_layer(p, &p->layers[i], &news->layers.p[i], seconds);
+    p->heard = now;
+    if (news->image_ref.n) p->image_ref = arena_copy(p->a, news->image_ref);
+    if (p->terminal) cli_measure(p), cli_draw(p);
+    return 0;
+}
+
+/* A pull with its progress, by a call that only krun has: from any other runtime comes
+ * UNIMPLEMENTED. */
+static int cli_pull_watched(cli *c, const PullImageRequest *in, slice *id, error *e)
+{
+    const char *term = getenv("TERM");
+    cli_progress p = { .a = &c->client.arena, .heard = clock_mono() };
+    p.terminal = isatty(STDERR_FILENO) && term && strcmp(term, "dumb");
+    grpc_request r = { .path = "/krun.v1.Krun/PullImage",
+                       .in_msg = &PullImageRequest_msg,
+                       .in = in,
+                       .out_msg = &KrunPullProgress_msg,
+                       .each = cli_hear,
+                       .user = &p };
+    if (client_call(&c->client, &r, e) < 0) return -1;
+    *id = p.image_ref;
+    return id->n ? 0 : fail(e, GRPC_INTERNAL, "the daemon sent no ID of the image");
+}
+
+static int cli_pull_unwatched(cli *c, const PullImageRequest *in, slice *id, error *e)
+{
+    PullImageResponse out = { 0 };
+    int done = CLIENT_WAIT(&c->client, ImageService, PullImage, in, &out, e);
+    *id = out.image_ref;
+    return done;
+}
+
 /* A pull lasts as long as it lasts, so no deadline is sent with it. Asked twice at once, the daemon
  * does it once. */
 static int cli_pull_image(cli *c, const char *name, slice *id, error *e)
 {
     ImageSpec spec = { .image = slice_of(name) };
+    AuthConfig auth;
     PullImageRequest in = { .image = &spec };
-    PullImageResponse out = { 0 };
-    if (CLIENT_WAIT(&c->client, ImageService, PullImage, &in, &out, e) < 0)
-        return fail_in(e, "pull %s", name);
-    *id = out.image_ref;
-    return 0;
+    int known = cli_auth(c, spec.image, &auth, e);
+    if (known < 0) return fail_in(e, "pull %s", name);
+    if (known) in.auth = &auth;
+    if (!c->quiet) fprintf(stderr, "krun: pulling %s\n", name);
+    int done = (c->quiet ? cli_pull_unwatched : cli_pull_watched)(c, &in, id, e);
+    if (done < 0 && !c->quiet && e->code == GRPC_UNIMPLEMENTED)
+        done = cli_pull_unwatched(c, &in, id, e);
+    return done < 0 ? fail_in(e, "pull %s", name) : 0;
 }
 
 static int cli_do_pull(cli *c, error *e)
@@ -23656,6 +26599,96 @@ static int cli_do_load(cli *c, error *e)
     for (size_t i = 0; i < out.names.n; i++) printf("%.*s\n", PR(out.names.p[i]));
     return CLI_OK;
 }
+
+/* Where `krun save` writes: standard output, or a file that gets its name when it is whole, so that
+ * an old archive of that name is not lost to a failed one. What is no file is written to as it
+ * is. */
+typedef struct { int fd; const char *path, *temp; } cli_archive;
+
+static const char *cli_archive_temp; /* to be removed if a signal ends us */
+static void cli_archive_interrupted(int sig)
+{
+    unlink(cli_archive_temp);
+    _exit(128 + sig);
+}
+
+static int cli_archive_open(cli *c, cli_archive *to, error *e)
+{
+    struct stat st;
+    const char *path = to->path, *slash = path ? strrchr(path, '/') : NULL;
+    if (!path) return to->fd = STDOUT_FILENO, 0;
+    bool other = stat(path, &st) == 0 && !S_ISREG(st.st_mode);
+    int before = slash ? (int)(slash + 1 - path) : 0;
+    to->temp = other ? NULL
+                     : arena_printf(&c->client.arena, "%.*s.%s.%d.tmp", before, path, path + before,
+                                    (int)getpid());
+    int flags = O_WRONLY | O_CLOEXEC | (other ? 0 : O_CREAT | O_EXCL);
+    to->fd = open(to->temp ? to->temp : path, flags, 0600); /* as docker: a secret may be in it */
+    if (to->fd < 0) return fail_sys(e, GRPC_INTERNAL, "create %s", path);
+    cli_archive_temp = to->temp;
+    if (to->temp) signal(SIGINT, cli_archive_interrupted), signal(SIGTERM, cli_archive_interrupted);
+    return 0;
+}
+
+static int cli_archive_close(cli_archive *to, int failed, error *e)
+{
+    if (!to->temp) return failed;
+    if (!failed && (fsync(to->fd) < 0 || rename(to->temp, to->path) < 0))
+        failed = fail_sys(e, GRPC_INTERNAL, "write %s", to->path);
+    close_fd(&to->fd);
+    if (failed) unlink(to->temp);
+    return failed;
+}
+
+static int cli_archive_piece(void *user, const void *out, error *e)
+{
+    slice bytes = ((const KrunSaveImageResponse *)out)->data;
+    cli_archive *to = user;
+    if (write_all(to->fd, bytes.p, bytes.n) == 0) return 0;
+    return fail_sys(e, GRPC_INTERNAL, "write %s", to->path ? to->path : "standard output");
+}
+
+static int cli_do_save(cli *c, error *e)
+{
+    cli_archive to = { .path = c->output };
+    KrunSaveImageRequest in = { 0 };
+    if (!c->output && isatty(STDOUT_FILENO))
+        return cli_usage(c, "an archive is nothing for a terminal: use -o FILE or redirect it");
+    in.images.p = arena_alloc(&c->client.arena, (size_t)c->nargs * sizeof *in.images.p);
+    if (!in.images.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
+    for (int i = 0; i < c->nargs; i++) in.images.p[in.images.n++] = slice_of(c->args[i]);
+    if (cli_archive_open(c, &to, e) < 0) return -1;
+    grpc_request r = { .path = "/krun.v1.Krun/SaveImage",
+                       .in_msg = &KrunSaveImageRequest_msg,
+                       .in = &in,
+                       .out_msg = &KrunSaveImageResponse_msg,
+                       .each = cli_archive_piece,
+                       .user = &to };
+    return cli_archive_close(&to, client_call(&c->client, &r, e), e) < 0 ? -1 : CLI_OK;
+}
+
+/* `krun pin` and `krun unpin`. */
+static int cli_pin_images(cli *c, bool pin, error *e)
+{
+    for (int i = 0; i < c->nargs; i++) {
+        KrunPinImageRequest in = { .image = slice_of(c->args[i]), .pinned = pin };
+        KrunPinImageResponse out = { 0 };
+        grpc_request r = { .path = "/krun.v1.Krun/PinImage",
+                           .in_msg = &KrunPinImageRequest_msg,
+                           .in = &in,
+                           .out_msg = &KrunPinImageResponse_msg,
+                           .out = &out };
+        if (client_call(&c->client, &r, e) < 0) return -1;
+        printf("%s\n", c->args[i]);
+        if (!pin && out.pinned)
+            fprintf(stderr, "krun: %s stays pinned: by the settings, or it is imported\n",
+                    c->args[i]);
+    }
+    return CLI_OK;
+}
+
+static int cli_do_pin(cli *c, error *e) { return cli_pin_images(c, true, e); }
+static int cli_do_unpin(cli *c, error *e) { return cli_pin_images(c, false, e); }
 
 /* The CRI's RemoveImage does not mind an image that is not there; a person wants to be told. */
 static int cli_do_rmi(cli *c, error *e)
@@ -23853,7 +26886,6 @@ static int cli_have_image(cli *c, const char *name, error *e)
     if (found.n) return 0;
     if (!strcmp(when, "never"))
         return fail(e, GRPC_NOT_FOUND, "there is no image \"%s\" and --pull is never", name);
-    fprintf(stderr, "krun: pulling %s\n", name);
     return cli_pull_image(c, name, &id, e);
 }
 
@@ -24023,6 +27055,9 @@ enum cli_command {
     CLI_IMAGES,
     CLI_PULL,
     CLI_LOAD,
+    CLI_SAVE,
+    CLI_PIN,
+    CLI_UNPIN,
     CLI_RMI,
     CLI_RUNP,
     CLI_CREATE,
@@ -24084,11 +27119,25 @@ static const cli_command cli_commands[CLI_COMMANDS] = {
         "  krun images\n" },
     [CLI_PULL] = { cli_do_pull, "pull", "IMAGE...", 1, CLI_ANY, CLI_PLAIN,
         "fetch images from a registry",
-        "  krun pull localhost:5000/busybox:latest\n" },
+        "  krun pull localhost:5000/busybox:latest\n"
+        "  krun pull --creds user:password registry.example/app\n" },
     [CLI_LOAD] = { cli_do_load, "load", "FILE|DIRECTORY|-", 1, 1, CLI_PLAIN,
         "load images from an archive; - is standard input",
         "  krun load busybox.tar\n"
         "  docker save busybox | krun load -\n" },
+    [CLI_SAVE] = { cli_do_save, "save", "IMAGE...", 1, CLI_ANY, CLI_PLAIN,
+        "write images to an archive",
+        "  krun save -o busybox.tar busybox\n"
+        "  krun save app:1 app:2 | gzip >apps.tar.gz\n"
+        "\nThe archive is an OCI layout, which krun load, skopeo, podman and docker read. Layers\n"
+        "are packed anew from their files: what is loaded from the archive is the same image\n"
+        "but has another ID, unless the daemon keeps what registries send (--keep-blobs).\n" },
+    [CLI_PIN] = { cli_do_pin, "pin", "IMAGE...", 1, CLI_ANY, CLI_PLAIN,
+        "keep images from garbage collection",
+        "  krun pin registry.k8s.io/pause:3.10\n" },
+    [CLI_UNPIN] = { cli_do_unpin, "unpin", "IMAGE...", 1, CLI_ANY, CLI_PLAIN,
+        "undo krun pin",
+        "  krun unpin registry.k8s.io/pause:3.10\n" },
     [CLI_RMI] = { cli_do_rmi, "rmi", "IMAGE...", 1, CLI_ANY, CLI_PLAIN,
         "remove images",
         "  krun rmi busybox\n" },
@@ -24114,6 +27163,7 @@ enum cli_kind { CLI_FLAG, CLI_WORD, CLI_WORDS, CLI_NUMBER, CLI_SIZE, CLI_DECIMAL
 
 #define ON(command) (1U << CLI_##command)
 #define ON_EVERY (~0U)
+#define ON_PULLS (ON(PULL) | ON(RUN))
 #define ON_LISTS (ON(PODS) | ON(PS) | ON(IMAGES))
 
 typedef struct {
@@ -24148,8 +27198,12 @@ static const cli_option cli_options[] = {
     FLAG(ON(RUN), 0, "read-only", read_only, "the root file system cannot be written"),
     OPTION(ON(RUN), 0, "pull", "always|missing|never", WORD, pull,
            "when to pull the image; missing"),
+    OPTION(ON_PULLS, 0, "creds", "USER[:PASSWORD]", WORD, creds, "for the registry"),
+    OPTION(ON_PULLS, 0, "auth", "BASE64", WORD, auth, "user:password in base64"),
+    OPTION(ON_PULLS, 0, "authfile", "FILE", WORD, authfile, "instead of ~/.docker/config.json"),
     OPTION(ON(EXEC), 't', "timeout", "SECONDS", NUMBER, timeout, "kill it after that; 0: never"),
     OPTION(ON(STOP), 't', "timeout", "SECONDS", NUMBER, timeout, "kill after that; 10"),
+    OPTION(ON(SAVE), 'o', "output", "FILE", WORD, output, "write to it; standard output"),
     FLAG(ON(LOGS), 'f', "follow", follow, "go on until the container ends"),
     OPTION(ON(LOGS), 'n', "tail", "LINES", NUMBER, tail, "only the last lines"),
     FLAG(ON(LOGS), 0, "timestamps", timestamps, "put its time before each line"),
@@ -24157,7 +27211,7 @@ static const cli_option cli_options[] = {
     OPTION(ON(PS), 'p', "pod", "POD", WORD, of_pod, "only those of this pod"),
     FLAG(ON(RM), 'a', "all", all, "all pods that were stopped; with --force, all"),
     FLAG(ON(RM), 'f', "force", force, "stop what runs"),
-    FLAG(ON_LISTS, 'q', "quiet", quiet, "print IDs only"),
+    FLAG(ON_LISTS | ON(PULL), 'q', "quiet", quiet, "print IDs only"),
     OPTION(ON_LISTS | ON(VERSION) | ON(INFO), 'o', "output", "table|json", WORD, output,
            "its form"),
     OPTION(ON_EVERY, 'r', "runtime-endpoint", "PATH", WORD, socket, "same as --socket"),
@@ -24609,6 +27663,7 @@ static const main_role main_roles[] = {
     { "read", read_main },       /* chapter 14: takes manifests apart, with no rights at all */
     { "archive", archive_main }, /* chapter 14: reads an archive for `krun load` */
     { "unpack", unpack_main },   /* chapter 14: fills one directory, chrooted into it */
+    { "pack", pack_main },       /* chapter 14: reads one, for `krun save` */
 };
 
 /* argv[0] tells a role from a word that a user typed: spawn gives exactly "krun", and the built-in

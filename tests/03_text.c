@@ -117,6 +117,40 @@ TEST(json_depth_and_memory_are_bounded) /* T27 */
     CHECK(json_parse(buf_view(&many), &large, &e));
 }
 
+/* n bytes of `one`, of which only a megabyte is there: the rest are further views of it. */
+static slice text_of_one_byte(char one, size_t n)
+{
+    OWNED_FD fd = memfd_create("text", MFD_CLOEXEC);
+    uint8_t *p = mmap(NULL, n, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED || ftruncate(fd, MIB) < 0) abort();
+    for (size_t at = 0; at < n; at += MIB)
+        if (mmap(p + at, MIB, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) abort();
+    memset(p, one, MIB);
+    return (slice){ p, n };
+}
+
+TEST(json_of_endless_depth_and_endless_numbers_costs_no_memory) /* T27 */
+{
+    const struct { const char *piece, *want; } deep[] = {
+        { "[", "nested too deep" }, { "{\"a\":", "nested too deep" }, { "[{\"\":", "nested too deep" },
+    };
+    for (size_t i = 0; i < COUNT(deep); i++) {
+        OWNED_ARENA a = arena_make(64 * KIB);
+        OWNED_BUF text = { 0 };
+        error e = { 0 };
+        for (int n = 0; n < 100000; n++) buf_str(&text, deep[i].piece);
+        CHECK(!text_json(text.p, text.n, &a, &e));
+        CHECK(strstr(e.text, deep[i].want));
+        if (!strstr(e.text, deep[i].want)) fprintf(stderr, "row %zu: %s\n", i, e.text);
+    }
+    OWNED_ARENA a = arena_make(64 * KIB);
+    error e = { 0 };
+    slice digits = text_of_one_byte('7', 1024U * MIB);
+    CHECK(!json_parse(digits, &a, &e)); /* a number is kept as text, and has no room */
+    CHECK_INT(e.code, GRPC_RESOURCE_EXHAUSTED);
+    munmap((void *)(uintptr_t)digits.p, digits.n);
+}
+
 TEST(json_written_strings_read_back)
 {
     static const char bytes[] = "a\"\\\b\f\n\r\t\x01\x7f\0/\xE2\x82\xAC";

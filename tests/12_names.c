@@ -230,7 +230,7 @@ static int http_reply_of(slice raw, http_reply *r, buf *body, error *e)
     setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &big, sizeof big);
     if (raw.n && send(pair[1], raw.p, raw.n, 0) < 0) abort();
     close(pair[1]);
-    c = (http_conn){ .fd = pair[0] };
+    c = (http_conn){ .fd = pair[0], .carrier = -1 };
     int got = http_read_head(&c, &a, r, e);
     if (got == 0) got = http_body_all(&c, r, 1000, body, e);
     close(pair[0]);
@@ -293,4 +293,223 @@ TEST(http_reply_is_bounded)
     raw.n = 0;
     buf_printf(&raw, "HTTP/1.1 200 OK\r\nContent-Length: 1001\r\n\r\n%01001d", 0);
     CHECK_INT(http_reply_of(buf_view(&raw), &r, &body, &e), -1);
+}
+
+TEST(url_shown_has_no_query_and_no_password)
+{
+    static const struct { const char *given, *want; } rows[] = {
+        { "http://h:1/a/b?sig=secret", "http://h:1/a/b" }, { "https://u:secret@h/x", "https://h/x" },
+        { "u:secret@h", "h" }, { "http://u:sec/ret@h/x?a=b", "http://h/x" }, { "", "" }, { "?secret", "" },
+        { "http://u:p@", "http://" },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        char shown[URL_SHOWN];
+        CHECK_TEXT(slice_of(url_shown(at_page_end(rows[i].given, strlen(rows[i].given)), shown)), rows[i].want);
+    }
+    url_parts u;
+    error e;
+    OWNED_ARENA a = arena_make(64 * KIB);
+    CHECK_INT(url_parse(SLICE("http://user:secret@h/x?key=secret"), &a, &u, &e), -1);
+    CHECK(!strstr(e.text, "secret") && strstr(e.text, "h/x"));
+}
+
+/* The rules of golang.org/x/net/http/httpproxy, most of them rows of its own test. */
+TEST(no_proxy_means_what_it_means_to_go)
+{
+    static const struct { const char *list, *url; bool direct; } rows[] = {
+        { "", "http://example.com/", false },
+        { "example.com", "http://example.com/", true },
+        { "example.com", "http://www.example.com/", true },
+        { "example.com", "http://notexample.com/", false },
+        { "example.com", "http://EXAMPLE.com/", true },
+        { "Example.COM", "http://example.com/", true },
+        { ".example.com", "http://example.com/", false },
+        { ".example.com", "http://www.example.com/", true },
+        { "*.example.com", "http://www.example.com/", true },
+        { "*.example.com", "http://example.com/", false },
+        { "example.com:80", "http://example.com/", true },
+        { "example.com:80", "https://example.com/", false },
+        { "example.com:443", "https://www.example.com/", true },
+        { "example.com:5000", "http://example.com:5000/", true },
+        { " a.b , example.com ", "http://example.com/", true },
+        { "*", "https://anything/", true },
+        { "a,*,b", "https://[fd00::1]:5000/", true },
+        { "", "http://localhost/", true },
+        { "", "http://LOCALHOST:5000/", true },
+        { "", "http://localhost.example/", false },
+        { "", "http://127.0.0.1:5000/", true },
+        { "", "http://127.8.9.1/", true },
+        { "", "http://[::1]:5000/", true },
+        { "", "http://[::ffff:127.0.0.1]/", true },
+        { "", "http://[::2]/", false },
+        { "192.168.1.1", "http://192.168.1.1/", true },
+        { "192.168.1.1", "http://192.168.1.10/", false },
+        { "192.168.1.1:80", "http://192.168.1.1/", true },
+        { "192.168.1.1:81", "http://192.168.1.1/", false },
+        { "10.0.0.0/8", "http://10.255.0.1:5000/", true },
+        { "10.0.0.0/8", "http://11.0.0.1/", false },
+        { "10.0.0.0/8", "http://[::ffff:10.0.0.1]/", true },
+        { "192.168.4.0/22", "http://192.168.7.255/", true },
+        { "192.168.4.0/22", "http://192.168.8.0/", false },
+        { "0.0.0.0/0", "http://8.8.8.8/", true },
+        { "0.0.0.0/0", "http://[fd00::1]/", false },
+        { "0.0.0.0/0", "http://example.com/", false },
+        { "10.0.0.0/33", "http://10.0.0.1/", false },
+        { "10.0.0.0/", "http://10.0.0.1/", false },
+        { "/8", "http://10.0.0.1/", false },
+        { "fd00::/8", "http://[fd12::1]:5000/", true },
+        { "fd00::/8", "http://[fe00::1]/", false },
+        { "::/0", "http://10.0.0.1/", false },
+        { "fd00::1", "http://[fd00::1]/", true },
+        { "[fd00::1]", "http://[fd00::1]/", true },
+        { "[fd00::1]:5000", "http://[fd00::1]:5000/", true },
+        { "[fd00::1]:5000", "http://[fd00::1]/", false },
+        { "1.1.1.1", "http://a.1.1.1.1.example/", false },
+        { ",,:80,", "http://example.com/", false },
+        { "[", "http://example.com/", false },
+        { ".", "http://example.com/", false },
+        { "*.", "http://example.com/", false },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        url_parts u;
+        error e;
+        OWNED_ARENA a = arena_make(64 * KIB);
+        CHECK_INT(url_parse(slice_of(rows[i].url), &a, &u, &e), 0);
+        bool direct = no_proxy_for(at_page_end(rows[i].list, strlen(rows[i].list)), &u);
+        if (direct != rows[i].direct) fprintf(stderr, "row %zu: \"%s\" for %s\n", i, rows[i].list, rows[i].url);
+        CHECK(direct == rows[i].direct);
+    }
+}
+
+TEST(proxy_takes_every_form_of_its_variable)
+{
+    static const struct { const char *given, *host, *authorization; int port; } rows[] = { /* host NULL: refused */
+        { "http://proxy:3128", "proxy", "", 3128 },
+        { "http://proxy:3128/", "proxy", "", 3128 },
+        { "proxy:3128", "proxy", "", 3128 },
+        { "proxy", "proxy", "", 80 },
+        { "http://[fd00::1]:3128", "fd00::1", "", 3128 },
+        { " 10.0.0.1:8080 ", "10.0.0.1", "", 8080 },
+        { "http://u:p@proxy:3128", "proxy", "Basic dTpw", 3128 },
+        { "u:p@proxy", "proxy", "Basic dTpw", 80 },
+        { "http://u@proxy", "proxy", "Basic dTo=", 80 },
+        { "http://u:%70@proxy", "proxy", "Basic dTpw", 80 },
+        { "http://u:p%40q@proxy", "proxy", "Basic dTpwQHE=", 80 },
+        { "http://u:p@q@proxy", "proxy", "Basic dTpwQHE=", 80 },
+        { "https://proxy", NULL, NULL, 0 }, { "socks5://u:secret@proxy", NULL, NULL, 0 },
+        { "http://u:secret%zz@proxy", NULL, NULL, 0 }, { "http://u:secret%4@proxy", NULL, NULL, 0 },
+        { "http://u:secret@", NULL, NULL, 0 }, { "http://u:secret@proxy:99999", NULL, NULL, 0 },
+        { "http://u:sec/ret@pro xy", NULL, NULL, 0 }, { "http://", NULL, NULL, 0 },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        url_parts u;
+        http_proxy p;
+        error e = { 0 };
+        OWNED_ARENA a = arena_make(64 * KIB);
+        proxy_settings both = { slice_of(rows[i].given), SLICE(""), SLICE("") };
+        CHECK_INT(url_parse(SLICE("http://reg.example/"), &a, &u, &e), 0);
+        int got = proxy_for(&both, &u, &p, &e);
+        if (got != (rows[i].host ? 0 : -1)) fprintf(stderr, "row %zu: %s\n", i, e.text);
+        CHECK_INT(got, rows[i].host ? 0 : -1);
+        if (got < 0) { CHECK(strstr(e.text, "proxy") && !strstr(e.text, "sec")); continue; }
+        if (!rows[i].host) continue;
+        CHECK_TEXT(slice_of(p.at.host), rows[i].host);
+        CHECK_TEXT(slice_of(p.authorization), rows[i].authorization);
+        CHECK_INT(p.at.port, rows[i].port);
+        u.tls = true; /* the other variable, which is empty */
+        CHECK_INT(proxy_for(&both, &u, &p, &e), 0);
+        CHECK(!proxy_there(&p));
+    }
+    char longer[1200] = "http://u:";
+    http_proxy p;
+    error e;
+    memset(longer + 9, 'x', 1000);
+    memcpy(longer + 1009, "@proxy", 7);
+    CHECK_INT(proxy_parse(slice_of(longer), &p, &e), -1);
+}
+
+/* A name server on loopback for one question of each kind: over UDP it says that its answer is too
+ * long, over TCP it sends what the test wants. */
+typedef struct { int udp, tcp; size_t size; pthread_t thread; } dns_fake;
+
+static void dns_fake_answer(int fd, const uint8_t *question, size_t n, size_t size)
+{
+    uint8_t *reply = calloc(1, size + 2);
+    reply[0] = (uint8_t)(size >> 8), reply[1] = (uint8_t)size;
+    memcpy(reply + 2, question, n);
+    reply[4] |= 0x80;
+    reply[8] = reply[9] = 0xFF; /* 65535 records: CNAMEs of "reg.example" to itself, then zeros */
+    for (size_t at = 2 + n; at + 14 <= size + 2; at += 14)
+        memcpy(reply + at, "\300\014\000\005\000\001\000\000\000\001\000\002\300\014", 14);
+    (void)!send(fd, reply, size + 2, MSG_NOSIGNAL);
+    free(reply);
+}
+
+static void *dns_fake_run(void *arg)
+{
+    dns_fake *d = arg;
+    for (int i = 0; i < 2; i++) {
+        uint8_t q[512];
+        struct sockaddr_in from;
+        socklen_t size = sizeof from;
+        ssize_t n = recvfrom(d->udp, q, sizeof q, 0, (struct sockaddr *)&from, &size);
+        q[2] |= 0x82;
+        (void)!sendto(d->udp, q, (size_t)n, 0, (struct sockaddr *)&from, size);
+    }
+    for (int i = 0; i < 2; i++) {
+        uint8_t q[512], length[2];
+        OWNED_FD fd = accept4(d->tcp, NULL, NULL, SOCK_CLOEXEC);
+        if (read_all(fd, length, 2) != 2 || read_all(fd, q, length[1]) != length[1]) return NULL;
+        dns_fake_answer(fd, q, length[1], d->size);
+    }
+    return NULL;
+}
+
+/* Covers T44: a truncated answer, 64 KiB by TCP, a CNAME that leads to itself for ever. */
+TEST(dns_reads_a_long_answer_by_tcp_and_follows_no_loop)
+{
+    struct sockaddr_in at = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    socklen_t size = sizeof at;
+    dns_fake d = { socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), 65535, 0 };
+    CHECK(bind(d.udp, (struct sockaddr *)&at, size) == 0 && getsockname(d.udp, (struct sockaddr *)&at, &size) == 0);
+    CHECK(bind(d.tcp, (struct sockaddr *)&at, size) == 0 && listen(d.tcp, 8) == 0);
+    pthread_create(&d.thread, NULL, dns_fake_run, &d);
+    dns_config c = { .nservers = 1, .ndots = 1, .tries = 1, .wait = 20 * NS_PER_SEC };
+    ip_addresses out = { 0 };
+    error e;
+    memcpy(&c.servers[0].v4, &at, sizeof at);
+    CHECK_INT(dns_resolve(&c, "reg.example", 80, &out, &e), -1);
+    CHECK(strstr(e.text, "reg.example: no such name, or it has no address"));
+    pthread_join(d.thread, NULL);
+    close(d.udp), close(d.tcp);
+}
+
+/* A server that sends a byte whenever it was waited for a moment. */
+static void *http_drip(void *arg)
+{
+    int *fd = arg;
+    while (send(*fd, "x", 1, MSG_NOSIGNAL) == 1) poll(NULL, 0, 2);
+    return NULL;
+}
+
+/* Covers T41: a body that stops, and one that comes byte by byte. All but 100 ms of the wait has passed. */
+TEST(http_body_that_stops_or_drips_is_given_up)
+{
+    for (int drips = 0; drips < 2; drips++) {
+        int pair[2];
+        static http_conn c;
+        http_reply r = { .status = 200, .left = 1 << 30 };
+        error e = { 0 };
+        uint8_t got[16];
+        pthread_t t;
+        CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
+        c = (http_conn){ .fd = pair[0], .carrier = -1, .waited = HTTP_STALL - 100 * NS_PER_MS };
+        if (drips) pthread_create(&t, NULL, http_drip, &pair[1]);
+        while (http_body(&c, &r, got, sizeof got, &e) > 0) {}
+        CHECK_INT(e.code, GRPC_UNAVAILABLE);
+        CHECK(strstr(e.text, "stalled"));
+        http_close(&c);
+        if (drips) pthread_join(t, NULL);
+        close(pair[1]);
+    }
 }

@@ -75,12 +75,14 @@ TEST(hosts_toml_says_whom_to_ask)
         { "registry.k8s.io/pause:1", "http://127.0.0.1:5000/v2rp https://registry.k8s.io/v2rp* " },
         { "gcr.io/x", "http://m1/v2r http://m2/pathp https://h3:9/v2rp http://127.0.0.1:7/v2rp* " },
         { "ghcr.io:443/x", "http://underscored/v2rp https://ghcr.io:443/v2rp* " },
+        { "own.example/x", "https://own.example:443/v2rp* http://own.example/v2rp https://own.example:1/v2rp https://own.example/v2rp* " },
     };
     error e;
     close(temp_dir(dir));
     put_hosts_toml(dir, "registry.k8s.io", "[host.\"http://127.0.0.1:5000\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
     put_hosts_toml(dir, "gcr.io", "server = \"http://127.0.0.1:7/\"\n[host.\"http://m1\"]\ncapabilities = [\"resolve\"]\n"
                    "[host.\"http://m2/path\"]\ncapabilities = [\"pull\"]\noverride_path = true\n[host.\"h3:9/v2\"]\n");
+    put_hosts_toml(dir, "own.example", "[host.\"https://own.example:443\"]\n[host.\"http://own.example\"]\n[host.\"https://own.example:1\"]\n");
     put_hosts_toml(dir, "ghcr.io_443_", "[host.\"http://underscored\"]\n");
     for (size_t i = 0; i < COUNT(rows); i++) {
         OWNED_BUF got = { 0 };
@@ -110,6 +112,257 @@ TEST(hosts_toml_that_is_broken_stops_the_pull)
         CHECK(strstr(e.text, "hosts.toml"));
     }
     tree_remove(AT_FDCWD, dir, &e);
+}
+
+/* What the settings of one host are after reading: all that has to do with TLS and time, in a line. */
+static void host_settings(const FetchHost *h, buf *out)
+{
+    for (size_t i = 0; i < h->ca.n; i++) buf_printf(out, "ca=%.*s ", PR(h->ca.p[i]));
+    if (h->cert.n) buf_printf(out, "cert=%.*s ", PR(h->cert));
+    if (h->key.n) buf_printf(out, "key=%.*s ", PR(h->key));
+    if (h->dir.n) buf_printf(out, "dir=%.*s ", PR(h->dir));
+    if (h->skip_verify) buf_str(out, "skip ");
+    if (h->dial_timeout) buf_printf(out, "dial=%" PRIu64 " ", h->dial_timeout);
+    for (size_t i = 0; i < h->headers.n; i++)
+        buf_printf(out, "%.*s=[%.*s] ", PR(h->headers.p[i].key), PR(h->headers.p[i].value));
+}
+
+TEST(hosts_toml_has_containerds_other_settings)
+{
+    static const struct { const char *toml, *want; } rows[] = {
+        { "ca = \"/a.pem\"", "ca=/a.pem " },
+        { "ca = [\"/a.pem\", \"b.pem\"]", "ca=/a.pem ca=b.pem dir=$ " },
+        { "ca = \"@/b.pem\"", "ca=b.pem dir=$ " },
+        { "ca = []", "" },
+        { "client = \"/me.pem\"", "cert=/me.pem " },
+        { "client = [\"me.pem\", \"/other.pem\"]", "cert=me.pem dir=$ " },
+        { "client = [[\"/me.cert\", \"/me.key\"], [\"/x\", \"\"]]", "cert=/me.cert key=/me.key " },
+        { "client = [[\"/me.pem\", \"\"]]", "cert=/me.pem " },
+        { "skip_verify = true", "skip " },
+        { "dial_timeout = \"5s\"", "dial=5000000000 " },
+        { "dial_timeout = \"1m0.5s\"", "dial=60500000000 " },
+        { "dial_timeout = \"500ms\"", "dial=500000000 " },
+        { "header = { a = [\"1\", \"2\"], b = \"3\" }", "a=[1, 2] b=[3] " },
+        { "some_key_of_tomorrow = 1", "" },
+    };
+    char dir[PATH_MAX];
+    error e = { 0 };
+    close(temp_dir(dir));
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        image_ref ref;
+        FetchSetup setup = { 0 };
+        OWNED_BUF got = { 0 }, want = { 0 }, toml = { 0 };
+        OWNED_ARENA a = arena_make(MIB);
+        buf_str(&toml, "[host.\"http://h\"]\n");
+        for (const char *p = rows[i].toml; *p; p++)
+            if (*p == '@') buf_printf(&toml, "%s/reg.example:5000", dir);
+            else buf_byte(&toml, (uint8_t)*p);
+        put_hosts_toml(dir, "reg.example:5000", arena_str(&a, buf_view(&toml)));
+        CHECK_INT(image_ref_parse(SLICE("reg.example:5000/x"), &a, &ref, &e), 0);
+        CHECK_INT(registry_hosts(dir, &ref, &a, &setup, &e), 0);
+        host_settings(&setup.hosts.p[0], &got);
+        for (const char *p = rows[i].want; *p; p++)
+            if (*p == '$') buf_printf(&want, "%s/reg.example:5000", dir);
+            else buf_byte(&want, (uint8_t)*p);
+        buf_byte(&want, '\0');
+        CHECK_TEXT(buf_view(&got), (char *)want.p);
+        CHECK_INT(setup.hosts.n, 2);
+    }
+    tree_remove(AT_FDCWD, dir, &e);
+}
+
+TEST(hosts_toml_settings_that_are_wrong_are_named)
+{
+    static const struct { const char *toml, *text; } rows[] = {
+        { "ca = 1", "ca: " }, { "ca = \"/a:/b\"", "/a:/b" }, { "client = [[\"/a\"]]", "client has 1 paths" },
+        { "client = [[]]", "client has 0 paths" }, { "client = [1]", "client: " }, { "dial_timeout = \"soon\"", "dial_timeout \"soon\"" },
+        { "dial_timeout = 5", "dial_timeout" }, { "dial_timeout = \"5\"", "dial_timeout" }, { "dial_timeout = \"99h\"", "dial_timeout" },
+        { "dial_timeout = \"1s-\"", "dial_timeout" }, { "dial_timeout = \"\"", "dial_timeout" },
+    };
+    char dir[PATH_MAX];
+    error e = { 0 };
+    close(temp_dir(dir));
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        OWNED_BUF got = { 0 };
+        OWNED_ARENA a = arena_make(MIB);
+        put_hosts_toml(dir, "reg.example", arena_printf(&a, "[host.\"http://h\"]\n%s\n", rows[i].toml));
+        CHECK_INT(hosts_for(dir, "reg.example/x", &got, &e), -1);
+        CHECK(strstr(e.text, rows[i].text) && strstr(e.text, "reg.example/hosts.toml"));
+    }
+    tree_remove(AT_FDCWD, dir, &e);
+}
+
+TEST(hosts_toml_unknown_keys_are_told_once)
+{
+    CHECK(hosts_is_news("/certs.d/a", SLICE("colour")));
+    CHECK(!hosts_is_news("/certs.d/a", SLICE("colour")));
+    CHECK(hosts_is_news("/certs.d/b", SLICE("colour")));
+}
+
+TEST(retry_after_is_seconds_or_a_date)
+{
+    static const struct { const char *value; int64_t seconds; } rows[] = {
+        { "0", 0 }, { "7", 7 }, { "1000000000", 1000000000 }, { "99999999999", 1000000000 },
+        { "Wed, 21 Oct 2015 07:28:00 GMT", 20 }, { "Wed, 21 Oct 2015 07:27:00 GMT", 0 },
+        { "", 0 }, { "soon", 0 }, { "-1", 0 }, { "Wed, 21 Oct 2015 07:28:00 GMT and more", 0 },
+        { "Wed, 99 Oct 2015 07:28:00 GMT", 0 },
+    };
+    int64_t now = INT64_C(1445412460) * NS_PER_SEC; /* 07:27:40 of that day */
+    for (size_t i = 0; i < COUNT(rows); i++)
+        CHECK_INT(retry_wait(slice_of(rows[i].value), now), rows[i].seconds * NS_PER_SEC);
+}
+
+TEST(auth_file_has_the_longest_key_that_fits)
+{
+    static const char file[] =
+        "{\"auths\":{\"reg.example\":{\"auth\":\"aDpw\"},\"reg.example/team\":{\"username\":\"t\",\"password\":\"p\"},"
+        "\"reg.example/team/app\":{\"identitytoken\":\"i\"},\"https://old.example/v1/\":{\"auth\":\"bzpw\"},"
+        "\"https://index.docker.io/v1/\":{\"auth\":\"ZDpw\"},\"docker.io/library/busybox\":{\"registrytoken\":\"r\"},"
+        "\"localhost:5000\":{\"auth\":\"bDpw\"},\"empty.example\":{},\"UPPER.example\":{\"auth\":\"dTpw\"}},\"credsStore\":\"x\"}";
+    static const struct { const char *image, *want; } rows[] = { /* want "": there are none */
+        { "reg.example/x", "aDpw" }, { "reg.example/team/x", "t" }, { "reg.example/teams/x", "aDpw" },
+        { "reg.example/team", "t" }, { "reg.example/team/app:1", "i" }, { "reg.example/team/app/sub", "i" },
+        { "old.example/x", "bzpw" }, { "alpine", "ZDpw" }, { "busybox", "r" }, { "user/busybox", "ZDpw" },
+        { "localhost:5000/x", "bDpw" }, { "localhost:5001/x", "" }, { "localhost/x", "" }, { "other.example/x", "" },
+        { "sub.reg.example/x", "" }, { "empty.example/x", "" }, { "upper.example/x", "dTpw" },
+    };
+    OWNED_ARENA a = arena_make(MIB);
+    error e = { 0 };
+    const json *tree = json_parse(SLICE(file), &a, &e);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        image_ref ref;
+        AuthConfig auth = { 0 };
+        CHECK_INT(image_ref_parse(slice_of(rows[i].image), &a, &ref, &e), 0);
+        CHECK_INT(auth_file_find(tree, &ref, &auth, &e), rows[i].want[0] ? 1 : 0);
+        slice got = auth.auth.n ? auth.auth : auth.username.n ? auth.username : auth.identity_token.n ? auth.identity_token : auth.registry_token;
+        CHECK_TEXT(got, rows[i].want);
+    }
+}
+
+TEST(auth_file_that_is_broken_is_refused_and_not_shown)
+{
+    static const struct { const char *text; int code; } rows[] = {
+        { "{\"auths\":{\"reg.example\":{\"auth\":\"!secret\"}}}", GRPC_INVALID_ARGUMENT },
+        { "{\"auths\":{\"reg.example\":{\"auth\":\"c2VjcmV0\"}}}", GRPC_INVALID_ARGUMENT }, /* no colon */
+        { "{\"auths\":[]}", GRPC_INVALID_ARGUMENT }, { "[\"secret\"]", GRPC_INVALID_ARGUMENT },
+        { "secret", GRPC_INVALID_ARGUMENT }, { "", GRPC_INVALID_ARGUMENT }, { NULL, GRPC_NOT_FOUND },
+    };
+    char dir[PATH_MAX], path[PATH_MAX + 16];
+    error e = { 0 };
+    OWNED_FD at = temp_dir(dir);
+    snprintf(path, sizeof path, "%s/auth.json", dir);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        image_ref ref;
+        AuthConfig auth;
+        OWNED_ARENA a = arena_make(MIB);
+        unlink(path);
+        if (rows[i].text) CHECK_INT(file_replace(at, "auth.json", slice_of(rows[i].text), ATOMIC, &e), 0);
+        CHECK_INT(image_ref_parse(SLICE("reg.example/x"), &a, &ref, &e), 0);
+        const json *tree = auth_file_load(path, &a, &e);
+        if (tree) CHECK_INT(auth_file_find(tree, &ref, &auth, &e), -1);
+        CHECK_INT(e.code, rows[i].code);
+        CHECK(!strstr(e.text, "secret") && !strstr(e.text, "c2VjcmV0"));
+    }
+    tree_remove(AT_FDCWD, dir, &e);
+}
+
+TEST(auth_of_a_request_is_for_the_server_that_it_names)
+{
+    static const struct { const char *image, *server; bool is; } rows[] = {
+        { "reg.example/x", "", true }, { "reg.example/x", "reg.example", true }, { "reg.example/x", "https://reg.example", true },
+        { "reg.example/x", "https://reg.example/v2/", true }, { "reg.example/x", "https://REG.example/", true },
+        { "reg.example/x", "other.example", false }, { "reg.example/x", "https://reg.example.evil.com", false },
+        { "reg.example/x", "reg.example:5000", false }, { "reg.example:5000/x", "http://reg.example:5000", true },
+        { "busybox", "https://index.docker.io/v1/", true }, { "busybox", "docker.io", true }, { "busybox", "registry-1.docker.io", true },
+        { "reg.example/x", "https://index.docker.io/v1/", false },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        image_ref ref;
+        error e = { 0 };
+        FetchSetup setup = { 0 };
+        OWNED_ARENA a = arena_make(MIB);
+        AuthConfig auth = { .username = SLICE("u"), .server_address = slice_of(rows[i].server) };
+        CHECK_INT(image_ref_parse(slice_of(rows[i].image), &a, &ref, &e), 0);
+        CHECK_INT(registry_hosts(NULL, &ref, &a, &setup, &e), 0);
+        if (auth_is_for(&auth, &setup) != rows[i].is) fprintf(stderr, "row %zu\n", i);
+        CHECK(auth_is_for(&auth, &setup) == rows[i].is);
+    }
+}
+
+static void request_of(http_request *q, const char *url, const http_proxy *via, arena *a, buf *out)
+{
+    error e;
+    static url_parts u;
+    CHECK_INT(url_parse(slice_of(url), a, &u, &e), 0);
+    q->to = &u;
+    out->n = 0;
+    http_write_request(q, via, out);
+    buf_byte(out, '\0');
+}
+
+/* A proxy's password is for the proxy: inside a tunnel nobody sees it. */
+TEST(http_request_has_the_form_that_a_proxy_wants)
+{
+    OWNED_ARENA a = arena_make(64 * KIB);
+    OWNED_BUF out = { 0 };
+    http_proxy none = { .at.host = "" }, via;
+    http_request q = { .authorization = "Bearer t", .offset = 7 };
+    error e;
+    CHECK_INT(proxy_parse(SLICE("http://u:p@proxy:3128"), &via, &e), 0);
+    request_of(&q, "http://h:5000/v2/?a=b", &none, &a, &out);
+    CHECK(slice_starts(buf_view(&out), "GET /v2/?a=b HTTP/1.1\r\nHost: h:5000\r\n"));
+    CHECK(strstr((char *)out.p, "\r\nAuthorization: Bearer t\r\n") && strstr((char *)out.p, "\r\nRange: bytes=7-\r\n"));
+    CHECK(!strstr((char *)out.p, "Proxy-"));
+    request_of(&q, "http://h:5000/v2/?a=b", &via, &a, &out);
+    CHECK(slice_starts(buf_view(&out), "GET http://h:5000/v2/?a=b HTTP/1.1\r\nHost: h:5000\r\n"));
+    CHECK(strstr((char *)out.p, "\r\nProxy-Authorization: Basic dTpw\r\n"));
+    request_of(&q, "https://h/v2/", &via, &a, &out);
+    CHECK(slice_starts(buf_view(&out), "GET /v2/ HTTP/1.1\r\nHost: h\r\n"));
+    CHECK(!strstr((char *)out.p, "Proxy-"));
+}
+
+TEST(tls_helper_is_told_host_and_port_where_it_wants_them)
+{
+    static const struct { const char *words, *host, *want; } rows[] = {
+        { "/tls -v", "h", "/tls|-v|h|443|" }, { "/tls -connect %h:%p", "h", "/tls|-connect|h:443|" },
+        { "/tls -connect %h:%p", "::1", "/tls|-connect|[::1]:443|" }, { "/tls %h %p", "::1", "/tls|::1|443|" },
+        { "/tls --host=%h --pct=%%x%", "h", "/tls|--host=h|--pct=%%x%|" }, { "/tls", "::1", "/tls|::1|443|" },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        char *argv[TLS_WORDS + 3];
+        slice words[4];
+        error e;
+        FetchSetup s = { .tls_helper.p = words };
+        tls_peer to = { .host = rows[i].host, .port = 443 };
+        OWNED_ARENA a = arena_make(64 * KIB);
+        OWNED_BUF got = { 0 };
+        for (slice rest = slice_of(rows[i].words); rest.n;) words[s.tls_helper.n++] = slice_cut(&rest, ' ');
+        CHECK_INT(tls_arguments(&s, &to, &a, argv, &e), 0);
+        for (char **p = argv; *p; p++) buf_printf(&got, "%s|", *p);
+        CHECK_TEXT(buf_view(&got), rows[i].want);
+    }
+}
+
+/* R11: a client certificate is shown to the host that it is for; what to believe holds for all. */
+TEST(tls_helper_has_the_settings_of_hosts_toml)
+{
+    slice ca[] = { SLICE("/a.pem"), SLICE("/b.pem") };
+    FetchHost h = { .ca = { ca, 2 }, .cert = SLICE("/c"), .key = SLICE("/k"), .skip_verify = true };
+    FetchHost plain = { 0 };
+    static const struct { bool plain, show, tunnel; const char *want; } rows[] = {
+        { false, true, false, "KRUN_TLS_CA=/a.pem:/b.pem KRUN_TLS_CERT=/c KRUN_TLS_KEY=/k KRUN_TLS_SKIP_VERIFY=1 " },
+        { false, false, true, "KRUN_TLS_FD=3 KRUN_TLS_CA=/a.pem:/b.pem KRUN_TLS_SKIP_VERIFY=1 " },
+        { true, true, false, "" },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        char *env[8];
+        tls_peer to = { "h", 443, rows[i].plain ? &plain : &h, rows[i].show };
+        OWNED_ARENA a = arena_make(64 * KIB);
+        OWNED_BUF got = { 0 };
+        tls_environment(&to, rows[i].tunnel, &a, env);
+        for (char **p = env + 1; *p; p++) buf_printf(&got, "%s ", *p);
+        CHECK_TEXT(buf_view(&got), rows[i].want);
+    }
 }
 
 /* -- the filter of system calls ------------------------------------------------------------------ */
@@ -147,17 +400,17 @@ static void act_call(const void *arg)
 /* What passes fails for its arguments, so that nothing happens. */
 TEST(role_filter_kills_for_every_call_that_the_role_does_not_need)
 {
-    const unsigned R = ROLE_READ, A = ROLE_ARCHIVE, U = ROLE_UNPACK, F = ROLE_FETCH;
+    const unsigned R = ROLE_READ, A = ROLE_ARCHIVE, U = ROLE_UNPACK, F = ROLE_FETCH, P = ROLE_PACK;
     const long bad = -1, thread = CLONE_VM | CLONE_THREAD; /* without CLONE_SIGHAND: EINVAL */
     const call_row rows[] = {
-        CALL(read, R | A | U | F, bad), CALL(write, R | A | U | F, bad), CALL(close, R | A | U | F, bad),
-        CALL(getpid, R | A | U | F, 0), CALL(mprotect, R | A | U | F, 0, 0, PROT_READ),
+        CALL(read, ROLES_ALL, bad), CALL(write, ROLES_ALL, bad), CALL(close, ROLES_ALL, bad),
+        CALL(getpid, ROLES_ALL, 0), CALL(mprotect, ROLES_ALL, 0, 0, PROT_READ),
         CALL(mprotect, 0, 0, 0, PROT_READ | PROT_EXEC),
         CALL(mmap, 0, 0, 4096, PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS),
-        CALL(openat2, A | U, bad), CALL(openat, U | F, bad, 0, O_RDONLY),
+        CALL(openat2, A | U | P, bad), CALL(openat, U | F, bad, 0, O_RDONLY),
         CALL(openat, U, bad, 0, O_WRONLY), CALL(openat, U, bad, 0, O_RDONLY | O_CREAT),
-        CALL(pread64, A, bad), CALL(fchmod, U, bad), CALL(mknodat, U, bad), CALL(unlinkat, U, bad),
-        CALL(fsetxattr, U, bad), CALL(fcntl, U, bad, F_GETFL), CALL(fcntl, 0, bad, F_SETOWN),
+        CALL(pread64, U | A, bad), CALL(fgetxattr, P, bad), CALL(fchmod, U, bad), CALL(mknodat, U, bad), CALL(unlinkat, U, bad),
+        CALL(fsetxattr, U, bad), CALL(fcntl, U | P, bad, F_GETFL), CALL(fcntl, 0, bad, F_SETOWN),
         CALL(socket, F, AF_INET, bad), CALL(socket, F, AF_INET6, bad), CALL(socket, 0, AF_UNIX, bad),
         CALL(socket, 0, AF_NETLINK, bad), CALL(socket, 0, 38 /* AF_ALG */, bad), CALL(connect, F, bad),
         CALL(bind, 0, bad), CALL(sendmsg, 0, bad), CALL(clone, U, thread),

@@ -6,6 +6,7 @@ static void images_play_role(int argc, char **argv)
     static const struct { const char *name; int (*run)(int, char **); } roles[] = {
         { "fetch", fetch_main }, { "read", read_main },
         { "archive", archive_main }, { "unpack", unpack_main },
+        { "pack", pack_main },
     };
     for (size_t i = 0; argc == 2 && !strcmp(argv[0], "krun") && i < COUNT(roles); i++)
         if (!strcmp(argv[1], roles[i].name)) _exit(roles[i].run(argc, argv)); /* no leak check */
@@ -254,6 +255,15 @@ static int fake_pull(fake *f, store_fixture *x, const char *suffix, const AuthCo
     return (id = image_pull(x->s, &q, -1, &a, e)).p ? 0 : -1;
 }
 
+static void put_file(store_fixture *x, const char *dir, const char *name, slice bytes)
+{
+    error e;
+    char path[PATH_MAX + 16];
+    snprintf(path, sizeof path, "%s/%s", x->path, dir);
+    OWNED_FD at = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    CHECK_INT(file_replace(at, name, bytes, ATOMIC, &e), 0);
+}
+
 static int layers_on_disk(store_fixture *x) { return (files_in(x, "layers") - 2) / 2; } /* less the built-in one */
 
 TEST(image_pull_makes_the_image_that_the_registry_has)
@@ -335,6 +345,14 @@ TEST(image_pull_refuses_documents_that_lie)
         { NULL, "{\"os\":\"linux\",\"rootfs\":{\"diff_ids\":[\"sha256:../../../etc\"]}}", NULL, GRPC_INVALID_ARGUMENT, "diff_ids[0]" },
         { NULL, "{\"os\":\"linux\",\"rootfs\":{\"diff_ids\":[]}}", NULL, GRPC_INVALID_ARGUMENT, "0 entries" },
         { NULL, "{\"config\":{\"Env\":[\"A=\\u0000\"]},\"rootfs\":{\"diff_ids\":[\"$D\"]}}", NULL, GRPC_INVALID_ARGUMENT, "Env" },
+        { NULL, "{\"config\":{\"WorkingDir\":\"/a\\u0000/etc\"},\"rootfs\":{\"diff_ids\":[\"$D\"]}}", NULL, GRPC_INVALID_ARGUMENT, "WorkingDir" }, /* T27: a NUL in a path */
+        { NULL, "{\"config\":{\"Volumes\":{\"/a\\u0000\":{}}},\"rootfs\":{\"diff_ids\":[\"$D\"]}}", NULL, GRPC_INVALID_ARGUMENT, "Volumes" },
+        { NULL, "{\"config\":{\"User\":\"0\\u0000\"},\"rootfs\":{\"diff_ids\":[\"$D\"]}}", NULL, GRPC_INVALID_ARGUMENT, "User" },
+        { NULL, "{\"config\":{\"Entrypoint\":[\"/\\u0000\"]},\"rootfs\":{\"diff_ids\":[\"$D\"]}}", NULL, GRPC_INVALID_ARGUMENT, "Entrypoint" },
+        { NULL, "{\"rootfs\":{\"diff_ids\":[\"$D\\u0000\"]}}", NULL, GRPC_INVALID_ARGUMENT, "diff_ids" },
+        { NULL, NULL, "{\"schemaVersion\":2," FAKE_CONFIG ",\"layers\":[{\"mediaType\":\"application/vnd.oci.image.layer.v1.tar\",\"digest\":\"\",\"size\":1}]}", GRPC_INVALID_ARGUMENT, "digest" },
+        { NULL, NULL, "{\"schemaVersion\":2," FAKE_CONFIG ",\"layers\":[{\"mediaType\":\"application/vnd.oci.image.layer.v1.tar\",\"digest\":\"SHA256:" ZEROS "\",\"size\":1}]}", GRPC_INVALID_ARGUMENT, "digest" },
+        { NULL, NULL, "{\"schemaVersion\":2,\"schemaVersion\":1," FAKE_CONFIG ",\"layers\":[" FAKE_LAYER "]}", GRPC_INVALID_ARGUMENT, "schema 1" },
         { NULL, "{\"config\":{\"Cmd\":\"sh\"},\"rootfs\":{\"diff_ids\":[\"$D\"]}}", NULL, GRPC_INVALID_ARGUMENT, "Cmd" },
         { NULL, "not json", NULL, GRPC_INVALID_ARGUMENT, "config" },
         { "application/vnd.oci.image.index.v1+json", NULL, FAKE_INDEX(""), GRPC_NOT_FOUND, "no manifest for linux/" },
@@ -387,6 +405,19 @@ TEST(image_pull_takes_the_same_layer_many_times)
     CHECK_INT(f.blobs, 1);
     fake_down(&f);
     store_down(&x);
+}
+
+/* Covers T37: of A, B, A the upper A counts, and the lower one is hidden by it whatever B says. */
+TEST(image_record_keeps_the_topmost_of_equal_layers)
+{
+    slice ids[] = { SLICE("sha256:a"), SLICE("sha256:b"), SLICE("sha256:a"), SLICE("sha256:c") };
+    pull_state p = { .config.diff_ids = { ids, COUNT(ids) } };
+    ImageRecord r = { 0 };
+    OWNED_ARENA a = arena_make(MIB);
+    error e;
+    CHECK_INT(record_layers(&p, &a, &r, &e), 0);
+    CHECK(r.layers.n == 3 && slice_is(r.layers.p[0], "b") && slice_is(r.layers.p[1], "a") &&
+          slice_is(r.layers.p[2], "c"));
 }
 
 static bool trick_500_twice(fake *f, const char *request, int fd)
@@ -451,6 +482,19 @@ static bool trick_wants_token(fake *f, const char *request, int fd)
     return fake_send(fd, head, (slice){ NULL, 0 }), true;
 }
 
+static bool trick_no_length(fake *f, const char *request, int fd) /* the end of the connection is the end */
+{
+    if (!strstr(request, f->image.layer_digest)) return false;
+    fake_send(fd, "HTTP/1.1 200 OK\r\n\r\n", buf_view(&f->image.layer));
+    return shutdown(fd, SHUT_RDWR), true;
+}
+
+static bool trick_come_back_yesterday(fake *f, const char *request, int fd)
+{
+    if (!strstr(request, "/manifests/") || f->trick_calls) return false;
+    return fake_send(fd, "HTTP/1.1 503 T\r\nRetry-After: Wed, 21 Oct 2015 07:28:00 GMT\r\nContent-Length: 0\r\n\r\n", (slice){ NULL, 0 }), true;
+}
+
 static fake *elsewhere; /* the other server of a redirect */
 static bool trick_redirects_blobs(fake *f, const char *request, int fd)
 {
@@ -467,7 +511,8 @@ TEST(image_pull_goes_on_where_it_can)
     static const struct { fake_trick *trick; const char *what; } rows[] = {
         { trick_500_twice, "two 500" }, { trick_cut_layer, "a cut" }, { trick_cut_no_ranges, "a cut without ranges" },
         { trick_chunked, "chunks" }, { trick_wants_basic, "Basic" }, { trick_wants_token, "Bearer" },
-        { trick_redirects_blobs, "a redirect" },
+        { trick_redirects_blobs, "a redirect" }, { trick_no_length, "a layer without a length" },
+        { trick_come_back_yesterday, "Retry-After a date that is past" },
     };
     AuthConfig auth = { .username = SLICE("u"), .password = SLICE("p") };
     fake other;
@@ -490,6 +535,109 @@ TEST(image_pull_goes_on_where_it_can)
     CHECK(other.requests > 0);
     CHECK_INT(other.secrets, 0); /* R11: nobody else has seen the password */
     fake_down(&other);
+}
+
+static bool trick_cut_for_good(fake *f, const char *request, int fd) /* half of it, and no more */
+{
+    char head[256];
+    slice whole = buf_view(&f->image.layer);
+    if (!strstr(request, f->image.layer_digest)) return false;
+    if (strstr(request, "\nRange: bytes=")) return fake_send(fd, "HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", (slice){ NULL, 0 }), true;
+    snprintf(head, sizeof head, "HTTP/1.1 200 OK\r\nContent-Length: %zu\r\n\r\n", whole.n);
+    fake_send(fd, head, (slice){ whole.p, whole.n / 2 });
+    return shutdown(fd, SHUT_RDWR), true;
+}
+
+static bool trick_needs_range(fake *f, const char *request, int fd) /* refuses the first half */
+{
+    bool asks = strstr(request, f->image.layer_digest);
+    if (!asks) return false;
+    if (strstr(request, "\nRange: bytes=")) return trick_cut_layer(f, request, fd);
+    return fake_send(fd, "HTTP/1.1 403 Once\r\nContent-Length: 0\r\n\r\n", (slice){ NULL, 0 }), true;
+}
+
+static void part_path(store_fixture *x, const fake *f, const char *end, char out[PATH_MAX + 128])
+{
+    snprintf(out, PATH_MAX + 128, "%s/blobs/%s%s", x->path, f->image.layer_digest + 7, end);
+}
+
+/* Removes the image, and waits until the sweeper has removed its layer. */
+static void remove_swept(store_fixture *x, const fake *f)
+{
+    error e;
+    images_collect(x->s);
+    CHECK_INT(image_remove(x->s, slice_of(f->image.config_digest), &e), 0);
+    pthread_mutex_lock(&x->s->lock);
+    while (x->s->threads) pthread_cond_wait(&x->s->idle, &x->s->lock);
+    pthread_mutex_unlock(&x->s->lock);
+}
+
+TEST(image_pull_goes_on_after_a_restart_where_the_network_cut_it)
+{
+    fake f;
+    error e;
+    store_fixture x;
+    struct stat st;
+    char part[PATH_MAX + 128];
+    struct timespec old[2] = { { 0, UTIME_OMIT }, { time(NULL) - BLOB_PART_LIFE - 60, 0 } };
+    if (geteuid() != 0) SKIP("unpack needs root for chroot");
+    store_up(&x);
+    fake_up(&f, NULL, NULL);
+    part_path(&x, &f, ".part", part);
+    f.trick = trick_cut_for_good;
+    CHECK_INT(fake_pull(&f, &x, ":1", NULL, &e), -1);
+    CHECK(stat(part, &st) == 0 && (size_t)st.st_size == f.image.layer.n / 2);
+    CHECK_INT(layers_on_disk(&x), 0);
+    store_again(&x);
+    f.trick = trick_needs_range;
+    CHECK_INT(fake_pull(&f, &x, ":1", NULL, &e), 0);
+    CHECK_INT(files_in(&x, "blobs"), 0);
+    remove_swept(&x, &f);
+    /* What lies there is damaged: found by the digest, and all is asked for. */
+    f.trick = trick_cut_for_good;
+    CHECK_INT(fake_pull(&f, &x, ":1", NULL, &e), -1);
+    int fd = open(part, O_WRONLY | O_CLOEXEC);
+    CHECK(pwrite(fd, "damage", 6, 100) == 6);
+    close(fd);
+    f.trick = NULL;
+    CHECK_INT(fake_pull(&f, &x, ":1", NULL, &e), 0);
+    CHECK_INT(files_in(&x, "blobs"), 0);
+    remove_swept(&x, &f);
+    /* A beginning that nobody wants for a day goes. */
+    f.trick = trick_cut_for_good;
+    CHECK_INT(fake_pull(&f, &x, ":1", NULL, &e), -1);
+    CHECK_INT(utimensat(AT_FDCWD, part, old, 0), 0);
+    store_again(&x);
+    CHECK_INT(files_in(&x, "blobs"), 0);
+    fake_down(&f);
+    store_down(&x);
+}
+
+TEST(image_blobs_are_kept_with_their_layer_when_asked)
+{
+    fake f;
+    error e;
+    store_fixture x;
+    struct stat st;
+    char blob[PATH_MAX + 128];
+    if (geteuid() != 0) SKIP("unpack needs root for chroot");
+    store_up(&x);
+    fake_up(&f, NULL, NULL);
+    part_path(&x, &f, "", blob);
+    images_close(x.s);
+    x.o.keep_blobs = true;
+    x.s = images_open(&x.o, &e);
+    CHECK_INT(fake_pull(&f, &x, ":1", NULL, &e), 0);
+    CHECK(stat(blob, &st) == 0 && (size_t)st.st_size == f.image.layer.n);
+    put_file(&x, "blobs", ZEROS, SLICE("nobody's"));
+    store_again(&x);
+    images_collect(x.s);
+    CHECK(stat(blob, &st) == 0);
+    CHECK_INT(files_in(&x, "blobs"), 1);
+    remove_swept(&x, &f);
+    CHECK_INT(files_in(&x, "blobs"), 0);
+    fake_down(&f);
+    store_down(&x);
 }
 
 static bool trick_404(fake *f, const char *request, int fd)
@@ -543,6 +691,47 @@ static bool trick_realm_file(fake *f, const char *request, int fd)
     (void)f, (void)request;
     return fake_send(fd, "HTTP/1.1 401 No\r\nWWW-Authenticate: Bearer realm=\"file:///etc/passwd\"\r\nContent-Length: 0\r\n\r\n", (slice){ NULL, 0 }), true;
 }
+static bool trick_realm_of_a_megabyte(fake *f, const char *request, int fd)
+{
+    char *long_one = malloc(MIB);
+    (void)f, (void)request;
+    memset(long_one, 'a', MIB);
+    fake_send(fd, "HTTP/1.1 401 No\r\nWWW-Authenticate: Bearer realm=\"http://127.0.0.1/", (slice){ (uint8_t *)long_one, MIB });
+    free(long_one);
+    return fake_send(fd, "\"\r\nContent-Length: 0\r\n\r\n", (slice){ NULL, 0 }), true;
+}
+static bool trick_redirect_to_metadata(fake *f, const char *request, int fd)
+{
+    (void)f, (void)request;
+    return fake_send(fd, "HTTP/1.1 307 T\r\nLocation: http://[fe80::1]/x?secret\r\nContent-Length: 0\r\n\r\n", (slice){ NULL, 0 }), true;
+}
+static bool trick_token_is_html(fake *f, const char *request, int fd)
+{
+    char head[256];
+    if (strstr(request, "GET /token")) return fake_send_blob(fd, "text/html", SLICE("<html>log in</html>")), true;
+    snprintf(head, sizeof head, "HTTP/1.1 401 No\r\nWWW-Authenticate: Bearer realm=\"http://127.0.0.1:%d/token?x=secret\"\r\nContent-Length: 0\r\n\r\n", f->port);
+    return fake_send(fd, head, (slice){ NULL, 0 }), true;
+}
+static bool trick_wrong_digest_header(fake *f, const char *request, int fd)
+{
+    if (!strstr(request, "/manifests/")) return false;
+    char head[512];
+    snprintf(head, sizeof head, "HTTP/1.1 200 T\r\nContent-Type: %s\r\nDocker-Content-Digest: %s\r\nContent-Length: %zu\r\n\r\n",
+             f->manifest_type, f->image.config_digest, f->image.manifest.n);
+    return fake_send(fd, head, buf_view(&f->image.manifest)), true;
+}
+static bool trick_layer_without_end(fake *f, const char *request, int fd) /* no length, and more than the manifest says */
+{
+    if (!strstr(request, f->image.layer_digest)) return false;
+    fake_send(fd, "HTTP/1.1 200 OK\r\n\r\n", buf_view(&f->image.layer));
+    fake_send(fd, "more", (slice){ NULL, 0 });
+    return shutdown(fd, SHUT_RDWR), true;
+}
+static bool trick_chunk_too_big(fake *f, const char *request, int fd)
+{
+    if (!strstr(request, f->image.layer_digest)) return false;
+    return fake_send(fd, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10000000000000000\r\nabc", (slice){ NULL, 0 }), true;
+}
 static bool trick_redirect_loop(fake *f, const char *request, int fd)
 {
     (void)f, (void)request;
@@ -592,7 +781,7 @@ TEST(image_pull_ends_where_it_must)
 {
     static const struct { fake_trick *trick; int code; const char *text; int most_requests; } rows[] = {
         { trick_always_401, GRPC_UNAUTHENTICATED, "401", 2 },
-        { trick_realm_metadata, GRPC_UNKNOWN, "RegistryUnavailable", 4 },
+        { trick_realm_metadata, GRPC_PERMISSION_DENIED, "169.254.169.254 is a link-local address", 1 },
         { trick_realm_file, GRPC_INVALID_ARGUMENT, "file:///", 1 },
         { trick_redirect_loop, GRPC_UNKNOWN, "redirects", 12 },
         { trick_retry_in_30_years, GRPC_UNKNOWN, "RegistryUnavailable: ", 1 },
@@ -602,6 +791,12 @@ TEST(image_pull_ends_where_it_must)
         { trick_endless_manifest, GRPC_UNKNOWN, "more than the 4194304 bytes", 1 },
         { trick_wrong_range, GRPC_UNKNOWN, "range", 3 },
         { trick_wrong_bytes, GRPC_DATA_LOSS, "its digest is", 3 },
+        { trick_realm_of_a_megabyte, GRPC_UNKNOWN, "longer than 32768 bytes", 1 },
+        { trick_redirect_to_metadata, GRPC_PERMISSION_DENIED, "redirected to http://[fe80::1]/x: fe80::1 is a link-local address", 1 },
+        { trick_token_is_html, GRPC_UNAUTHENTICATED, "/token: its reply holds no token", 2 },
+        { trick_wrong_digest_header, GRPC_DATA_LOSS, "but the registry says sha256:", 1 },
+        { trick_layer_without_end, GRPC_UNKNOWN, "more than the", 3 },
+        { trick_chunk_too_big, GRPC_UNKNOWN, "a chunk's size is no number", 3 },
     };
     AuthConfig auth = { .username = SLICE("u"), .password = SLICE("p") };
     store_fixture x;
@@ -618,6 +813,7 @@ TEST(image_pull_ends_where_it_must)
         CHECK_INT(e.code, rows[i].code);
         CHECK(strstr(e.text, rows[i].text));
         CHECK(f.requests <= rows[i].most_requests);
+        CHECK(!strstr(e.text, "secret"));
         CHECK(clock_mono() - start < 10 * NS_PER_SEC);
         if (checks_failed > before) fprintf(stderr, "row %zu: %d requests, %d %s\n", i, f.requests, e.code, e.text);
         fake_down(&f);
@@ -671,6 +867,76 @@ TEST(image_pull_by_many_downloads_once)
     }
     CHECK_INT(f.blobs, 1);
     CHECK_INT(layers_on_disk(&x), 1);
+    fake_down(&f);
+    store_down(&x);
+}
+
+static int layer_gate; /* an eventfd: the layer is answered when it is readable */
+static bool trick_gated_layer(fake *f, const char *request, int fd)
+{
+    struct pollfd p = { .fd = layer_gate, .events = POLLIN };
+    (void)fd;
+    if (strstr(request, f->image.layer_digest)) poll(&p, 1, -1);
+    return false;
+}
+
+typedef struct { puller p; bool weary; unsigned told; int32_t last; uint64_t done, total; char id[DIGEST_TEXT]; } watcher;
+
+enum { WATCHERS = 3 };
+static _Atomic int watchers_told; /* the last of them to be told opens the gate */
+
+static int watcher_told(void *arg, const KrunPullProgress *now, error *e)
+{
+    watcher *w = arg;
+    CHECK_INT(now->layers.n, 1);
+    CHECK_TEXT(now->layers.p[0].digest, w->p.f->image.layer_digest);
+    bool first = !w->told++;
+    if (first) CHECK(now->layers.p[0].state <= KrunLayerState_DOWNLOADING && !now->image_ref.n);
+    if (first && ++watchers_told == WATCHERS) event_set(layer_gate);
+    w->last = now->layers.p[0].state;
+    w->done = now->layers.p[0].done, w->total = now->layers.p[0].total;
+    snprintf(w->id, sizeof w->id, "%.*s", PR(now->image_ref));
+    return w->weary ? fail(e, GRPC_ABORTED, "weary") : 0;
+}
+
+static void *watcher_run(void *arg)
+{
+    watcher *w = arg;
+    OWNED_ARENA a = arena_make(MIB);
+    pull_watcher told = { watcher_told, w };
+    ImageSpec spec = { .image = slice_of(arena_printf(&a, "127.0.0.1:%d/x:1", w->p.f->port)) };
+    w->p.failed = image_pull_watched(w->p.x->s, &(PullImageRequest){ .image = &spec }, w->p.cancel, &told, &w->p.e);
+    return NULL;
+}
+
+TEST(image_pull_watched_tells_all_who_watch_of_the_one_pull)
+{
+    fake f;
+    store_fixture x;
+    watcher w[WATCHERS];
+    if (geteuid() != 0) SKIP("unpack needs root for chroot");
+    store_up(&x);
+    fake_up(&f, NULL, NULL);
+    layer_gate = eventfd(0, EFD_CLOEXEC);
+    watchers_told = 0;
+    f.trick = trick_gated_layer;
+    for (int i = 0; i < WATCHERS; i++) {
+        w[i] = (watcher){ .p = { .f = &f, .x = &x, .cancel = -1 }, .weary = i == 0 };
+        pthread_create(&w[i].p.thread, NULL, watcher_run, &w[i]);
+    }
+    for (int i = 0; i < WATCHERS; i++) pthread_join(w[i].p.thread, NULL);
+    CHECK_INT(w[0].p.e.code, GRPC_ABORTED);
+    CHECK_INT(w[0].told, 1);
+    for (int i = 1; i < WATCHERS; i++) {
+        CHECK_INT(w[i].p.failed, 0);
+        CHECK(w[i].told >= 2);
+        CHECK_INT(w[i].last, KrunLayerState_DONE);
+        CHECK_INT(w[i].done, f.image.layer.n);
+        CHECK_INT(w[i].total, f.image.layer.n);
+        CHECK_TEXT(slice_of(w[i].id), f.image.config_digest);
+    }
+    CHECK_INT(f.blobs, 1);
+    close(layer_gate);
     fake_down(&f);
     store_down(&x);
 }
@@ -751,15 +1017,6 @@ TEST(image_layers_outlive_their_image_while_a_container_uses_them)
     store_down(&x);
 }
 
-static void put_file(store_fixture *x, const char *dir, const char *name, slice bytes)
-{
-    error e;
-    char path[PATH_MAX + 16];
-    snprintf(path, sizeof path, "%s/%s", x->path, dir);
-    OWNED_FD at = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    CHECK_INT(file_replace(at, name, bytes, ATOMIC, &e), 0);
-}
-
 /* Covers T61 for images: damaged records are put aside, what is half made goes, the rest is there. */
 TEST(images_open_survives_what_a_power_cut_leaves)
 {
@@ -799,7 +1056,7 @@ TEST(images_open_survives_what_a_power_cut_leaves)
 /* Covers T56 for pulls: killed between any two steps, the next start cleans up and the next pull works. */
 TEST(image_pull_killed_at_any_step_can_be_pulled_again)
 {
-    static const char *const steps[] = { "pull.layer:1", "record:1", "pull.rename:1", "pull.record:1", "record:2", "pull.tags:1" };
+    static const char *const steps[] = { "pull.bytes:1", "pull.layer:1", "record:1", "pull.rename:1", "pull.record:1", "record:2", "pull.tags:1" };
     fake f;
     error e;
     if (geteuid() != 0) SKIP("unpack needs root for chroot");
@@ -861,6 +1118,11 @@ TEST(platform_choice_takes_the_best_that_this_machine_runs)
         { "linux/arm/v6", "arm:v7 arm:v6 arm:v5", "2" }, { "linux/amd64/v3", "amd64 amd64:v2 amd64:v4 amd64:v3", "4" },
         { "linux/amd64/v1", "arm64 amd64:v2", NULL }, { "linux/arm64/v8", "amd64 arm64 arm64:v8", "2" },
         { "linux/riscv64", "arm64 - riscv64", "3" }, { "linux/riscv64", "arm64 -", "2" }, { "linux/amd64", "amd64:weird", NULL },
+        { "linux/amd64/v3", "amd64:v1 amd64 amd64:v2", "3" }, { "linux/amd64/v1", "amd64:v3 amd64:v2 amd64:v1 amd64", "3" },
+        { "linux/amd64/v2", "386 amd64", "2" }, { "linux/amd64/v2", "- 386 arm64", "2" }, { "linux/386", "amd64 386", "2" },
+        { "linux/arm64/v8", "arm:v6 arm:v7 arm64:v8", "3" }, { "linux/arm64/v8", "arm:v6 arm:v7 amd64", "2" },
+        { "linux/arm64/v8", "arm64:v9 arm64", "2" }, { "linux/arm/v7", "arm64 arm64:v8", NULL },
+        { "linux/arm/v6", "arm", NULL }, { "linux/arm/v7", "arm arm:v7", "1" }, { "linux/riscv64", "riscv64 riscv64", "1" },
     };
     for (size_t i = 0; i < COUNT(rows); i++) {
         error e;
@@ -881,6 +1143,41 @@ TEST(platform_choice_takes_the_best_that_this_machine_runs)
         int got = doc_choose(doc, slice_of(rows[i].ours), &a, &out, &e);
         CHECK_INT(got, rows[i].want ? 0 : -1);
         if (got == 0 && rows[i].want) CHECK_INT(out.chosen->digest.p[7], rows[i].want[0]);
+    }
+}
+
+/* Covers T38. `entries` is an index's list; the digest's first digit tells who was chosen. */
+TEST(platform_choice_never_takes_what_is_no_image)
+{
+#define ENTRY(n, more) "{\"size\":1,\"digest\":\"sha256:" n "00000000000000000000000000000000000000000000000000000000000000" "0\"" more "}"
+#define LINUX ",\"platform\":{\"os\":\"linux\",\"architecture\":\"amd64\"}"
+#define UNKNOWN ",\"platform\":{\"os\":\"unknown\",\"architecture\":\"unknown\"}"
+#define ABOUT ",\"annotations\":{\"vnd.docker.reference.type\":\"attestation-manifest\"}"
+#define ARTIFACT ",\"artifactType\":\"application/vnd.example.sbom\""
+    static const struct { const char *entries; char want; } rows[] = {
+        { ENTRY("1", UNKNOWN ABOUT) "," ENTRY("2", LINUX), '2' },
+        { ENTRY("1", LINUX) "," ENTRY("2", UNKNOWN ABOUT), '1' },
+        { ENTRY("1", UNKNOWN ABOUT), 0 },
+        { ENTRY("1", ABOUT), 0 },
+        { ENTRY("1", ABOUT) "," ENTRY("2", ""), '2' },
+        { ENTRY("1", LINUX ABOUT) "," ENTRY("2", LINUX), '2' },
+        { ENTRY("1", ARTIFACT) "," ENTRY("2", ""), '2' },
+        { ENTRY("1", LINUX ARTIFACT), 0 },
+        { ENTRY("1", LINUX ",\"artifactType\":\"\""), '1' },
+        { ENTRY("1", ",\"platform\":null"), '1' },
+        { ENTRY("1", ",\"platform\":{\"os\":\"windows\",\"architecture\":\"amd64\"}"), 0 },
+        { ENTRY("1", ",\"platform\":\"linux/amd64\""), 0 },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        error e;
+        ReadAnswer out = { 0 };
+        OWNED_ARENA a = arena_make(MIB);
+        slice text = slice_of(arena_printf(&a, "{\"manifests\":[%s]}", rows[i].entries));
+        const json *doc = json_parse(text, &a, &e);
+        int got = doc_choose(doc, SLICE("linux/amd64/v2"), &a, &out, &e);
+        if ((got == 0) != (rows[i].want != 0)) fprintf(stderr, "row %zu: %s\n", i, e.text);
+        CHECK_INT(got, rows[i].want ? 0 : -1);
+        if (got == 0 && rows[i].want) CHECK_INT(out.chosen->digest.p[7], rows[i].want);
     }
 }
 
@@ -924,6 +1221,85 @@ TEST(image_load_takes_a_layout_and_refuses_what_lies)
     store_down(&x);
 }
 
+/* A verifier of these lines; its path is in *path. */
+enum { VERIFIER_PATH = PATH_MAX + 16 };
+static void verifier_make(char path[VERIFIER_PATH], const char *script)
+{
+    error e;
+    OWNED_BUF text = { 0 };
+    char dir[PATH_MAX];
+    OWNED_FD at = temp_dir(dir);
+    snprintf(path, VERIFIER_PATH, "%s/verify", dir);
+    buf_printf(&text, "#!/bin/sh\n%s\n", script);
+    CHECK_INT(file_replace(at, "verify", buf_view(&text), ATOMIC, &e), 0);
+    CHECK_INT(fchmodat(at, "verify", 0700, 0), 0);
+}
+
+static void verifier_remove(char path[VERIFIER_PATH])
+{
+    error e;
+    *strrchr(path, '/') = '\0';
+    tree_remove(AT_FDCWD, path, &e);
+}
+
+TEST(verify_says_no_unless_the_program_says_yes)
+{
+    static const struct { const char *script, *says; int64_t patience; int code; } rows[] = {
+        { "exit 0", NULL, VERIFY_TIME, 0 },
+        { "test \"$1 $2 $KRUN_IMAGE $KRUN_DIGEST $KRUN_PLATFORM_DIGEST\" = 'x/y:z d x/y:z d p' && ! read line", NULL, VERIFY_TIME, 0 },
+        { "echo out; echo err >&2; exit 3", "SignatureValidationFailed: x/y:z: ", VERIFY_TIME, GRPC_UNKNOWN },
+        { "echo out; echo err >&2; exit 3", "exit status 3: out\\x0aerr", VERIFY_TIME, GRPC_UNKNOWN },
+        { "kill -9 $$", "exit status 137", VERIFY_TIME, GRPC_UNKNOWN },
+        { "sleep 1000", "has not ended within", NS_PER_MS, GRPC_UNKNOWN },
+        { "sleep 1000 & exit 0", NULL, VERIFY_TIME, 0 },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        char path[VERIFIER_PATH];
+        error e = { 0 };
+        verifier_make(path, rows[i].script);
+        verify_question q = { .program = path, .digest = "d", .platform = "p", .reference = SLICE("x/y:z"),
+                              .cancel_fd = -1, .patience = rows[i].patience };
+        CHECK_INT(verify_ask(&q, &e), rows[i].code ? -1 : 0);
+        CHECK_INT(e.code, rows[i].code);
+        if (rows[i].says && !strstr(e.text, rows[i].says)) fprintf(stderr, "%s\n", e.text);
+        CHECK(!rows[i].says || strstr(e.text, rows[i].says));
+        verifier_remove(path);
+    }
+    error e = { 0 };
+    verify_question q = { .program = "/no/such/verifier", .digest = "d", .platform = "p", .reference = SLICE("x/y:z"),
+                          .cancel_fd = eventfd(1, EFD_CLOEXEC), .patience = VERIFY_TIME };
+    CHECK_INT(verify_ask(&q, &e), -1);
+    CHECK_INT(e.code, GRPC_UNKNOWN);
+    CHECK(slice_starts(slice_of(e.text), "SignatureValidationFailed: "));
+    char path[VERIFIER_PATH];
+    verifier_make(path, "sleep 1000");
+    q.program = path;
+    CHECK_INT(verify_ask(&q, &e), -1); /* its cancel_fd is readable */
+    CHECK_INT(e.code, GRPC_CANCELLED);
+    close(q.cancel_fd);
+    verifier_remove(path);
+}
+
+TEST(verify_keeps_the_last_that_was_printed)
+{
+    int ends[2];
+    char sent[3 * VERIFY_KEPT];
+    CHECK_INT(pipe2(ends, O_CLOEXEC | O_NONBLOCK), 0);
+    for (size_t i = 0; i < sizeof sent; i++) sent[i] = (char)('a' + i % 23);
+    for (size_t n = 0, step = 1; n < sizeof sent; n += step, step = MIN(step * 3, sizeof sent - n)) {
+        verify_output out = { .fd = ends[0] };
+        CHECK_INT(write(ends[1], sent, n), n);
+        for (size_t i = 0; i < 8; i++) CHECK(verify_read(&out));
+        CHECK_INT(out.n, MIN(n, (size_t)VERIFY_KEPT));
+        CHECK(!memcmp(out.kept, sent + n - out.n, out.n));
+        if (step == 0) break;
+    }
+    verify_output out = { .fd = ends[0] };
+    close(ends[1]);
+    CHECK(!verify_read(&out));
+    close(ends[0]);
+}
+
 /* -- the helpers' filters ------------------------------------------------------------------------ */
 
 /* The number after `field` in a status file of /proc; -1 if it is not there. */
@@ -961,6 +1337,14 @@ static void check_filtered(helper *h)
     helper_stop(h);
 }
 
+/* A blob as the daemon gives it to unpack, and what it says of its size: all of it is there. */
+static int blob_file(slice bytes)
+{
+    int fd = (int)syscall(SYS_memfd_create, "blob", 1U /* MFD_CLOEXEC */);
+    if (fd < 0 || write_all(fd, bytes.p, bytes.n) < 0) abort();
+    return fd;
+}
+
 TEST(helpers_work_under_a_filter)
 {
     fake f;
@@ -987,10 +1371,11 @@ TEST(helpers_work_under_a_filter)
     FetchHost host = { .base = slice_of(base), .resolve = true, .pull = true };
     FetchSetup setup = { .domain = SLICE("x"), .path = SLICE("y"), .hosts = { &host, 1 } };
     FetchRequest get = { .reference = SLICE("latest"), .manifest = true, .size = MIB };
-    blob_sink sink = { .memory = &body };
+    blob_sink sink = { .memory = &body, .file = -1 };
     CHECK_INT(helper_start(&h, "fetch", none, -1, &e), 0);
     CHECK_INT(helper_send(&h, &FetchSetup_msg, &setup, &e), 0);
     CHECK_INT(source_get(&h, &get, &sink, &a, &e), 0);
+    if (e.code) fprintf(stderr, "%s\n", e.text);
     CHECK(slice_eq(buf_view(&body), buf_view(&f.image.manifest)));
     check_filtered(&h);
 
@@ -999,17 +1384,21 @@ TEST(helpers_work_under_a_filter)
     CHECK_INT(index.code, GRPC_NOT_FOUND); /* an empty directory */
     check_filtered(&h);
 
-    /* Its pipe holds 1 MiB: when we have got rid of three, it has read. */
-    buf tar = { 0 };
-    tar_entry file = { .type = '0', .name = SLICE("big"), .link = SLICE(""), .size = 64 * MIB, .mode = 0644 };
-    tar_put_header(&tar, &file);
-    CHECK(buf_reserve(&tar, 3 * MIB));
-    memset(tar.p + tar.n, 'x', 3 * MIB);
-    CHECK_INT(helper_start(&h, "unpack", (int[]){ at, -1 }, -1, &e), 0);
-    CHECK_INT(helper_write(&h, tar.p, tar.n + 3 * MIB, &e), 0);
+    OWNED_FD blob = blob_file(buf_view(&f.image.layer));
+    CHECK_INT(helper_start(&h, "unpack", (int[]){ at, blob }, -1, &e), 0);
+    uint8_t size[8] = { 2, 2 }; /* the header and two bytes of "hello, world" */
+    for (int i = 0; i < 3 * MIB / 8; i++) /* its pipe holds one: when we are rid of these, it has read */
+        if (helper_write(&h, size, sizeof size, &e) < 0) CHECK(false);
     check_filtered(&h);
 
-    buf_free(&tar);
+    CHECK_INT(helper_start(&h, "pack", (int[]){ at, -1 }, -1, &e), 0);
+    body.n = 0;
+    sink = (blob_sink){ .memory = &body, .file = -1 };
+    CHECK_INT(source_get(&h, &(FetchRequest){ .size = MIB }, &sink, &a, &e), 0);
+    if (e.code) fprintf(stderr, "%s\n", e.text);
+    CHECK(body.n >= 1024); /* a directory in which unpack has made a file, maybe */
+    check_filtered(&h);
+
     tree_remove(AT_FDCWD, dir, &e);
     fake_down(&f);
 }
@@ -1025,8 +1414,11 @@ static void unpack_answers(const char *name, slice bytes)
     UnpackAnswer answer;
     OWNED_ARENA a = arena_make(MIB);
     OWNED_FD at = temp_dir(dir);
-    CHECK_INT(helper_start(&h, "unpack", (int[]){ at, -1 }, -1, &e), 0);
-    if (helper_write(&h, bytes.p, bytes.n, &e) < 0) CHECK_INT(e.sys, EPIPE);
+    OWNED_FD blob = blob_file(bytes);
+    uint8_t size[8] = { 0 };
+    for (int i = 0; i < 8; i++) size[i] = (uint8_t)((uint64_t)bytes.n >> (8 * i));
+    CHECK_INT(helper_start(&h, "unpack", (int[]){ at, blob }, -1, &e), 0);
+    if (helper_write(&h, size, sizeof size, &e) < 0) CHECK_INT(e.sys, EPIPE);
     close_fd(&h.to);
     int got = helper_receive(&h, &UnpackAnswer_msg, &a, &answer, &e);
     if (got < 0) fprintf(stderr, "%s: %s\n", name, e.text);
@@ -1077,7 +1469,7 @@ TEST(fetch_with_a_tls_helper_has_no_filter)
     FetchRequest get = { .reference = SLICE("latest"), .manifest = true, .size = MIB };
     CHECK_INT(helper_start(&h, "fetch", (int[]){ -1, -1 }, -1, &e), 0);
     CHECK_INT(helper_send(&h, &FetchSetup_msg, &setup, &e), 0);
-    CHECK_INT(source_get(&h, &get, &(blob_sink){ 0 }, &a, &e), -1);
+    CHECK_INT(source_get(&h, &get, &(blob_sink){ .file = -1 }, &a, &e), -1);
     CHECK_INT(helper_filters(&h), 0);
     helper_stop(&h);
 }

@@ -142,6 +142,49 @@ TEST(rootfs_reads_only_small_regular_files_of_the_image) /* T40 */
     tree_remove(AT_FDCWD, path, &(error){ 0 });
 }
 
+/* T40, CVE-2026-47262: {file, a piece, how often, what follows, user, gRPC code}. What is larger than
+ * a file may be is an error, at once; a file without a newline, with NULs or with lines too long is
+ * read as far as it makes sense. */
+TEST(rootfs_users_of_odd_and_endless_files)
+{
+    static const struct { const char *file, *piece; size_t n, times; const char *last, *user; int code; uint32_t uid; } rows[] = {
+        { "etc/passwd", "x:x:1:1:::\n", 11, 10000000, "", "0", GRPC_INVALID_ARGUMENT, 0 },
+        { "etc/passwd", "x:x:1:1:::\n", 11, 90000, "app:x:7:8::/:", "app", 0, 7 },
+        { "etc/passwd", "", 0, 0, "app:x:7:8::/:", "app", 0, 7 },
+        { "etc/passwd", "\0\0\0\0", 4, 1000, "\napp:x:7:8::/:\n", "app", 0, 7 },
+        { "etc/passwd", "\0", 1, 100000, "", "app", GRPC_INVALID_ARGUMENT, 0 },
+        { "etc/passwd", "y", 1, 1000000, "", "app", GRPC_INVALID_ARGUMENT, 0 },
+        { "etc/passwd", "\n", 1, 1000000, "app:x:7:8::/:\n", "app", 0, 7 },
+        { "etc/passwd", "::::\n", 5, 100000, "app:x:7:8::/:\n", "app", 0, 7 },
+        { "etc/passwd", "\xFF\xFE\n", 3, 1000, "app:x:7:8::/:\n", "app", 0, 7 },
+        { "etc/group", "member,", 7, 1000000, "\n", "app", GRPC_INVALID_ARGUMENT, 0 },
+        { "etc/group", "g:x:5:", 6, 1, "app,", "app", 0, 7 },
+        { "etc/group", "g:x:5:app\n", 10, 100000, "", "app", 0, 7 },
+    };
+    char path[PATH_MAX];
+    OWNED_FD root = temp_dir(path);
+    mkdirat(root, "etc", 0755);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        OWNED_ARENA a = arena_make(4 * MIB);
+        OWNED_BUF text = { 0 };
+        rootfs_user u = { 0 };
+        error e = { 0 };
+        for (size_t n = 0; n < rows[i].times; n++) buf_add(&text, rows[i].piece, rows[i].n);
+        buf_str(&text, rows[i].last);
+        unlinkat(root, "etc/group", 0);
+        CHECK(tree_write(root, "etc/passwd", "app:x:7:8::/:\n"));
+        OWNED_FD file = openat(root, rows[i].file, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+        CHECK_INT(write_all(file, text.p, text.n), 0);
+        int done = rootfs_find_user(root, slice_of(rows[i].user), &u, &a, &e);
+        if (done == 0) done = rootfs_user_groups(root, &u, &a, &e);
+        if ((done < 0 ? e.code : 0) != rows[i].code) fprintf(stderr, "row %zu: %d %s\n", i, e.code, e.text);
+        CHECK_INT(done < 0 ? e.code : 0, rows[i].code);
+        if (done == 0) CHECK_INT(u.ids.uid, rows[i].uid);
+        CHECK(u.ids.groups.n < 65536);
+    }
+    tree_remove(AT_FDCWD, path, &(error){ 0 });
+}
+
 TEST(rootfs_target_stays_inside_and_makes_what_links_lead_to) /* T34, T50 */
 {
     static const struct { const char *path; bool directory; int code; const char *made; } rows[] = {

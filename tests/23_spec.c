@@ -48,6 +48,8 @@ TEST(spec_container_refuses_what_cannot_be_meant_and_names_the_field)
     KeyValue equals = { .key = SLICE("A=B"), .value = SLICE("x") };
     Mount relative = { .container_path = SLICE("data"), .host_path = SLICE("/x") }, rro = { .container_path = SLICE("/d"), .host_path = SLICE("/x"), .recursive_read_only = true };
     Mount both = { .container_path = SLICE("/d"), .host_path = SLICE("/x"), .image = &image };
+    Mount up = { .container_path = SLICE("/d"), .image = &image, .image_sub_path = SLICE("a/../../etc") };
+    Mount nul = { .container_path = SLICE("/d"), .image = &image, .image_sub_path = SLICE("a\0b") };
     SecurityProfile runtime_default = { .profile_type = ProfileType_RuntimeDefault };
     LinuxContainerSecurityContext s_group = { .run_as_group = &group }, s_seccomp = { .seccomp = &runtime_default };
     LinuxContainerConfig l_group = { .security_context = &s_group }, l_seccomp = { .security_context = &s_seccomp };
@@ -61,6 +63,8 @@ TEST(spec_container_refuses_what_cannot_be_meant_and_names_the_field)
         { { .metadata = &name, .image = &image, .mounts = { &relative, 1 } }, GRPC_INVALID_ARGUMENT, "container_path" },
         { { .metadata = &name, .image = &image, .mounts = { &rro, 1 } }, GRPC_INVALID_ARGUMENT, "recursive_read_only" },
         { { .metadata = &name, .image = &image, .mounts = { &both, 1 } }, GRPC_INVALID_ARGUMENT, "both" },
+        { { .metadata = &name, .image = &image, .mounts = { &up, 1 } }, GRPC_INVALID_ARGUMENT, "image_sub_path" },
+        { { .metadata = &name, .image = &image, .mounts = { &nul, 1 } }, GRPC_INVALID_ARGUMENT, "image_sub_path" },
         { { .metadata = &name, .image = &image, .linux = &l_group }, GRPC_INVALID_ARGUMENT, "run_as_group" },
         { { .metadata = &name, .image = &image, .linux = &l_seccomp }, GRPC_UNIMPLEMENTED, "seccomp" },
     };
@@ -160,4 +164,73 @@ TEST(spec_mounts_are_in_the_order_in_which_they_can_be_made)
     CHECK_TEXT(mounts[1].destination, "/z");
     CHECK_TEXT(mounts[2].destination, "/a/b/");
     CHECK_TEXT(mounts[3].destination, "/a/b/c");
+}
+
+static unsigned layer_users(store_fixture *x, slice name)
+{
+    pthread_mutex_lock(&x->s->lock);
+    const store_layer *layer = *layer_slot(x->s, name);
+    unsigned users = layer ? layer->users : 0;
+    pthread_mutex_unlock(&x->s->lock);
+    return users;
+}
+
+/* A removal between a volume's resolution and the container's own claim must not take the layers. */
+TEST(spec_image_volume_holds_its_image_until_the_container_does)
+{
+    fake f;
+    error e;
+    store_fixture x;
+    OWNED_ARENA a = arena_make(MIB);
+    if (geteuid() != 0) SKIP("unpack needs root for chroot");
+    store_up(&x);
+    images_collect(x.s);
+    fake_up(&f, NULL, NULL);
+    CHECK_INT(fake_pull(&f, &x, ":1", NULL, &e), 0);
+    const ImageRecord *kept[1];
+    spec_images held = { kept, 0 };
+    ImageSpec image = { .image = slice_of(f.image.config_digest) };
+    Mount mount = { .container_path = SLICE("/v"), .image = &image };
+    MountSpec got = { 0 };
+    spec_context context = { .images = x.s, .root = x.o.root_fd, .held = &held, .a = &a };
+    CHECK_INT(spec_image_volume(&context, &mount, &got, &e), 0);
+    CHECK_TEXT(image.image_ref, f.image.config_digest);
+    CHECK(got.readonly && got.nodev && got.layers.n == 1);
+    CHECK_INT(image_remove(x.s, image.image, &e), 0);
+    CHECK(!store_has(&x, f.image.config_digest));
+    ContainerSpec spec = { .mounts = { &got, 1 } };
+    ContainerRecord c = { .spec = &spec };
+    CHECK_INT(layer_users(&x, got.layers.p[0]), 1); /* 0 would be the sweeper's at any moment */
+    image_layers_hold(x.s, &c);
+    CHECK_INT(layer_users(&x, got.layers.p[0]), 2);
+    while (held.n) image_drop(x.s, held.p[--held.n]);
+    CHECK_INT(layer_users(&x, got.layers.p[0]), 1);
+    image_layers_release(x.s, &c);
+    fake_down(&f);
+    store_down(&x);
+}
+
+TEST(spec_image_volume_shows_only_a_part_that_is_there) /* T39, CVE-2022-23648 */
+{
+    static const struct { const char *part; bool there; } rows[] = {
+        { "dir", true }, { "dir/file", true }, { "/dir", true }, { "dir/./file", true }, { "", true },
+        { "absent", false }, { "dir/absent", false }, { "dir/file/below", false },
+        { "etc-link/passwd", false }, /* the host's /etc/passwd, if links were followed from the host's root */
+        { "up-link/etc/passwd", false }, { "loop", false }, { "dir-link/file", true },
+    };
+    char path[PATH_MAX];
+    error e;
+    OWNED_ARENA a = arena_make(MIB);
+    OWNED_FD root = temp_dir(path);
+    slice layer = SLICE("l");
+    CHECK(mkdirat(root, "layers", 0755) == 0 && mkdirat(root, "layers/l", 0755) == 0 && mkdirat(root, "layers/l/dir", 0755) == 0);
+    CHECK(tree_write(root, "layers/l/dir/file", "x"));
+    CHECK(symlinkat("/etc", root, "layers/l/etc-link") == 0 && symlinkat("../../../../../../..", root, "layers/l/up-link") == 0);
+    CHECK(symlinkat("loop", root, "layers/l/loop") == 0 && symlinkat("/dir", root, "layers/l/dir-link") == 0);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        MountSpec m = { .layers = { &layer, 1 }, .sub_path = slice_of(rows[i].part) };
+        spec_context context = { .root = root, .a = &a };
+        CHECK_INT(spec_sub_path(&context, &m, &e), rows[i].there ? 0 : -1);
+    }
+    tree_remove(AT_FDCWD, path, &e);
 }

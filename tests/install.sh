@@ -38,12 +38,24 @@ need_for_check()
     need python3-protobuf have_python google.protobuf
     need protobuf-compiler have_command protoc
     need docker-registry have_command docker-registry
+    need apache2-utils have_command htpasswd
+    need openssl have_command openssl
+    need squid have_command squid
+    need tinyproxy have_command tinyproxy
     need containernetworking-plugins test -x /usr/lib/cni/bridge
+    need skopeo have_command skopeo
+    need umoci have_command umoci
+    need buildah have_command buildah
+    need zstd have_command zstd
     need busybox-static static_busybox
     need iproute2 have_command ip
     need iptables have_command iptables
     need util-linux have_command unshare
     need mount have_command mount
+    need skopeo have_command skopeo
+    need umoci have_command umoci
+    need podman have_command podman
+    need zstd have_command zstd
 }
 
 # Debian 12's clang is 14; the package has its sanitizers too.

@@ -7,6 +7,7 @@ typedef struct test { const char *name; void (*run)(void); struct test *next; } 
 static test *tests_all, **tests_end = &tests_all;
 static int checks_failed, tests_skipped;
 static const char *vectors_dir; /* where the public test vectors lie: KRUN_TESTDATA, or NULL */
+static char own_vectors_dir[PATH_MAX]; /* and our own: vectors/ beside this program */
 
 /* TEST registers itself before main; its name is a sentence that can be false. */
 #define TEST(name_)                                                                      \
@@ -88,6 +89,7 @@ static int temp_dir(char path[PATH_MAX])
 #include "11_grpc.c"
 #include "12_names.c"
 #include "13_registries.c"
+#include "14_readers.c"
 #include "16_pulls.c"
 #include "17_rootfs.c"
 #include "18_cgroups.c"
@@ -100,6 +102,15 @@ static int temp_dir(char path[PATH_MAX])
 #include "27_client.c"
 #include "29_cli.c"
 #include "30_main.c"
+static void find_vectors(void)
+{
+    char self[PATH_MAX - 16] = "";
+    vectors_dir = getenv("KRUN_TESTDATA");
+    if (readlink("/proc/self/exe", self, sizeof self - 1) < 0) abort();
+    *strrchr(self, '/') = '\0';
+    snprintf(own_vectors_dir, sizeof own_vectors_dir, "%s/vectors", self);
+}
+
 int main(int argc, char **argv)
 {
     int ran = 0, failed = 0;
@@ -107,7 +118,7 @@ int main(int argc, char **argv)
     images_play_pull(argc, argv);
     if (!strcmp(argv[0], "krun")) return 125; /* some part that is not played here: no tests for it */
     signal(SIGPIPE, SIG_IGN);
-    vectors_dir = getenv("KRUN_TESTDATA");
+    find_vectors();
     for (test *t = tests_all; t; t = t->next) {
         bool wanted = argc < 2;
         for (int i = 1; i < argc; i++) wanted = wanted || strstr(t->name, argv[i]);

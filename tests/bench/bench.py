@@ -1,6 +1,6 @@
 """How fast, how small: a CRI runtime measured from outside, by its socket. run.sh starts it.
 
-  bench.py [--out FILE] [--label TEXT] [--workloads A,B,...] [--runs N] [--limit PROGRAM]
+  bench.py [--out FILE] [--label TEXT] [--workloads A,B,...] [--runs N] [--limit PROGRAM] [--peer NAME]
   bench.py --compare FILE FILE...      medians side by side, and ratios to the first
 Workloads: version pod podcni exec pods cold pull log size. All times are medians of what a client sees.
 What a column is compared with must come from the same machine: the files say which it was.
@@ -334,8 +334,36 @@ def cold(b, count=0, times=7):
         b.put(f"cold{count}.{name}", summary(series))
 
 
+class Peak:
+    """The most memory (PSS) that all processes of the runtime have at a time, looked at every 10 ms."""
+
+    def __init__(self, b):
+        self.b, self.most, self.ended = b, 0, threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+
+    def watch(self):
+        while not self.ended.wait(0.01):
+            self.most = max(self.most, sum(pss(pid) for pid in self.b.ours()))
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.thread.join()
+
+
 def pull(b, times=5):
-    cri = b.cri()
+    """Each image pulled and removed again; memory is looked at in pulls of its own, for looking costs.
+    krun removes layers after it has answered, so each pull waits until they are gone."""
+    cri, layers = b.cri(), b.krun.root + "/layers"
+    before_all = os.listdir(layers) if os.path.isdir(layers) else []
+
+    def remove(image):
+        cri.RemoveImage(image=image)
+        harness.until("its layers are gone", lambda: not before_all or len(os.listdir(layers)) == len(before_all))
+
     for kind, size in b.sizes.items():
         image, series, before, used = {"image": f"127.0.0.1:5000/bench/big-{kind}:1"}, [], 0, []
         for _ in range(times + 1):
@@ -344,11 +372,15 @@ def pull(b, times=5):
             cri.PullImage(image=image)
             series.append(time.perf_counter() - began)
             used.append(b.cpu() - before)
-            cri.RemoveImage(image=image)
+            remove(image)
+        with Peak(b) as peak:
+            cri.PullImage(image=image)
+        remove(image)
         b.put(f"pull.{kind}", summary(series[1:], "s"))
         rate = size / 1e6 / summary(series[1:])["median"]
         b.put(f"pull.{kind}.rate", single(rate, "MB/s", bytes=size))
         b.put(f"pull.{kind}.cpu", summary(used[1:], "s"))
+        b.put(f"pull.{kind}.peak", single(peak.most / 1024, "MiB"))
     cri.close()
 
 
@@ -388,6 +420,40 @@ def log(b, times=3, repeats=20):
 
 def size(b):
     b.put("size.binary", single(os.path.getsize(harness.KRUN) / MIB, "MiB"))
+
+
+# -- another runtime, by the same client ---------------------------------------------------------
+
+CONTAINERD = """version = 2
+root = "{d}/root"
+state = "{d}/run"
+disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs"]
+[grpc]
+  address = "{d}/run/containerd.sock"
+[plugins."io.containerd.grpc.v1.cri"]
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "{d}/certs"
+"""
+
+
+class Containerd(harness.Krun):
+    """Debian's containerd on directories of its own. Only for pulls: it gets no runc and no network."""
+
+    def __init__(self, directory):
+        super().__init__(directory)
+        self.socket = self.run + "/containerd.sock"
+        with open(directory + "/config.toml", "w") as f:
+            f.write(CONTAINERD.format(d=directory))
+
+    def command(self):
+        return ["containerd", "--config", self.directory + "/config.toml", "--log-level", "warn"]
+
+    def remove_all(self):
+        pass
+
+
+PEERS = {"containerd": Containerd}
 
 
 # -- all of it --------------------------------------------------------------------------------
@@ -465,7 +531,7 @@ def write_network(krun):
 
 def run(options):
     directory = tempfile.mkdtemp(prefix="krun-bench-")
-    krun = harness.Krun(directory)
+    krun = PEERS.get(options.peer, harness.Krun)(directory)
     server = registry.Registry(directory + "/registry")
     try:
         names = [n for n in WORKLOADS if n in options.workloads.split(",")]
@@ -515,7 +581,8 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compare", nargs="+", metavar="FILE")
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
-    parser.add_argument("--label", default="krun")
+    parser.add_argument("--label", default=None, help="the column's heading")
+    parser.add_argument("--peer", choices=PEERS, help="measure this one, if it is installed; pulls only")
     parser.add_argument("--out", default="bench.json")
     parser.add_argument("--limit", metavar="PROGRAM", help="limit.c, built")
     parser.add_argument("--runs", type=int, default=1, metavar="N",
@@ -524,6 +591,9 @@ def main():
                         help="wait so long for a quiet machine before each workload")
     parser.add_argument("--cache", default=os.environ.get("KRUN_TEST_CACHE", "/tmp"))
     options = parser.parse_args()
+    options.label = options.label or options.peer or "krun"
+    if options.peer:
+        options.workloads = "pull"
     if options.compare:
         print_table(*options.compare)
         return 0

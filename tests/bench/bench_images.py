@@ -1,7 +1,8 @@
-"""The images of the benchmark: a busybox with a file of log lines, and one big layer, gzip and zstd.
+"""The images of the benchmark: a busybox with a file of log lines, one big layer (gzip and zstd), and
+the same files in five layers.
 
-The big layer is made of this machine's own /usr/lib (real files compress as real files do) and kept in
-the cache, for compressing takes longer than all that is measured.
+The files are this machine's own from /usr/lib (real files compress as real files do). What was made is
+kept in the cache, for compressing takes longer than all that is measured.
 """
 import os
 import subprocess
@@ -11,7 +12,10 @@ import images
 
 LINES = 80000  # of 129 bytes
 BIG_BYTES = 266_000_000
-BIG = {"gzip": ["gzip", "-6", "-n", "-c"], "zstd": ["zstd", "-3", "-q", "-c"]}
+LARGEST = 20_000_000  # of one file: so that the sum comes out near BIG_BYTES on every machine
+GZIP, ZSTD = ["gzip", "-6", "-n", "-c"], ["zstd", "-3", "-q", "-c"]
+# Of each image: how many layers, and what packs them.
+BIG = {"gzip": (1, GZIP), "zstd": (1, ZSTD), "five": (5, GZIP)}
 
 
 def log_lines():
@@ -22,19 +26,36 @@ def log_lines():
     return "".join(line[:128].ljust(128, ".") + "\n" for line in lines).encode()
 
 
-def big_tar(path):
-    """Regular files of /usr/lib, in the order of their names, until there are enough bytes."""
-    size = 0
-    with tarfile.open(path + ".new", "w", format=tarfile.PAX_FORMAT) as tar:
-        for directory, below, names in os.walk("/usr/lib"):
-            below.sort()
-            for name in sorted(names):
-                source = os.path.join(directory, name)
-                if os.path.islink(source) or not os.path.isfile(source) or size >= BIG_BYTES:
-                    continue
-                tar.add(source, "big" + source, recursive=False)
-                size += os.path.getsize(source)
-    os.rename(path + ".new", path)
+def files():
+    """Regular files of /usr/lib with their sizes, in the order of their names, until there are enough."""
+    left = BIG_BYTES
+    for directory, below, names in os.walk("/usr/lib"):
+        below.sort()
+        for name in sorted(names):
+            path = os.path.join(directory, name)
+            if os.path.islink(path) or not os.path.isfile(path):
+                continue
+            size = os.path.getsize(path)
+            if 0 < size <= min(LARGEST, left):
+                left -= size
+                yield path, size
+
+
+def big_tars(cache, count):
+    """The files spread over `count` archives of about one size; gives the archives' paths."""
+    paths = [f"{cache}/bench-{count}-{i}.tar" for i in range(count)]
+    if all(map(os.path.exists, paths)):
+        return paths
+    tars = [tarfile.open(p + ".new", "w", format=tarfile.PAX_FORMAT) for p in paths]
+    sizes = [0] * count
+    for path, size in files():
+        i = sizes.index(min(sizes))
+        tars[i].add(path, "big" + path, recursive=False)
+        sizes[i] += size
+    for tar, path in zip(tars, paths):
+        tar.close()
+        os.rename(path + ".new", path)
+    return paths
 
 
 def read(path):
@@ -42,15 +63,20 @@ def read(path):
         return f.read()
 
 
+def packed(tar, command):
+    path = f"{tar}.{command[0]}"
+    if not os.path.exists(path):
+        with open(tar, "rb") as source, open(path + ".new", "wb") as out:
+            subprocess.check_call(command, stdin=source, stdout=out)
+        os.rename(path + ".new", path)
+    return read(path)
+
+
 def big(cache, kind):
-    tar, packed = f"{cache}/bench-layer.tar", f"{cache}/bench-layer.{kind}"
-    if not os.path.exists(tar):
-        big_tar(tar)
-    if not os.path.exists(packed):
-        with open(tar, "rb") as source, open(packed + ".new", "wb") as out:
-            subprocess.check_call(BIG[kind], stdin=source, stdout=out)
-        os.rename(packed + ".new", packed)
-    return images.Image([read(tar)], compress=lambda _: read(packed))
+    count, command = BIG[kind]
+    tars = big_tars(cache, count)
+    layers = iter([packed(tar, command) for tar in tars])
+    return images.Image([read(tar) for tar in tars], compress=lambda _: next(layers))
 
 
 def push_all(address, cache, kinds=tuple(BIG)):
@@ -61,6 +87,6 @@ def push_all(address, cache, kinds=tuple(BIG)):
     sizes = {}
     for kind in kinds:
         image = big(cache, kind)
-        sizes[kind] = len(image.layers[0])
+        sizes[kind] = sum(map(len, image.layers))
         images.push(image, address, "bench/big-" + kind, "1")
     return sizes

@@ -604,6 +604,8 @@ def run_group(module, score, wanted):
             if not score.run(f"{title}: {name}", one_test, krun, function) and \
                     os.environ.get("KRUN_TEST_LOG"):
                 print("       the daemon's log: " + krun.log_end(), flush=True)
+        if hasattr(module, "teardown"):
+            module.teardown(krun)
         score.run(f"{title}: nothing is left behind", end_group, krun, before)
     finally:
         if krun.process and krun.process.poll() is None:

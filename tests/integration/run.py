@@ -13,8 +13,8 @@ import sys
 import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-ORDER = ["daemon", "http2", "images", "pods", "network", "containers", "exec", "logs", "restart", "faults",
-         "cli", "crictl", "limits"]
+ORDER = ["daemon", "http2", "images", "registries", "pull", "airgap", "trees", "hostile", "pods", "network",
+         "containers", "exec", "logs", "restart", "faults", "cli", "crictl", "limits"]
 
 
 def push_images(registry):

@@ -772,8 +772,146 @@ def an_image_can_be_a_volume(k):
     for path in ("/img/x", "/part/x"):
         check(container.run("touch", path).exit_code, f"{path} cannot be made")
     check(all(m.image.image for m in container.status().mounts), "the status names the image")
-    fails(lambda: pod.create(mounts=[{"container_path": "/x", "image": spec,
-                                      "image_sub_path": "absent"}]).start())
+
+
+@test
+def the_status_tells_which_image_a_volume_shows(k):
+    pull(k, "test/layered")
+    name = REGISTRY + "test/layered:1"
+    volume_id = k.cri.ImageStatus(image={"image": name}).image.id
+    pod = k.pod()
+    container = pod.start(mounts=[{"container_path": "/a", "image": {"image": name}},
+                                  {"container_path": "/b", "image": {"image": volume_id}},
+                                  mount(volume(k))])
+    seen = [(m.container_path, m.image.image, m.image.image_ref) for m in container.status().mounts]
+    equal(seen, [("/a", name, volume_id), ("/b", volume_id, volume_id), ("/mnt/v", "", "")],
+          "the mounts in the status")
+
+
+@test
+def a_part_of_an_image_that_cannot_be_shown_is_refused_at_once(k):
+    pull(k, "test/layered")
+    name = REGISTRY + "test/layered:1"
+    pod = k.pod()
+
+    def part(path, of=name):
+        return lambda: pod.create(mounts=[{"container_path": "/x", "image": {"image": of},
+                                           "image_sub_path": path}])
+    rows = (("absent", name, "NOT_FOUND"), ("d/hidden", name, "NOT_FOUND"),  # a later layer hides it
+            ("d/kept", REGISTRY + "not/pulled:1", "NOT_FOUND"))
+    for path, of, code in rows:
+        said = refused(code, part(path, of), path if of == name else of)
+        check(said.startswith("ImageVolumeMountFailed: "), said)
+    refused("INVALID_ARGUMENT", part("d/../../etc"), "image_sub_path")
+    equal(len(k.cri.ListContainers().containers), 0, "containers")
+
+
+@test
+def a_file_of_an_image_can_be_a_volume_and_is_read_only(k):
+    pull(k, "test/layered")
+    spec = {"image": REGISTRY + "test/layered:1"}
+    container = k.pod().start(**merge(
+        {"mounts": [{"container_path": "/one", "image": spec, "image_sub_path": "d/kept"},
+                    {"container_path": "/etc/two", "image": spec, "image_sub_path": "/swap"}]},
+        security(capabilities={"add_capabilities": ["ALL"]})))
+    equal(container.sh("cat /one /etc/two"), "1now a file", "content")
+    for path in ("/one", "/etc/two"):
+        check(container.run("sh", "-c", f"echo x >{path}").exit_code, f"{path} cannot be written")
+        check(container.run("mount", "-o", "remount,bind,rw", path).exit_code or
+              container.run("sh", "-c", f"echo x >{path}").exit_code, f"{path} stays read-only")
+
+
+@test
+def image_volumes_share_layers_with_the_container_and_with_each_other(k):
+    pull(k, "test/layered")
+    spec = {"image": REGISTRY + "test/layered:1"}
+    same = {"image": k.image}
+    mounts = [{"container_path": f"/v{i}", "image": spec} for i in range(4)] + [
+        {"container_path": "/own", "image": same}, {"container_path": "/bin2", "image": same,
+                                                    "image_sub_path": "bin"},
+        {"container_path": "/krun", "image": {"image": "localhost/krun:self"}}]
+    container = k.pod().start(mounts=mounts)
+    equal(container.sh("cat /v0/d/kept /v1/d/kept /v2/d/kept /v3/d/kept"), "1111", "four of one image")
+    equal(container.sh("cmp /own/bin/busybox /bin/busybox; cmp /bin2/busybox /bin/busybox"), "",
+          "the container's own image")
+    equal(container.sh("ls /krun"), "krun\n", "the built-in image")
+    container.sh("rm /bin/vi && test -e /own/bin/vi && test -e /bin2/vi")
+
+
+@test
+def image_volumes_and_others_lie_inside_each_other(k):
+    pull(k, "test/layered")
+    spec = {"image": REGISTRY + "test/layered:1"}
+    outer, inner = volume(k), volume(k)
+    os.makedirs(outer + "/there")
+    container = k.pod().start(mounts=[
+        mount(inner, "/img/d"), {"container_path": "/img", "image": spec},
+        {"container_path": "/v/there", "image": spec, "image_sub_path": "d"},
+        {"container_path": "/v/new/deep", "image": spec, "image_sub_path": "o"}, mount(outer, "/v"),
+        {"container_path": "/img/o", "image": {"image": k.image}, "image_sub_path": "etc"}])
+    equal(container.sh("ls /img/d; cat /v/there/kept; ls -A /v/new/deep; ls /v/file"),
+          "file\n1above\n/v/file\n", "what lies where")
+    container.sh("test -e /img/o/passwd && test -e /img/swap && touch /img/d/new")
+    equal(sorted(os.listdir(inner)), ["file", "new"], "the volume in the image")
+    equal(os.listdir(outer + "/there"), [], "what lies under the image")
+    fails(lambda: k.pod().create(mounts=[mount(inner, "/img/not-there"), {
+        "container_path": "/img", "image": spec}]).start(), "/img/not-there")
+
+
+@test
+def links_of_an_image_lead_a_sub_path_nowhere_but_into_the_image(k):  # T39, CVE-2022-23648
+    def links(tree):
+        tree.directory("a").file("a/b", "inside")
+        tree.link("host-etc", "/etc").link("up", "../../../../../../../../etc")
+        tree.link("self", "/proc/self/root/etc").link("to-a", "/a")
+    name = images.push(images.busybox({"Labels": {"evil": "sub path"}}, extra=links),
+                       "127.0.0.1:5000", "test/evil-sub-path", "1")
+    k.pull(name)
+    pod = k.pod()
+
+    def start(path):
+        return pod.start(mounts=[{"container_path": "/x", "image": {"image": name},
+                                  "image_sub_path": path}])
+    equal(start("to-a").sh("cat /x/b"), "inside", "a link inside")
+    with open("/etc/passwd") as f:
+        host = f.read()
+    for path in ("host-etc", "up"):
+        got = start(path).sh("cat /x/passwd")
+        check(got == images.PASSWD and got != host, f"{path} is the image's /etc: {got}")
+    refused("NOT_FOUND", lambda: start("self"), "ImageVolumeMountFailed")
+
+
+@test
+def volumes_that_an_images_config_names_copy_nothing_from_the_host(k):  # T39, CVE-2022-23648
+    wanted = {"/../../etc": {}, "../../../tmp/krun-canary": {}, "/": {}, "/proc": {}, "/link": {}}
+    os.makedirs("/tmp/krun-canary", exist_ok=True)
+    try:
+        with open("/tmp/krun-canary/secret", "w") as f:
+            f.write("of the host")
+        evil = images.busybox({"Volumes": wanted}, extra=lambda t: t.link("link", "/tmp/krun-canary"))
+        name = images.push(evil, "127.0.0.1:5000", "test/evil-volumes", "1")
+        k.pull(name)
+        container = k.pod().start(image={"image": name})
+        equal(container.sh("cat /etc/passwd"), images.PASSWD, "/etc/passwd")
+        check(container.run("cat", "/link/secret").exit_code, "the host's file is not there")
+        equal(container.sh("find / -xdev -name secret"), "", "nor anywhere else")
+        equal(os.listdir("/tmp/krun-canary"), ["secret"], "the host's directory")
+        k.remove_all()
+    finally:
+        os.unlink("/tmp/krun-canary/secret")
+        os.rmdir("/tmp/krun-canary")
+
+
+@test
+def a_container_keeps_the_layers_of_a_volume_whose_image_is_removed(k):
+    pull(k, "test/layered")
+    name = REGISTRY + "test/layered:1"
+    pod = k.pod()
+    container = pod.create(mounts=[{"container_path": "/img", "image": {"image": name}}])
+    ref = container.status().mounts[0].image.image_ref
+    k.cri.RemoveImage(image={"image": name})
+    equal(container.start().sh("cat /img/d/kept"), "1", "content")
+    equal(container.status().mounts[0].image.image_ref, ref, "image_ref of what has been removed")
 
 
 @test
