@@ -52,7 +52,10 @@
 #include <grp.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
 #include <linux/openat2.h>
+#include <linux/seccomp.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -179,10 +182,13 @@ static slice slice_cut(slice *s, uint8_t sep)
     return head;
 }
 
+/* Whether the byte is one of those in `set`. strchr(3) would find a NUL in every set: its end. */
+static bool byte_in(uint8_t byte, const char *set) { return byte && strchr(set, byte); }
+
 static slice slice_trim(slice s) /* without the spaces, tabs and line ends around it */
 {
-    while (s.n && strchr(" \t\r\n", s.p[0])) s = (slice){ s.p + 1, s.n - 1 };
-    while (s.n && strchr(" \t\r\n", s.p[s.n - 1])) s.n--;
+    while (s.n && byte_in(s.p[0], " \t\r\n")) s = (slice){ s.p + 1, s.n - 1 };
+    while (s.n && byte_in(s.p[s.n - 1], " \t\r\n")) s.n--;
     return s;
 }
 
@@ -1202,7 +1208,7 @@ static int json_peek(const json_reader *r) /* the next byte, -1 at the end */
 
 static bool json_take(json_reader *r, char wanted) /* steps over white space and then `wanted` */
 {
-    while (r->at < r->text.n && strchr(" \t\r\n", r->text.p[r->at]) && r->text.p[r->at]) r->at++;
+    while (r->at < r->text.n && byte_in(r->text.p[r->at], " \t\r\n")) r->at++;
     if (json_peek(r) != wanted) return false;
     r->at++;
     return true;
@@ -3580,7 +3586,8 @@ static ssize_t zstd_read(zstd *z, uint8_t *p, size_t n, error *e)
         if (done < 0) return -1;
     }
     n = MIN(n, (size_t)(z->out - z->given));
-    if (n) memcpy(p, z->given, n);
+    if (!n) return 0; /* there may be no window yet, if nothing but skippable frames came */
+    memcpy(p, z->given, n);
     z->given += n;
     return (ssize_t)n;
 }
@@ -10035,8 +10042,8 @@ static bool host_valid(slice host, bool upper)
     struct in6_addr v6;
     char text[INET6_ADDRSTRLEN];
     if (slice_has(host, ':')) {
-        snprintf(text, sizeof text, "%.*s", PR(host));
-        return host.n < sizeof text && inet_pton(AF_INET6, text, &v6) == 1;
+        snprintf(text, sizeof text, "%.*s", PR(host)); /* which a NUL would end too early */
+        return host.n == strlen(text) && inet_pton(AF_INET6, text, &v6) == 1;
     }
     if (!host.n || host.n > 253) return false;
     for (slice rest = host; rest.n;) {
@@ -10056,7 +10063,7 @@ static bool ref_tag_valid(slice tag)
 {
     if (!tag.n || tag.n > REF_TAG_MAX || tag.p[0] == '.' || tag.p[0] == '-') return false;
     for (size_t i = 0; i < tag.n; i++)
-        if (!isalnum(tag.p[i]) && !strchr("_.-", tag.p[i])) return false;
+        if (!isalnum(tag.p[i]) && !byte_in(tag.p[i], "_.-")) return false;
     return true;
 }
 
@@ -10220,7 +10227,7 @@ static int url_follow(const url_parts *base, slice location, arena *a, url_parts
 static void url_escape(buf *out, slice s) /* for a query or a form: RFC 3986, section 2.3 */
 {
     for (size_t i = 0; i < s.n; i++) {
-        if (isalnum(s.p[i]) || strchr("-._~", s.p[i])) buf_byte(out, s.p[i]);
+        if (isalnum(s.p[i]) || byte_in(s.p[i], "-._~")) buf_byte(out, s.p[i]);
         else buf_printf(out, "%%%02X", s.p[i]);
     }
 }
@@ -10971,7 +10978,8 @@ static int http_send(http_conn *c, slice bytes, error *e)
  * Defined by  OCI distribution-spec 1.1; RFC 6750 and 7617 (Bearer, Basic); containerd's
  *             hosts.toml; docker's config.json and containers-auth.json(5)
  * Uses        1, 2, 3 (JSON, TOML), 4 (base64), 8, 12
- * Gives       frame_*, become_nobody, registry_hosts, auth_is_for, auth_file_*, fetch_main
+ * Gives       frame_*, become_nobody, role_filter, registry_hosts, auth_is_for, auth_file_*,
+ *             fetch_main
  * Bounds      10 redirects, 4 tries a host, token 1 MiB, manifest 4 MiB, config 8 MiB, 128
  *             layers */
 
@@ -11091,6 +11099,203 @@ static int become_nobody(error *e)
     setrlimit(RLIMIT_CORE, &none);
     signal(SIGPIPE, SIG_IGN);
     return 0;
+}
+
+/* -- what such a process may still ask of the kernel ----------------------------------------------
+ *
+ * A process without rights can still make every system call, and behind each the kernel may have a
+ * mistake. So before its first byte from outside a role tells the kernel which calls its work
+ * takes: seccomp(2) runs a small program (classic BPF, kernel Documentation/userspace-api/
+ * seccomp_filter.rst) before each call, and any other call kills the process; the daemon says so.
+ * There is no way to take a filter off, and threads and programs executed inherit it.
+ *
+ * What is left to one that has been taken over:
+ *   read     to answer nonsense
+ *   archive  that, and of a layout directory to read any file in it, by a path or by another
+ *   unpack   to make, change and remove any file in the directory that it fills; device nodes too,
+ *            but not to open one (hide_devices)
+ *   pack     to read any file of the layer that it packs
+ *   seal     to see which files a layer has, and of what kind
+ *   fetch    to talk to any host that this machine reaches, and read the files that all may read;
+ *            with a tls_helper, any call (fetch_begin says why) with nobody's rights
+ * None of them can run a program, gain a right, or reach a process: no execve, no mount, setns,
+ * unshare, bpf, keyctl or ptrace, no signal but to itself, and no memory that can be executed. */
+
+enum {
+    ROLE_READ = 1, ROLE_ARCHIVE = 2, ROLE_UNPACK = 4, ROLE_FETCH = 8, ROLE_PACK = 16,
+    ROLE_SEAL = 32, ROLES_ALL = 63
+};
+
+/* A call that `roles` may make: always, or if its argument number `argument` has `value` under
+ * `mask`. An `error` is what it gets in the call's place. */
+typedef struct {
+    uint32_t number;
+    uint8_t roles, argument, error;
+    uint32_t mask, value;
+} role_call;
+
+#define ROLE_OWN_PID UINT32_MAX /* as `value`: the number of the process itself */
+#define ROLE_CALL(name, roles_) { .number = SYS_##name, .roles = (roles_) }
+#define ROLE_CALL_IF(name, roles_, argument_, mask_, value_) \
+    { SYS_##name, (roles_), (argument_), 0, (mask_), (value_) }
+
+/* Which of several calls a libc takes for one function differs between glibc and musl and between
+ * architectures: those of one line mean the same. The most frequent come first. */
+static const role_call role_calls[] = {
+    ROLE_CALL(read, ROLES_ALL), ROLE_CALL(write, ROLES_ALL), ROLE_CALL(close, ROLES_ALL),
+    ROLE_CALL(openat2, ROLE_UNPACK | ROLE_ARCHIVE | ROLE_PACK), ROLE_CALL(openat, ROLE_UNPACK),
+    ROLE_CALL(fchown, ROLE_UNPACK), ROLE_CALL(fchmod, ROLE_UNPACK),
+    ROLE_CALL(utimensat, ROLE_UNPACK), ROLE_CALL(fsetxattr, ROLE_UNPACK),
+    ROLE_CALL(mkdirat, ROLE_UNPACK), ROLE_CALL(mknodat, ROLE_UNPACK),
+    ROLE_CALL(symlinkat, ROLE_UNPACK), ROLE_CALL(linkat, ROLE_UNPACK),
+    ROLE_CALL(fchownat, ROLE_UNPACK), ROLE_CALL(fchmodat, ROLE_UNPACK),
+    ROLE_CALL(lseek, ROLE_UNPACK | ROLE_SEAL), /* sparse files; seekdir(3) */
+    ROLE_CALL(ftruncate, ROLE_UNPACK),
+    /* An entry in the place of another: tree_remove reads directories. */
+    ROLE_CALL(unlinkat, ROLE_UNPACK), ROLE_CALL(renameat2, ROLE_UNPACK),
+#ifdef SYS_renameat
+    ROLE_CALL(renameat, ROLE_UNPACK),
+#endif
+    ROLE_CALL(getdents64, ROLE_UNPACK | ROLE_PACK | ROLE_SEAL),
+    /* Not F_SETOWN and its like: with them any process of the same user can be sent a signal. */
+    ROLE_CALL_IF(fcntl, ROLE_UNPACK | ROLE_PACK | ROLE_SEAL, 1, UINT32_MAX, F_GETFL),
+    ROLE_CALL_IF(fcntl, ROLE_UNPACK | ROLE_PACK | ROLE_SEAL, 1, UINT32_MAX, F_SETFD),
+    ROLE_CALL(pread64, ROLE_UNPACK | ROLE_ARCHIVE), ROLE_CALL(readlinkat, ROLE_PACK),
+    ROLE_CALL(flistxattr, ROLE_PACK), ROLE_CALL(fgetxattr, ROLE_PACK),
+    ROLE_CALL(fstat, ROLES_ALL & ~ROLE_READ),
+#ifdef SYS_newfstatat
+    ROLE_CALL(newfstatat, ROLES_ALL & ~ROLE_READ),
+#endif
+    ROLE_CALL(statx, ROLES_ALL & ~ROLE_READ),
+    /* /etc/hosts and /etc/resolv.conf, to read. */
+    ROLE_CALL_IF(openat, ROLE_FETCH | ROLE_SEAL, 2, O_ACCMODE | O_CREAT | O_TRUNC, 0),
+    ROLE_CALL_IF(socket, ROLE_FETCH, 0, UINT32_MAX, AF_INET),
+    ROLE_CALL_IF(socket, ROLE_FETCH, 0, UINT32_MAX, AF_INET6),
+    ROLE_CALL(connect, ROLE_FETCH), ROLE_CALL(sendto, ROLE_FETCH), ROLE_CALL(recvfrom, ROLE_FETCH),
+    ROLE_CALL(getsockopt, ROLE_FETCH), ROLE_CALL(setsockopt, ROLE_FETCH),
+    ROLE_CALL(ppoll, ROLE_FETCH),
+#ifdef SYS_poll
+    ROLE_CALL(poll, ROLE_FETCH),
+#endif
+    ROLE_CALL(nanosleep, ROLE_FETCH), ROLE_CALL(clock_nanosleep, ROLE_FETCH), /* between tries */
+    /* Memory. The kernel has written all of the program that there will ever be. */
+    ROLE_CALL(brk, ROLES_ALL), ROLE_CALL(munmap, ROLES_ALL), ROLE_CALL(mremap, ROLES_ALL),
+    ROLE_CALL(madvise, ROLES_ALL),
+    ROLE_CALL_IF(mmap, ROLES_ALL, 2, PROT_EXEC, 0),
+    ROLE_CALL_IF(mprotect, ROLES_ALL, 2, PROT_EXEC, 0),
+    ROLE_CALL(getrandom, ROLES_ALL), /* the keys of malloc; the ids of DNS */
+    ROLE_CALL(sysinfo, ROLES_ALL), /* qsort(3) of some asks how much memory there is */
+    /* Time is mostly read without the kernel; not under every hypervisor. */
+    ROLE_CALL(clock_gettime, ROLES_ALL),
+#ifdef SYS_gettimeofday
+    ROLE_CALL(gettimeofday, ROLES_ALL),
+#endif
+    /* The kernel's own, after SIGSTOP and SIGCONT came in the middle of a call. */
+    ROLE_CALL(restart_syscall, ROLES_ALL), ROLE_CALL(rt_sigreturn, ROLES_ALL),
+    ROLE_CALL(exit_group, ROLES_ALL), ROLE_CALL(exit, ROLES_ALL),
+    ROLE_CALL(futex, ROLES_ALL), ROLE_CALL(writev, ROLES_ALL), /* a text on stderr before abort */
+    ROLE_CALL(getpid, ROLES_ALL), ROLE_CALL(gettid, ROLES_ALL),
+    ROLE_CALL(rt_sigprocmask, ROLES_ALL), ROLE_CALL(rt_sigaction, ROLES_ALL),
+    ROLE_CALL_IF(tgkill, ROLES_ALL, 0, UINT32_MAX, ROLE_OWN_PID), /* abort(3), when we assert */
+    ROLE_CALL_IF(tkill, ROLES_ALL, 0, UINT32_MAX, ROLE_OWN_PID),
+    /* unpack's second thread: a thread and nothing else, so CLONE_NEWNS and its like are not set.
+     * The flags of clone3(2) lie in memory, where no filter can look; without it a libc takes
+     * clone(2). */
+    ROLE_CALL_IF(clone, ROLE_UNPACK, 0, CLONE_THREAD | CLONE_VM | 0x7E020000,
+                 CLONE_THREAD | CLONE_VM),
+    { SYS_clone3, ROLE_UNPACK, 0, ENOSYS, 0, 0 },
+    ROLE_CALL(set_robust_list, ROLE_UNPACK), ROLE_CALL(sched_getaffinity, ROLE_UNPACK),
+    ROLE_CALL(sched_yield, ROLE_UNPACK),
+#ifdef SYS_rseq
+    ROLE_CALL(rseq, ROLE_UNPACK),
+#endif
+};
+
+/* Numbers mean other calls on another architecture, so a filter looks at that first: a process can
+ * switch (int 0x80 on x86-64). The x32 numbers of x86-64 have bit 30 set and are on no list. */
+#if defined(__x86_64__)
+#define ROLE_ARCH AUDIT_ARCH_X86_64
+#elif defined(__aarch64__)
+#define ROLE_ARCH AUDIT_ARCH_AARCH64
+#elif defined(__riscv) && __riscv_xlen == 64
+#define ROLE_ARCH AUDIT_ARCH_RISCV64
+#else
+#define ROLE_ARCH 0 /* no filter */
+#endif
+
+enum { ROLE_CODE = 8, ROLE_PROGRAM = 8 + ROLE_CODE * COUNT(role_calls) };
+
+/* A row as BPF, entered with the call's number in the accumulator and left with it. All machines
+ * that we know have the low half of an argument first; what is above it in a number that the kernel
+ * takes as an int, it does not look at either. */
+static size_t role_code(const role_call *c, struct sock_filter *to)
+{
+    uint32_t at = offsetof(struct seccomp_data, args) + 8U * c->argument;
+    uint32_t value = c->value == ROLE_OWN_PID ? (uint32_t)getpid() : c->value;
+    uint32_t verdict =
+        c->error ? SECCOMP_RET_ERRNO | (uint32_t)c->error : (uint32_t)SECCOMP_RET_ALLOW;
+    const struct sock_filter always[] = {
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, c->number, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, verdict),
+    }, compared[] = {
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, c->number, 0, 5),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, at),
+        BPF_STMT(BPF_ALU | BPF_AND | BPF_K, c->mask),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, verdict),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+    };
+    size_t n = c->mask ? COUNT(compared) : COUNT(always);
+    memcpy(to, c->mask ? compared : always, n * sizeof *to);
+    return n;
+}
+
+/* Filters this process's calls, for good. -1: INTERNAL. Needs no_new_privs. */
+static int role_filter_set(unsigned role, error *e)
+{
+    struct sock_filter code[ROLE_PROGRAM] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ROLE_ARCH, 1, 0),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+    };
+    size_t n = 4;
+    for (size_t i = 0; i < COUNT(role_calls); i++)
+        if (role_calls[i].roles & role) n += role_code(&role_calls[i], code + n);
+    code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
+    struct sock_fprog program = { (unsigned short)n, code };
+    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0) == 0) return 0;
+    return fail_sys(e, GRPC_INTERNAL, "filter system calls");
+}
+
+/* What a sanitizer adds to a program makes calls of its own. */
+#ifdef __has_feature
+#define ROLE_FEATURE(name) __has_feature(name)
+#else
+#define ROLE_FEATURE(name) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || \
+    ROLE_FEATURE(address_sanitizer) || ROLE_FEATURE(thread_sanitizer) || \
+    ROLE_FEATURE(memory_sanitizer)
+enum { ROLE_SANITIZED = 1 };
+#else
+enum { ROLE_SANITIZED = 0 };
+#endif
+
+/* Whether roles are filtered here: a kernel can be built without seccomp. */
+static bool role_filter_works(void)
+{
+    uint32_t action = SECCOMP_RET_KILL_PROCESS;
+    return ROLE_ARCH && !ROLE_SANITIZED &&
+           syscall(SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, &action) == 0;
+}
+
+/* The last thing that a role does before it reads what strangers have written. A kernel that cannot
+ * do it is no reason to run nothing: the daemon has said so once (images_open). */
+static int role_filter(unsigned role, error *e)
+{
+    tzset(); /* for any time, gmtime_r(3) too, a libc reads /etc/localtime once */
+    return role_filter_works() ? role_filter_set(role, e) : 0;
 }
 
 /* -- TLS, by another program ----------------------------------------------------------------------
@@ -11836,7 +12041,9 @@ static int fetch_begin(fetch_session *f, error *e)
             f->hosts[i].authorization =
                 arena_printf(&f->session, "Bearer %.*s", PR(auth->registry_token));
     }
-    return 0;
+    /* A helper would inherit the filter, and nobody can know what an administrator's program
+     * needs. */
+    return f->setup.tls_helper.n ? 0 : role_filter(ROLE_FETCH, e);
 }
 
 /* `krun fetch`: a setup, then requests, until fd 0 ends. Each is answered by the body in frames, an
@@ -12293,6 +12500,7 @@ static int auth_file_find(const json *tree, const image_ref *ref, AuthConfig *ou
  *   seal    chrooted into a layer; reads the attributes of all that is in it
  *   archive `krun load`: nobody; offers an archive file or a layout directory as a registry would
  *   pack    `krun save`: chrooted into a layer; may read all of it: a layer as an archive again
+ * Which system calls each may make stands in chapter 13, and what that leaves to it.
  *
  * What they answer is checked by the daemon (chapter 16), which hashes and compares but parses
  * nothing of it.
@@ -12750,7 +12958,8 @@ static int read_main(int argc, char **argv)
 {
     error e = { 0 };
     (void)argc, (void)argv;
-    if (become_nobody(&e) < 0) return log_error("%s", e.text), 1;
+    if (become_nobody(&e) < 0 || role_filter(ROLE_READ, &e) < 0)
+        return log_error("%s", e.text), 1;
     for (;;) {
         slice wire;
         ReadRequest q;
@@ -12788,6 +12997,20 @@ static int keep_capabilities(uint32_t low, error *e)
         return fail_sys(e, GRPC_INTERNAL, "drop capabilities");
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return fail_sys(e, GRPC_INTERNAL, "no_new_privs");
+    return 0;
+}
+
+/* Puts in the place of `fd` (a directory) the same in a mount of this process alone, in which no
+ * device can be opened: a layer may hold device nodes, and with the node of the machine's disk one
+ * that may make it could read and write all of it. Ends with the descriptor (open_tree(2)). */
+static int hide_devices(int fd, error *e)
+{
+    const struct k_mount_attr nodev = { .attr_set = K_ATTR_NODEV };
+    OWNED_FD copy = sys_open_tree(fd, "", AT_EMPTY_PATH | K_OPEN_TREE_CLONE);
+    if (copy < 0 || sys_mount_setattr(copy, "", AT_EMPTY_PATH, &nodev) < 0 ||
+        dup3(copy, fd, O_CLOEXEC) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "mount the directory of descriptor %d without devices",
+                        fd);
     return 0;
 }
 
@@ -12954,6 +13177,7 @@ static int seal_main(int argc, char **argv)
     UnpackAnswer answer = { 0 };
     (void)argc, (void)argv;
     if (confine_to(SEAL_ROOT, CAP_BIT_DAC_READ_SEARCH, &e) < 0 ||
+        role_filter(ROLE_SEAL, &e) < 0 ||
         tree_seal(SEAL_ROOT, SEAL_ENTRIES, &answer.seal, &e) < 0)
         answer = (UnpackAnswer){ .code = e.code, .message = slice_of(e.text) };
     return frame_write_message(STDOUT_FILENO, &UnpackAnswer_msg, &answer) ? 0 : 1;
@@ -13032,7 +13256,8 @@ static int unpack_main(int argc, char **argv)
     (void)argc, (void)argv;
     umask(0);
     source *in = growing_open(&blob, UNPACK_BLOB, STDIN_FILENO);
-    if (confine_to(UNPACK_ROOT, needed, &e) < 0 ||
+    if (hide_devices(UNPACK_ROOT, &e) < 0 || confine_to(UNPACK_ROOT, needed, &e) < 0 ||
+        role_filter(ROLE_UNPACK, &e) < 0 ||
         unpack_stream(in, UNPACK_ROOT, &answer, diff_id, &e) < 0 ||
         tree_seal(UNPACK_ROOT, SEAL_ENTRIES, &answer.seal, &e) < 0)
         answer = (UnpackAnswer){ .code = e.code, .message = slice_of(e.text) };
@@ -13060,13 +13285,15 @@ static int pack_main(int argc, char **argv)
     error e = { 0 };
     tar_sink out = { pack_frames };
     (void)argc, (void)argv;
-    int confined = confine_to(PACK_ROOT, CAP_BIT_DAC_READ_SEARCH | CAP_BIT_SYS_ADMIN, &e);
+    const uint32_t needed = CAP_BIT_DAC_READ_SEARCH | CAP_BIT_SYS_ADMIN;
+    bool confined = hide_devices(PACK_ROOT, &e) == 0 && confine_to(PACK_ROOT, needed, &e) == 0 &&
+                    role_filter(ROLE_PACK, &e) == 0;
     for (;;) {
         slice wire;
         FetchAnswer answer = { 0 };
         OWNED_ARENA a = arena_make(MIB);
         if (frame_read(STDIN_FILENO, &a, &wire) != 1) return 0;
-        if (confined < 0 || tar_pack(PACK_ROOT, &out, &e) < 0)
+        if (!confined || tar_pack(PACK_ROOT, &out, &e) < 0)
             answer = (FetchAnswer){ .code = e.code, .message = slice_of(e.text) };
         if (!frame_write(STDOUT_FILENO, (slice){ NULL, 0 }) ||
             !frame_write_message(STDOUT_FILENO, &FetchAnswer_msg, &answer))
@@ -13331,8 +13558,10 @@ static int archive_begin(archive_view *ar, error *e)
     if (fstat(ARCHIVE_FD, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "archive: no descriptor 3");
     *ar = (archive_view){ .fd = ARCHIVE_FD, .a = arena_make(64 * MIB) };
     ar->is_directory = S_ISDIR(st.st_mode);
-    if (ar->is_directory) return confine_to(ARCHIVE_FD, CAP_BIT_DAC_READ_SEARCH, e);
-    if (become_nobody(e) < 0) return -1;
+    int confined = ar->is_directory ? confine_to(ARCHIVE_FD, CAP_BIT_DAC_READ_SEARCH, e)
+                                    : become_nobody(e);
+    if (confined < 0 || role_filter(ROLE_ARCHIVE, e) < 0) return -1;
+    if (ar->is_directory) return 0;
     source *plain = decompress_open(&d, fd_source_open(&file, ARCHIVE_FD), e);
     if (!plain) return -1;
     while (d.kind != PLAIN && (got = plain->read(plain, chunk, sizeof chunk, e)) > 0)
@@ -14358,6 +14587,21 @@ static int helper_wait(const helper *h, int fd, short events, error *e)
     return p[1].revents ? fail(e, GRPC_CANCELLED, "cancelled") : 0;
 }
 
+/* Says how a helper ended that has closed its output too early: by a signal if it broke, SIGSYS if
+ * it made a call that it may not make. What is still at it has nothing more to say. It stays to be
+ * reaped. */
+static int helper_ended(const helper *h, error *e)
+{
+    siginfo_t info = { 0 };
+    sys_pidfd_kill(h->pidfd, SIGKILL); /* changes nothing for one that is ending already */
+    while (waitid(P_PIDFD, (id_t)h->pidfd, &info, WEXITED | WNOWAIT) < 0 && errno == EINTR) {}
+    bool killed = info.si_code == CLD_KILLED || info.si_code == CLD_DUMPED;
+    if (killed && info.si_status != SIGKILL)
+        return fail(e, GRPC_INTERNAL, "krun %s was killed by signal %d (%s)", h->role,
+                    info.si_status, strsignal(info.si_status));
+    return fail(e, GRPC_INTERNAL, "krun %s ended before it answered", h->role);
+}
+
 static int helper_read(const helper *h, void *p, size_t n, error *e)
 {
     for (uint8_t *at = p; n;) {
@@ -14365,7 +14609,7 @@ static int helper_read(const helper *h, void *p, size_t n, error *e)
         ssize_t got = read(h->from, at, n);
         if (got < 0 && errno == EINTR) continue;
         if (got < 0) return fail_sys(e, GRPC_INTERNAL, "read from krun %s", h->role);
-        if (got == 0) return fail(e, GRPC_INTERNAL, "krun %s ended before it answered", h->role);
+        if (got == 0) return helper_ended(h, e);
         at += got;
         n -= (size_t)got;
     }
@@ -16495,6 +16739,9 @@ static image_store *images_open(const image_options *o, error *e)
                 dir_each(s, s->layers_fd, open_clean, e) == 0 &&
                 dir_each(s, s->blobs_fd, open_blob, e) == 0 && open_tags(s, e) == 0;
     if (!good) return images_close(s), NULL;
+    if (!role_filter_works())
+        log_warn("this kernel or this build has no seccomp filter: krun's readers of images may "
+                 "make any system call");
     if (self_ensure(s, &self) < 0)
         log_warn("%s", self.text); /* a full disk must not stop the node */
     return s;
@@ -18089,7 +18336,7 @@ static int cg_plan_hugetlb(const LinuxContainerResources *r, cg_plan *p, error *
         const HugepageLimit *h = &r->hugepage_limits.p[i];
         slice size = h->page_size;
         uint64_t number;
-        bool good = size.n > 2 && slice_ends(size, "B") && strchr("KMG", size.p[size.n - 2]) &&
+        bool good = size.n > 2 && slice_ends(size, "B") && byte_in(size.p[size.n - 2], "KMG") &&
                     parse_u64((slice){ size.p, size.n - 2 }, 10, 1U << 20, &number);
         if (!good)
             return fail(e, GRPC_INVALID_ARGUMENT,
@@ -18532,7 +18779,7 @@ static const device_rule device_defaults[] = {
 /* The kernel's instruction: linux/bpf.h. regs: source register << 4 | destination register. */
 typedef struct { uint8_t code, regs; int16_t jump; int32_t value; } bpf_code;
 enum {
-    BPF_LOAD_WORD = 0x61, BPF_AND = 0x57, BPF_SHIFT_RIGHT = 0x77, BPF_COPY = 0xbf, BPF_SET = 0xb7,
+    BPF_LOAD_WORD = 0x61, BPF_MASK = 0x57, BPF_SHIFT_RIGHT = 0x77, BPF_COPY = 0xbf, BPF_SET = 0xb7,
     BPF_UNLESS_VALUE = 0x55, BPF_UNLESS_EQUAL = 0x5d, BPF_EXIT = 0x95
 };
 
@@ -18544,7 +18791,7 @@ static size_t device_program(const device_rule *rules, size_t n, bpf_code *out)
     static const bpf_code head[DEVICE_HEAD_SIZE] = {
         /* r1: struct bpf_cgroup_dev_ctx, access << 16 | type first */
         { BPF_LOAD_WORD, 1 << 4 | 2, 0, 0 }, { BPF_COPY, 2 << 4 | 3, 0, 0 },
-        { BPF_AND, 2, 0, 0xffff },           { BPF_SHIFT_RIGHT, 3, 0, 16 },
+        { BPF_MASK, 2, 0, 0xffff },           { BPF_SHIFT_RIGHT, 3, 0, 16 },
         { BPF_LOAD_WORD, 1 << 4 | 4, 4, 0 }, { BPF_LOAD_WORD, 1 << 4 | 5, 8, 0 },
     };
     static const bpf_code yes[] = { { BPF_SET, 0, 0, 1 }, { BPF_EXIT, 0, 0, 0 } },
@@ -18557,7 +18804,7 @@ static size_t device_program(const device_rule *rules, size_t n, bpf_code *out)
         int16_t left = (int16_t)(5 + major + minor); /* from behind the first test to the end */
         out[k++] = (bpf_code){ BPF_UNLESS_VALUE, 2, left--, r->type };
         out[k++] = (bpf_code){ BPF_COPY, 3 << 4 | 0, 0, 0 };
-        out[k++] = (bpf_code){ BPF_AND, 0, 0, r->access };
+        out[k++] = (bpf_code){ BPF_MASK, 0, 0, r->access };
         left = (int16_t)(left - 2);
         out[k++] = (bpf_code){ BPF_UNLESS_EQUAL, 3 << 4 | 0, left--, 0 };
         if (major) out[k++] = (bpf_code){ BPF_UNLESS_VALUE, 4, left--, r->major };
@@ -20956,7 +21203,7 @@ static bool cni_name_valid(slice name)
 {
     if (!name.n || name.n > 255 || !isalnum(name.p[0])) return false;
     for (size_t i = 0; i < name.n; i++)
-        if (!isalnum(name.p[i]) && !strchr("_.-", name.p[i])) return false;
+        if (!isalnum(name.p[i]) && !byte_in(name.p[i], "_.-")) return false;
     return true;
 }
 
@@ -22230,7 +22477,7 @@ static int spec_devices(const spec_context *x, const ContainerConfig *c, Contain
             check_absolute(inside, "devices.container_path", e) < 0)
             return -1;
         for (size_t k = 0; k < d->permissions.n; k++)
-            if (!strchr("rwm", d->permissions.p[k]))
+            if (!byte_in(d->permissions.p[k], "rwm"))
                 return fail(e, GRPC_INVALID_ARGUMENT, "devices.permissions \"%.*s\"",
                             PR(d->permissions));
         if (access(arena_str(x->a, d->host_path), F_OK) < 0)

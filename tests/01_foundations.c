@@ -29,6 +29,7 @@ TEST(slice_order_is_that_of_bytes_and_a_prefix_is_first)
     CHECK(slice_starts(SLICE("abc"), "ab") && !slice_starts(SLICE("a"), "ab"));
     CHECK(slice_ends(SLICE("x.toml"), ".toml") && !slice_ends(SLICE("toml"), ".toml"));
     CHECK_TEXT(slice_trim(SLICE(" \t a b\r\n")), "a b");
+    CHECK_INT(slice_trim(SLICE(" \0a\0 ")).n, 3); /* a NUL is in no set */
 }
 
 TEST(parse_u64_takes_only_whole_numbers_in_range)

@@ -355,6 +355,14 @@ TEST(zstd_says_what_it_will_not_do) /* T36 */
     }
 }
 
+/* Found by fuzzing: before the first frame there is no window to read from. Fails under clang's
+ * -fsanitize=undefined. */
+TEST(zstd_of_skippable_frames_alone_is_empty)
+{
+    unpacked u = unpack_bytes(at_page_end("\x5D\x2A\x4D\x18\x04\0\0\0skip", 12), 100, MIB);
+    CHECK(u.result == 0 && u.bytes == 0);
+}
+
 TEST(zstd_a_million_empty_frames_take_linear_time) /* T36 */
 {
     static const char frame[] = "\x28\xB5\x2F\xFD\x20\x00\x01\x00\x00",

@@ -69,6 +69,27 @@ TEST(image_ref_has_limits)
     CHECK(strlen(e.text) < 200);
 }
 
+/* Found by fuzzing: strchr(3) takes a NUL for one of any set, and printf's %s ends at one. Covers
+ * T29. */
+TEST(names_have_no_nul_in_them)
+{
+    static const struct { const char *text; size_t n; } rows[] = {
+        { "x:a\0b", 5 }, { "x:\0", 3 }, { "x\0", 2 }, { "h.io\0/x", 7 }, { "x\0:a", 4 },
+        { "[::1\0]:50/x", 11 },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        image_ref ref;
+        error e = { 0 };
+        OWNED_ARENA a = arena_make(64 * KIB);
+        CHECK_INT(image_ref_parse(at_page_end(rows[i].text, rows[i].n), &a, &ref, &e), -1);
+        CHECK_INT(e.code, GRPC_INVALID_ARGUMENT);
+    }
+    OWNED_BUF out = { 0 };
+    url_escape(&out, SLICE("a\0~"));
+    CHECK_TEXT(buf_view(&out), "a%00~");
+    CHECK(!cni_name_valid(SLICE("net\0")));
+}
+
 TEST(url_refuses_what_could_end_a_request_line)
 {
     static const struct { const char *given, *host, *path; int port; } rows[] = {

@@ -392,3 +392,111 @@ TEST(hosts_directory_without_hosts_toml_may_have_dockers_files)
     CHECK(setup.hosts.p[0].credentials && setup.hosts.p[0].pull && setup.hosts.p[0].resolve);
     tree_remove(AT_FDCWD, dir, &e);
 }
+
+/* -- the filter of system calls ------------------------------------------------------------------ */
+
+/* What became of a child that filters itself as `role` and then does `act`: 0 if it came back, else
+ * the signal that ended it. */
+static int filtered(unsigned role, void (*act)(const void *), const void *arg)
+{
+    int status = 0;
+    pid_t pid = fork();
+    if (pid == 0) {
+        error e;
+        struct rlimit none = { 0, 0 };
+        setrlimit(RLIMIT_CORE, &none);
+        prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        if (role_filter_set(role, &e) < 0) _exit(99);
+        act(arg);
+        syscall(SYS_exit_group, 0); /* before _exit(2) a sanitizer makes calls of its own */
+    }
+    if (pid < 0 || waitpid(pid, &status, 0) < 0) return -1;
+    return WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+typedef struct { const char *name; long number, args[4]; unsigned allowed; } call_row;
+
+static void act_call(const void *arg)
+{
+    const call_row *c = arg;
+    syscall(c->number, c->args[0], c->args[1], c->args[2], c->args[3], 0, 0);
+}
+
+/* The row of a call, and the roles that may make it with these arguments. */
+#define CALL(name, allowed, ...) { #name, SYS_##name, { __VA_ARGS__ }, allowed }
+
+/* What passes fails for its arguments, so that nothing happens. */
+TEST(role_filter_kills_for_every_call_that_the_role_does_not_need)
+{
+    const unsigned R = ROLE_READ, A = ROLE_ARCHIVE, U = ROLE_UNPACK, F = ROLE_FETCH, P = ROLE_PACK,
+                   S = ROLE_SEAL;
+    const long bad = -1, thread = CLONE_VM | CLONE_THREAD; /* without CLONE_SIGHAND: EINVAL */
+    const call_row rows[] = {
+        CALL(read, ROLES_ALL, bad), CALL(write, ROLES_ALL, bad), CALL(close, ROLES_ALL, bad),
+        CALL(getpid, ROLES_ALL, 0), CALL(mprotect, ROLES_ALL, 0, 0, PROT_READ),
+        CALL(mprotect, 0, 0, 0, PROT_READ | PROT_EXEC),
+        CALL(mmap, 0, 0, 4096, PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS),
+        CALL(openat2, A | U | P, bad), CALL(openat, U | F | S, bad, 0, O_RDONLY),
+        CALL(openat, U, bad, 0, O_WRONLY), CALL(openat, U, bad, 0, O_RDONLY | O_CREAT),
+        CALL(pread64, U | A, bad), CALL(fgetxattr, P, bad), CALL(fchmod, U, bad), CALL(mknodat, U, bad), CALL(unlinkat, U, bad),
+        CALL(fsetxattr, U, bad), CALL(fcntl, U | P | S, bad, F_GETFL), CALL(getdents64, U | P | S, bad), CALL(fcntl, 0, bad, F_SETOWN),
+        CALL(socket, F, AF_INET, bad), CALL(socket, F, AF_INET6, bad), CALL(socket, 0, AF_UNIX, bad),
+        CALL(socket, 0, AF_NETLINK, bad), CALL(socket, 0, 38 /* AF_ALG */, bad), CALL(connect, F, bad),
+        CALL(bind, 0, bad), CALL(sendmsg, 0, bad), CALL(clone, U, thread),
+        CALL(clone, 0, thread | CLONE_NEWNS), CALL(clone, 0, SIGCHLD), CALL(clone3, U, 0, 0),
+        CALL(execve, 0, 0), CALL(execveat, 0, bad), CALL(mount, 0, 0), CALL(umount2, 0, 0),
+        CALL(setns, 0, bad), CALL(unshare, 0, 0), CALL(chroot, 0, 0), CALL(pivot_root, 0, 0),
+        CALL(fsopen, 0, 0), CALL(open_tree, 0, bad), CALL(move_mount, 0, bad), CALL(bpf, 0, bad),
+        CALL(keyctl, 0, bad), CALL(ptrace, 0, bad), CALL(process_vm_writev, 0, bad),
+        CALL(pidfd_open, 0, bad), CALL(pidfd_send_signal, 0, bad), CALL(kill, 0, 0x7FFFFFFF, 0),
+        CALL(ioctl, 0, bad), CALL(prctl, 0, bad), CALL(seccomp, 0, bad), CALL(setuid, 0, 0),
+        CALL(capset, 0, 0), CALL(perf_event_open, 0, 0), CALL(userfaultfd, 0, bad),
+        CALL(open_by_handle_at, 0, bad), CALL(memfd_create, 0, 0), CALL(splice, 0, bad),
+    };
+    if (!ROLE_ARCH) SKIP("no filter for this architecture");
+    for (size_t i = 0; i < COUNT(rows); i++)
+        for (unsigned role = 1; role < ROLES_ALL; role <<= 1) {
+            int want = rows[i].allowed & role ? 0 : SIGSYS, got = filtered(role, act_call, &rows[i]);
+            if (got != want) fprintf(stderr, "role %u, row %zu, %s\n", role, i, rows[i].name);
+            CHECK_INT(got, want);
+        }
+}
+
+static void act_abort(const void *arg) { (void)arg; abort(); }
+static void act_kill_parent(const void *arg)
+{
+    (void)arg;
+    syscall(SYS_tgkill, 1, 1, 0);
+}
+
+TEST(role_filter_lets_a_role_abort_and_signal_nobody_else)
+{
+    if (!ROLE_ARCH) SKIP("no filter for this architecture");
+    for (unsigned role = 1; role < ROLES_ALL; role <<= 1) {
+        if (!ROLE_SANITIZED) CHECK_INT(filtered(role, act_abort, NULL), SIGABRT);
+        CHECK_INT(filtered(role, act_kill_parent, NULL), SIGSYS);
+    }
+}
+
+#ifdef __x86_64__
+/* The call 20 of i386 is getpid, that of x86-64 writev, which is allowed. A kernel that knows no
+ * i386 answers with SIGSEGV. */
+static void act_as_i386(const void *arg)
+{
+    long number = 20;
+    (void)arg;
+    __asm__ volatile("int $0x80" : "+a"(number) : : "memory", "r8", "r9", "r10", "r11");
+}
+static void act_as_x32(const void *arg)
+{
+    (void)arg;
+    syscall(0x40000000L | SYS_getpid);
+}
+
+TEST(role_filter_knows_only_the_calls_of_its_own_architecture)
+{
+    int got = filtered(ROLE_UNPACK, act_as_i386, NULL);
+    CHECK(got == SIGSYS || got == SIGSEGV);
+    CHECK_INT(filtered(ROLE_UNPACK, act_as_x32, NULL), SIGSYS);
+}
+#endif

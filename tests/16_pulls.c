@@ -1,7 +1,7 @@
 /* Chapters 14 to 16: the image store and its helper processes. The helpers are started as this program
  * itself: called as `krun <role>` it plays the role and runs no tests. */
 
-__attribute__((constructor)) static void images_play_role(int argc, char **argv)
+static void images_play_role(int argc, char **argv)
 {
     static const struct { const char *name; int (*run)(int, char **); } roles[] = {
         { "fetch", fetch_main }, { "read", read_main },
@@ -13,7 +13,7 @@ __attribute__((constructor)) static void images_play_role(int argc, char **argv)
 }
 
 /* `krun pull-into ROOT IMAGE`: one pull in a process that a fault point may kill. */
-__attribute__((constructor)) static void images_play_pull(int argc, char **argv)
+static void images_play_pull(int argc, char **argv)
 {
     error e = { 0 };
     slice id;
@@ -1298,6 +1298,199 @@ TEST(verify_keeps_the_last_that_was_printed)
     close(ends[1]);
     CHECK(!verify_read(&out));
     close(ends[0]);
+}
+
+/* -- the helpers' filters ------------------------------------------------------------------------ */
+
+/* The number after `field` in a status file of /proc; -1 if it is not there. */
+static int proc_number(const char *path, const char *field)
+{
+    error e;
+    int value = -1;
+    OWNED_ARENA a = arena_make(64 * KIB);
+    slice text = file_read(AT_FDCWD, path, 16384, &a, &e);
+    const char *at = text.p ? strstr((const char *)text.p, field) : NULL;
+    if (at) sscanf(at + strlen(field), " %d", &value);
+    return value;
+}
+
+static int helper_number(const helper *h, const char *field)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fdinfo/%d", h->pidfd);
+    snprintf(path, sizeof path, "/proc/%d/status", proc_number(path, "Pid:"));
+    return proc_number(path, field);
+}
+
+/* The filters that a helper has beside those that we may have ourselves. */
+static int helper_filters(const helper *h)
+{
+    const char *field = "\nSeccomp_filters:";
+    return helper_number(h, field) - proc_number("/proc/self/status", field);
+}
+
+static void check_filtered(helper *h)
+{
+    CHECK_INT(helper_filters(h), role_filter_works());
+    if (role_filter_works()) CHECK_INT(helper_number(h, "\nSeccomp:"), 2);
+    CHECK_INT(helper_number(h, "\nNoNewPrivs:"), 1);
+    helper_stop(h);
+}
+
+/* A blob as the daemon gives it to unpack, and what it says of its size: all of it is there. */
+static int blob_file(slice bytes)
+{
+    int fd = (int)syscall(SYS_memfd_create, "blob", 1U /* MFD_CLOEXEC */);
+    if (fd < 0 || write_all(fd, bytes.p, bytes.n) < 0) abort();
+    return fd;
+}
+
+TEST(helpers_work_under_a_filter)
+{
+    fake f;
+    helper h;
+    error e = { 0 };
+    char dir[PATH_MAX], base[64];
+    ReadAnswer read_answer;
+    ArchiveIndex index;
+    OWNED_ARENA a = arena_make(MIB);
+    OWNED_BUF body = { 0 };
+    const int none[2] = { -1, -1 };
+    if (geteuid() != 0) SKIP("chroot needs root");
+    fake_up(&f, NULL, NULL);
+    OWNED_FD at = temp_dir(dir);
+
+    CHECK_INT(helper_start(&h, "read", none, -1, &e), 0);
+    ReadRequest q = { .body = buf_view(&f.image.manifest) };
+    CHECK_INT(helper_send(&h, &ReadRequest_msg, &q, &e), 0);
+    CHECK_INT(helper_receive(&h, &ReadAnswer_msg, &a, &read_answer, &e), 0);
+    CHECK(read_answer.config != NULL);
+    check_filtered(&h);
+
+    snprintf(base, sizeof base, "http://127.0.0.1:%d/v2", f.port);
+    FetchHost host = { .base = slice_of(base), .resolve = true, .pull = true };
+    FetchSetup setup = { .domain = SLICE("x"), .path = SLICE("y"), .hosts = { &host, 1 } };
+    FetchRequest get = { .reference = SLICE("latest"), .manifest = true, .size = MIB };
+    blob_sink sink = { .memory = &body, .file = -1 };
+    CHECK_INT(helper_start(&h, "fetch", none, -1, &e), 0);
+    CHECK_INT(helper_send(&h, &FetchSetup_msg, &setup, &e), 0);
+    CHECK_INT(source_get(&h, &get, &sink, &a, &e), 0);
+    if (e.code) fprintf(stderr, "%s\n", e.text);
+    CHECK(slice_eq(buf_view(&body), buf_view(&f.image.manifest)));
+    check_filtered(&h);
+
+    CHECK_INT(helper_start(&h, "archive", (int[]){ at, -1 }, -1, &e), 0);
+    CHECK_INT(helper_receive(&h, &ArchiveIndex_msg, &a, &index, &e), 0);
+    CHECK_INT(index.code, GRPC_NOT_FOUND); /* an empty directory */
+    check_filtered(&h);
+
+    OWNED_FD blob = blob_file(buf_view(&f.image.layer));
+    CHECK_INT(helper_start(&h, "unpack", (int[]){ at, blob }, -1, &e), 0);
+    uint8_t size[8] = { 2, 2 }; /* the header and two bytes of "hello, world" */
+    for (int i = 0; i < 3 * MIB / 8; i++) /* its pipe holds one: when we are rid of these, it has read */
+        if (helper_write(&h, size, sizeof size, &e) < 0) CHECK(false);
+    check_filtered(&h);
+
+    CHECK_INT(helper_start(&h, "pack", (int[]){ at, -1 }, -1, &e), 0);
+    body.n = 0;
+    sink = (blob_sink){ .memory = &body, .file = -1 };
+    CHECK_INT(source_get(&h, &(FetchRequest){ .size = MIB }, &sink, &a, &e), 0);
+    if (e.code) fprintf(stderr, "%s\n", e.text);
+    CHECK(body.n >= 1024); /* a directory in which unpack has made a file, maybe */
+    check_filtered(&h);
+
+    tree_remove(AT_FDCWD, dir, &e);
+    fake_down(&f);
+}
+
+static int vectors_answered;
+
+/* Whatever is in an archive, unpack answers: it makes no call that its filter does not know. */
+static void unpack_answers(const char *name, slice bytes)
+{
+    helper h;
+    error e = { 0 };
+    char dir[PATH_MAX];
+    UnpackAnswer answer;
+    OWNED_ARENA a = arena_make(MIB);
+    OWNED_FD at = temp_dir(dir);
+    OWNED_FD blob = blob_file(bytes);
+    uint8_t size[8] = { 0 };
+    for (int i = 0; i < 8; i++) size[i] = (uint8_t)((uint64_t)bytes.n >> (8 * i));
+    CHECK_INT(helper_start(&h, "unpack", (int[]){ at, blob }, -1, &e), 0);
+    if (helper_write(&h, size, sizeof size, &e) < 0) CHECK_INT(e.sys, EPIPE);
+    close_fd(&h.to);
+    int got = helper_receive(&h, &UnpackAnswer_msg, &a, &answer, &e);
+    if (got < 0) fprintf(stderr, "%s: %s\n", name, e.text);
+    else vectors_answered++;
+    CHECK_INT(got, 0);
+    helper_stop(&h);
+    tree_remove(AT_FDCWD, dir, &e);
+}
+
+TEST(unpack_answers_under_its_filter_whatever_the_archive)
+{
+    static const char *const sets[] = { "tar-hostile", "tar-go", "tar-libarchive", "gzip-cases",
+                                        "zstd/decodecorpus" };
+    if (geteuid() != 0) SKIP("chroot needs root");
+    for (size_t i = 0; i < COUNT(sets); i++)
+        if (each_vector(sets[i], unpack_answers) < 0) SKIP("no %s", sets[i]);
+    CHECK(vectors_answered > 100);
+}
+
+/* A layer's device nodes are made, and of no use to who makes them. */
+TEST(hide_devices_lets_no_device_be_opened)
+{
+    char dir[PATH_MAX];
+    error e = { 0 };
+    if (geteuid() != 0) SKIP("mounts need root");
+    OWNED_FD at = temp_dir(dir);
+    CHECK_INT(mknodat(at, "before", S_IFCHR | 0666, makedev(1, 3)), 0);
+    OWNED_FD null = openat(at, "before", O_RDWR | O_CLOEXEC);
+    if (null < 0) SKIP("no device can be opened in %s", dir);
+    CHECK_INT(hide_devices(at, &e), 0);
+    CHECK_INT(mknodat(at, "after", S_IFCHR | 0666, makedev(1, 3)), 0);
+    CHECK(openat(at, "before", O_RDWR | O_CLOEXEC) < 0 && errno == EACCES);
+    CHECK(openat(at, "after", O_RDWR | O_CLOEXEC) < 0 && errno == EACCES);
+    OWNED_FD file = openat(at, "file", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    CHECK(file >= 0);
+    CHECK_INT(linkat(at, "file", at, "link", 0), 0);
+    tree_remove(AT_FDCWD, dir, &e);
+}
+
+/* With a tls_helper there is none: the program would inherit it. */
+TEST(fetch_with_a_tls_helper_has_no_filter)
+{
+    helper h;
+    error e = { 0 };
+    OWNED_ARENA a = arena_make(MIB);
+    slice program = SLICE("/bin/false");
+    FetchSetup setup = { .domain = SLICE("x"), .path = SLICE("y"), .tls_helper = { &program, 1 } };
+    FetchRequest get = { .reference = SLICE("latest"), .manifest = true, .size = MIB };
+    CHECK_INT(helper_start(&h, "fetch", (int[]){ -1, -1 }, -1, &e), 0);
+    CHECK_INT(helper_send(&h, &FetchSetup_msg, &setup, &e), 0);
+    CHECK_INT(source_get(&h, &get, &(blob_sink){ .file = -1 }, &a, &e), -1);
+    CHECK_INT(helper_filters(&h), 0);
+    helper_stop(&h);
+}
+
+TEST(helper_that_a_signal_ends_is_reported_with_it)
+{
+    static const struct { int sig; const char *want; } rows[] = {
+        { SIGSYS, "krun read was killed by signal 31 (Bad system call)" },
+        { SIGSEGV, "krun read was killed by signal 11 (Segmentation fault)" },
+        { SIGKILL, "krun read ended before it answered" },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        helper h;
+        error e = { 0 };
+        uint8_t byte;
+        CHECK_INT(helper_start(&h, "read", (int[]){ -1, -1 }, -1, &e), 0);
+        sys_pidfd_kill(h.pidfd, rows[i].sig);
+        CHECK_INT(helper_read(&h, &byte, 1, &e), -1);
+        CHECK_TEXT(slice_of(e.text), rows[i].want);
+        helper_stop(&h);
+    }
 }
 
 /* Run by hand: KRUN_TEST_PULL="127.0.0.1:5000/x:1 /dir/archive.tar ..." KRUN_TEST_AUTH="user:password" */

@@ -44,6 +44,7 @@ step "krun is built" make krun || { echo "$passed passed, $failed failed, $skipp
 step "The book's structure" make structure
 step "No compiler warns" make warnings
 step "Unit tests, plain and under sanitizers" make unit
+step "Fuzzing, six seconds a target" tests/fuzz/run.sh 6
 step "The demo" tests/demo.sh
 step "Integration tests" env KRUN_CRICTL="$cache/crictl-1.36.0" tests/integration/run.py
 [ -z "$bad" ] || echo "failed:$bad"

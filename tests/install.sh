@@ -30,6 +30,8 @@ need()
 need_for_check()
 {
     need clang have_command clang
+    need libclang-rt-14-dev has_libfuzzer
+    need zstd have_command zstd
     need musl-tools have_command musl-gcc
     need python3 test -x /usr/bin/python3
     need python3-grpcio have_python grpc
@@ -55,6 +57,9 @@ need_for_check()
     need podman have_command podman
     need zstd have_command zstd
 }
+
+# Debian 12's clang is 14; the package has its sanitizers too.
+has_libfuzzer() { ls /usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a >/dev/null 2>&1; }
 
 # Debian's other package of that name needs libraries, which no container has.
 static_busybox() { test -x /bin/busybox && ! ldd /bin/busybox >/dev/null 2>&1; }

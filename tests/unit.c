@@ -115,6 +115,9 @@ static void find_vectors(void)
 int main(int argc, char **argv)
 {
     int ran = 0, failed = 0;
+    images_play_role(argc, argv);
+    images_play_pull(argc, argv);
+    if (!strcmp(argv[0], "krun")) return 125; /* some part that is not played here: no tests for it */
     signal(SIGPIPE, SIG_IGN);
     find_vectors();
     for (test *t = tests_all; t; t = t->next) {
