@@ -22,23 +22,24 @@
  *  13  Registries                     logins, redirects, mirrors: the fetch role
  *  14  Readers of images              manifests, layers, archives: read, unpack, archive
  *  15  Image store                    layers shared, images by name and digest
- *  16  Pulls                          from a registry or an archive into the store
- *  17  Root filesystem and volumes    overlay, volumes, users of an image
- *  18  cgroups                        limits, kill, what is left
- *  19  Security                       capabilities, devices, masked paths
- *  20  Namespaces and container init  where a process becomes a container
- *  21  Monitor                        one process a pod: exits, logs, execs
- *  22  CNI                            plugins that connect a pod
- *  23  Specifications                 what a request means, whole
- *  24  Pods and containers            the life of both, and who waits for whom
- *  25  After a start                  what a killed daemon has left
- *  26  The CRI's services             the calls of the CRI
- *  27  Client                         the other end of the socket
- *  28  Daemon                         settings, start, end
- *  29  Command line                   krun for people
- *  30  main                           which part this process plays
+ *  16  Pulls                          from a registry into the store
+ *  17  Images from files              load, save, import, and the built-in image
+ *  18  Root filesystem and volumes    overlay, volumes, users of an image
+ *  19  cgroups                        limits, kill, what is left
+ *  20  Security                       capabilities, devices, masked paths
+ *  21  Namespaces and container init  where a process becomes a container
+ *  22  Monitor                        one process a pod: exits, logs, execs
+ *  23  CNI                            plugins that connect a pod
+ *  24  Specifications                 what a request means, whole
+ *  25  Pods and containers            the life of both, and who waits for whom
+ *  26  After a start                  what a killed daemon has left
+ *  27  The CRI's services             the calls of the CRI
+ *  28  Client                         the other end of the socket
+ *  29  Daemon                         settings, start, end
+ *  30  Command line                   krun for people
+ *  31  main                           which part this process plays
  *
- * Chapter 7 will be TLS. A chapter uses only those above it. Search for "== 17." to go to one. */
+ * Chapter 7 will be TLS. A chapter uses only those above it. Search for "== 21." to go to one. */
 
 #define _GNU_SOURCE
 #define _FILE_OFFSET_BITS 64
@@ -5931,7 +5932,7 @@ PB_EMPTY(UpdateRuntimeConfigResponse);
 
 /* -- what a process may do and see ------------------------------------------------------------- */
 
-/* Chapters 19 and 20 make it so. What is absent here is the image's or krun's default. */
+/* Chapters 20 and 21 make it so. What is absent here is the image's or krun's default. */
 
 enum NamespaceMode {
     NamespaceMode_POD, NamespaceMode_CONTAINER, NamespaceMode_NODE, NamespaceMode_TARGET
@@ -5988,7 +5989,7 @@ PB_TABLE(Capability,
 
 /* -- what it may use --------------------------------------------------------------------------- */
 
-/* Chapter 18 writes these into cgroup files. */
+/* Chapter 19 writes these into cgroup files. */
 
 typedef struct { slice page_size; uint64_t limit; } HugepageLimit;
 PB_TABLE(HugepageLimit,
@@ -14517,19 +14518,20 @@ static int images_fs_info(image_store *s, const tree_sum *containers, arena *a,
 
 /* == 16. Pulls ===============================================================================
  *
- * How an image comes: from a registry, from an archive, or from krun's own program. All from left
- * to right at once, up to three layers side by side:
+ * How an image comes from a registry, all from left to right at once, up to three layers side by
+ * side:
  *
- *   registry -> krun fetch -> daemon: SHA-256 of the blob -> krun unpack: inflate, SHA-256, untar
- *                                \-> krun read: what a manifest or a config says
+ *   registry -> krun fetch -> daemon: SHA-256 -> blobs/<digest>.part -> krun unpack: inflate,
+ *                                \                                       SHA-256, untar, seal
+ *                                 \-> krun read: what a manifest or a config says
  *
- * A pull is asked for by many and done once: they share a flight (chapter 15). After a start the
- * order is images_open, image_layers_hold for each container found, images_collect.
+ * A pull is asked for by many and done once: they share a flight (chapter 15). A layer that is
+ * there already is looked at once, whether it is still whole; one that is not is made anew. What
+ * the network cut off is gone on with, also by the next daemon.
  *
  * Defined by  OCI image-spec 1.1; the CRI's PullImage and what the kubelet reads of its errors
  * Uses        1, 2, 4, 8, 9, 12-15
- * Gives       images_open, images_close, images_collect, image_pull, image_pull_watched,
- *             image_load, image_save, import_open, import_close
+ * Gives       image_pull, image_pull_watched, pull_run (for other sources), helper_*
  * Bounds      three layers at once; image-verify 60 s; those of chapters 13 and 14 */
 
 /* -- helper processes, as the daemon sees them ------------------------------------------------- */
@@ -15841,6 +15843,22 @@ static int image_pull_watched(image_store *s, const PullImageRequest *in, int ca
     return now.image_ref.p ? w->tell(w->user, &now, e) : -1;
 }
 
+/* == 17. Images from files ==================================================================
+ *
+ * Not every node has a registry. `krun load` takes an archive or a layout directory, `krun save`
+ * writes one, the import directory is loaded by whoever copies a file into it, and krun's own
+ * program is an image too, so that a machine with nothing else has something to run. All but `save`
+ * end in the same pull as chapter 16's, from a source that is no registry.
+ *
+ * Here the store is also opened, for the built-in image comes first; after a start the order is
+ * images_open, image_layers_hold for each container found, images_collect.
+ *
+ * Defined by  OCI image-spec 1.1, image-layout.md; docker's image archive; inotify(7)
+ * Uses        1, 2, 4, 8, 9, 12-16
+ * Gives       images_open, images_close, images_collect, image_load, image_save, image_check,
+ *             import_open, import_close
+ * Bounds      256 images an archive; those of chapters 13 and 14 */
+
 /* -- krun load --------------------------------------------------------------------------------- */
 
 /* The full name that a load gives for what the archive says: a reference as it is; a mere tag, or
@@ -17108,7 +17126,7 @@ static void import_close(image_import *m)
         next = m->troubles->next, free(m->troubles);
 }
 
-/* == 17. Root filesystem and volumes =========================================================
+/* == 18. Root filesystem and volumes =========================================================
  *
  * A container sees a tree that exists for it alone. Its bottom is the image's layers, read-only and
  * shared by all containers of that image; above them lies a directory of its own that takes every
@@ -18007,7 +18025,7 @@ static int rootfs_enter(int root, bool readonly, error *e)
     return readonly ? mount_attributes(root, 0, &frozen, e) : 0;
 }
 
-/* == 18. cgroups =============================================================================
+/* == 19. cgroups =============================================================================
  *
  * A cgroup is a directory. Making it makes the group, writing to its files limits what its
  * processes may use, and a file in it says whether any process is left: cgroup-v2.rst. Limits
@@ -18020,7 +18038,7 @@ static int rootfs_enter(int root, bool readonly, error *e)
  * a weight is left out.
  *
  * Defined by  Documentation/admin-guide/cgroup-v2.rst; the CRI's LinuxContainerResources
- * Uses        1, 2, 9, 17 (mount_new)    Gives  cg_tree_*, cg_make*, cg_check, cg_limit, ...
+ * Uses        1, 2, 9, 18 (mount_new)    Gives  cg_tree_*, cg_make*, cg_check, cg_limit, ...
  * Bounds      64 levels a path; 256 settings a container; needs cgroup.kill (Linux 5.14) */
 
 enum cg_controller {
@@ -18546,7 +18564,7 @@ static int64_t cg_oom_kills(int cgroup)
 {
     return MAX(cg_counter(cgroup, "memory.events", "oom_kill"), 0);
 }
-/* == 19. Security ============================================================================
+/* == 20. Security ============================================================================
  *
  * Root in a container is not root: of the forty powers that root is made of (capabilities(7)) it
  * keeps those few that programs in containers need. A process has five sets of them; what counts
@@ -18886,7 +18904,7 @@ static int security_devices(int cgroup, const ContainerSpec *spec, error *e)
                     "the kernel takes no device rules for cgroups (CONFIG_CGROUP_BPF)");
 }
 
-/* == 20. Namespaces and container init =======================================================
+/* == 21. Namespaces and container init =======================================================
  *
  * The kernel has no containers. It has namespaces, each of which gives the processes in it another
  * answer to one question: what is mounted, which network interfaces are there, who has pid 1. A pod
@@ -18904,7 +18922,7 @@ static int security_devices(int cgroup, const ContainerSpec *spec, error *e)
  * (CVE-2016-9962); its program is krun's sealed memfd, not the file on disk (CVE-2019-5736).
  *
  * Defined by  namespaces(7), clone(2), setns(2), pidfd_open(2), unix(7), pty(7), execve(2)
- * Uses        1, 2, 9, 17, 19
+ * Uses        1, 2, 9, 18, 20
  * Gives       sysctl_check, pod_unshare, init_clone, exec_clone, init_report
  * Bounds      arguments and environment 8 MiB, of which the kernel takes what its ARG_MAX allows */
 
@@ -19614,7 +19632,7 @@ static int pod_unshare(const PodSpec *p, int cgroup, pod_namespaces *out, error 
     return p->pid == NamespaceMode_POD ? pod_start_pause(cgroup, out, e) : 0;
 }
 
-/* == 21. Monitor =============================================================================
+/* == 22. Monitor =============================================================================
  *
  * A container must not die with the daemon that started it, so somebody else has to be its parent:
  * the monitor, one small process a pod. It holds the pod's namespaces, starts containers, is told
@@ -19634,7 +19652,7 @@ static int pod_unshare(const PodSpec *p, int cgroup, pod_namespaces *out, error 
  *
  * Defined by  clone3(2), pidfd_open(2), unix(7), pipe(7), cgroup-v2.rst; the log format: the
  *             Kubernetes design proposal "CRI: log management for container stdout/stderr streams"
- * Uses        1, 2, 8, 9, 18 (cgroups), 20 (init)
+ * Uses        1, 2, 8, 9, 19 (cgroups), 21 (init)
  * Gives       monitor_spawn, monitor_listen, monitor_connect, monitor_send, monitor_receive,
  *             monitor_call for the daemon; monitor_main, the role
  * Bounds      16 MiB a message; 16 KiB a log record; 1 MiB waiting for a slow watcher; 10 s for
@@ -21106,7 +21124,7 @@ static int monitor_main(int argc, char **argv)
     else log_error("monitor of pod %.12s: %s", argv[2], e.text);
     return !good;
 }
-/* == 22. CNI =================================================================================
+/* == 23. CNI =================================================================================
  *
  * Who connects a pod's network namespace to what is the cluster's business, so it is done by
  * programs of the cluster: CNI plugins. A configuration in /etc/cni/net.d names a chain of them.
@@ -21782,7 +21800,7 @@ static int cni_add(const cni_args *args, arena *a, cni_result *r, error *e)
         log_warn("after a failed ADD: %s", failed.text);
     return -1;
 }
-/* == 23. Specifications ======================================================================
+/* == 24. Specifications ======================================================================
  *
  * A CRI request says what a pod author wants, in part, and leaves the rest to the image, to the pod
  * and to custom. This chapter makes whole specifications of requests (PodSpec, ContainerSpec of
@@ -21791,13 +21809,13 @@ static int cni_add(const cni_args *args, arena *a, cni_result *r, error *e)
  * field. What comes out is all that a monitor needs to know.
  *
  * Defined by  the comments of cri.proto; where they are silent, by what containerd does
- * Uses        8, 9, 15 (image records), 17 (users in an image), 18 (limits), 19 (capabilities), 20
+ * Uses        8, 9, 15 (image records), 18 (users in an image), 19 (limits), 20 (capabilities), 21
  *             (sysctls)
  * Gives       runtime_options, spec_check_pod, spec_pod, spec_pod_file, spec_check_container,
  *             spec_container
  * Bounds      text that goes into a line-based file has no line end; paths up to 4095 bytes */
 
-/* The daemon's settings, resolved: no member is NULL. Made by chapter 28, not changed while it
+/* The daemon's settings, resolved: no member is NULL. Made by chapter 29, not changed while it
  * runs. */
 typedef struct {
     const char *root, *run, *socket, *config;
@@ -22632,12 +22650,12 @@ static int spec_container(const spec_context *x, ContainerRecord *rec, error *e)
     return x->a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a container") : 0;
 }
 
-/* == 24. Pods and containers =================================================================
+/* == 25. Pods and containers =================================================================
  *
  * The state that the daemon owns, and every change of it. A pod is a record on disk, a monitor
- * process (chapter 21) that holds its namespaces, a cgroup, a network; a container is a record, and
+ * process (chapter 22) that holds its namespaces, a cgroup, a network; a container is a record, and
  * a process of the monitor's. What is in memory can always be made again from the records and the
- * monitors: that is what happens after `kill -9`, and it is chapter 25.
+ * monitors: that is what happens after `kill -9`, and it is chapter 26.
  *
  * Who waits for whom. All of the state is behind one lock, which is held for memory operations
  * only: no system call that can block is made under it. What must not interleave is kept apart by
@@ -22648,7 +22666,7 @@ static int spec_container(const spec_context *x, ContainerRecord *rec, error *e)
  * Undo is written next to do: each step of pod_build has its inverse in pod_tear_down, which does
  * not care how far the building came, and is run again for what a crash left half-built.
  *
- * Uses   8, 9, 15 (images), 18 (cgroups), 21 (monitor), 22 (CNI), 23 (specifications)
+ * Uses   8, 9, 15 (images), 19 (cgroups), 22 (monitor), 23 (CNI), 24 (specifications)
  * Gives  runtime, pod_*, container_*
  * Bounds a record 16 MiB; waits for a monitor 2 minutes, for a plugin 4 */
 
@@ -22787,7 +22805,7 @@ struct runtime {
     loop *loop;
     image_store *images;
     cg_tree cgroups;
-    const runtime_options *options; /* chapter 23 */
+    const runtime_options *options; /* chapter 24 */
     int root, run, pods, run_pods;  /* open directories */
     int monitors;                   /* the cgroup that the monitors live in, or -1 */
     char home[64];                  /* its path */
@@ -24404,7 +24422,7 @@ static int containers_usage(runtime *r, int cancel, tree_sum *out, error *e)
     return failed;
 }
 
-/* == 25. After a start =======================================================================
+/* == 26. After a start =======================================================================
  *
  * A daemon starts on what another one has left, and that one may have been killed between any two
  * of its lines. This chapter reads the records back, asks each pod's monitor what has become of its
@@ -24415,7 +24433,7 @@ static int containers_usage(runtime *r, int cancel, tree_sum *out, error *e)
  * After a reboot (another boot id, an empty --run) no pid, mount or namespace that a record speaks
  * of exists any more; the pods are NOTREADY, and their addresses are still to be given back by DEL.
  *
- * Uses   2, 9, 21 (monitor), 24                Gives  runtime_resume
+ * Uses   2, 9, 22 (monitor), 25                Gives  runtime_resume
  * Bounds a monitor that does not answer is given up after a few seconds, not waited for */
 
 /* Puts what cannot be read aside, where a person can look at it, and goes on without it. */
@@ -24606,7 +24624,7 @@ static int runtime_resume(runtime *r, error *e)
     return done < 0 ? -1 : runtime_sweep(r, e);
 }
 
-/* == 26. The CRI's services ==================================================================
+/* == 27. The CRI's services ==================================================================
  *
  * One function for each call that a kubelet can make, each a few lines: it takes the request, asks
  * the chapters above and fills the reply. The table at the end names all 43 calls and says where
@@ -24615,10 +24633,10 @@ static int runtime_resume(runtime *r, error *e)
  * that it never keeps a short call waiting. A row without a function answers UNIMPLEMENTED.
  *
  * A reply that is made on the loop borrows the texts of pods and containers as they lie in memory.
- * That is safe because their memory is freed on the loop's thread alone (chapter 24).
+ * That is safe because their memory is freed on the loop's thread alone (chapter 25).
  *
  * Defined by  cri.proto; what the kubelet makes of the answers is told there, field by field
- * Uses        9, 11, 15, 16, 23, 24             Gives  services_methods */
+ * Uses        9, 11, 15-17, 24, 25              Gives  services_methods */
 
 static runtime *service_runtime(grpc_call *c) { return c->user; }
 
@@ -25352,9 +25370,9 @@ static void services_methods(arena *a, grpc_method out[SERVICES_METHODS])
     memcpy(out + COUNT(cri_rpcs), services_own, sizeof services_own);
 }
 
-/* == 27. Client ==============================================================================
+/* == 28. Client ==============================================================================
  *
- * The other end of the socket: how chapter 29 (for a person) and krun.h (for a program) make pods,
+ * The other end of the socket: how chapter 30 (for a person) and krun.h (for a program) make pods,
  * with the calls that a kubelet makes. A CRI client does the kubelet's part of the work: it gives a
  * pod its uid, makes the directory of its logs and removes it, and reads the log files itself.
  *
@@ -25991,7 +26009,7 @@ static int client_log_follow(client *c, client_log *l, int *exit_code, error *e)
     }
 }
 
-/* == 28. Daemon ==============================================================================
+/* == 29. Daemon ==============================================================================
  *
  * `krun serve`: reads its settings, takes the state directory for itself, brings back what an
  * earlier daemon left running, and then does nothing but wait for calls. It owns no container: a
@@ -26001,7 +26019,7 @@ static int client_log_follow(client *c, client_log *l, int *exit_code, error *e)
  * the flags. A flag and its key have the same name.
  *
  * Defined by  fcntl(2), signalfd(2), sd_notify(3) (the protocol, not the library)
- * Uses        3 (TOML), 11 (server), 16, 24, 26  Gives  daemon_open, daemon_run, daemon_stop,
+ * Uses        3 (TOML), 11 (server), 17, 25, 27  Gives  daemon_open, daemon_run, daemon_stop,
  *             daemon_close, daemon_main
  * Bounds      a configuration file 1 MiB; 10 s for calls under way at the end */
 
@@ -26543,7 +26561,7 @@ static int daemon_main(int argc, char **argv)
     return 0;
 }
 
-/* == 29. Command line ========================================================================
+/* == 30. Command line ========================================================================
  *
  * What a person types. Every command but `serve` is a client of the CRI socket, with the calls that
  * a kubelet makes, so it is also an example of how they go together: `krun run` is PullImage,
@@ -26551,7 +26569,7 @@ static int daemon_main(int argc, char **argv)
  * Commands and options are two tables; the parser and every --help are made from them.
  *
  * Defined by  cri.proto; pod and container files: crictl's; exit codes 125 to 127: docker-run(1)
- * Uses        1, 2, 3, 8, 9, 27, 28            Gives  cli_main
+ * Uses        1, 2, 3, 8, 9, 28, 29            Gives  cli_main
  * Bounds      a file of 4 MiB; 256 MiB of memory for a command */
 #ifndef KRUN_NO_CLI
 
@@ -28271,14 +28289,14 @@ static int cli_main(int argc, char **argv)
 }
 
 #endif
-/* == 30. main ================================================================================
+/* == 31. main ================================================================================
  *
  * Where every process of krun begins. One program plays all parts: the daemon starts its own
  * program again (chapter 2, self_program) with a part's name as the first argument; in containers
  * of the built-in image localhost/krun:self it is a handful of small programs. And the functions
  * of krun.h, for a program that has krun inside.
  *
- * Uses        1, 8, 11, 13, 14, 21, 26, 27, 28, 29  Gives  krun.h, main */
+ * Uses        1, 8, 11, 13, 14, 22, 27, 28, 29, 30  Gives  krun.h, main */
 
 /* -- the programs in localhost/krun:self ------------------------------------------------------- */
 
@@ -28471,7 +28489,7 @@ static int self_main(int argc, char **argv)
 /* The parts that krun plays when it has started itself. No user types one. */
 typedef struct { const char *name; int (*run)(int argc, char **argv); } main_role;
 static const main_role main_roles[] = {
-    { "monitor", monitor_main }, /* chapter 21: keeps one pod */
+    { "monitor", monitor_main }, /* chapter 22: keeps one pod */
     { "fetch", fetch_main },     /* chapter 13: speaks to registries, as nobody */
     { "read", read_main },       /* chapter 14: takes manifests apart, with no rights at all */
     { "archive", archive_main }, /* chapter 14: reads an archive for `krun load` */

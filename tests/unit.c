@@ -92,17 +92,17 @@ static int temp_dir(char path[PATH_MAX])
 #include "14_readers.c"
 #include "16_pulls.c"
 #include "15_store.c" /* what it stands on is in 16_pulls.c */
-#include "17_rootfs.c"
-#include "18_cgroups.c"
-#include "19_security.c"
-#include "20_init.c"
-#include "21_monitor.c"
-#include "22_cni.c"
-#include "23_spec.c"
-#include "24_pods.c"
-#include "27_client.c"
-#include "29_cli.c"
-#include "30_main.c"
+#include "18_rootfs.c"
+#include "19_cgroups.c"
+#include "20_security.c"
+#include "21_init.c"
+#include "22_monitor.c"
+#include "23_cni.c"
+#include "24_spec.c"
+#include "25_pods.c"
+#include "28_client.c"
+#include "30_cli.c"
+#include "31_main.c"
 static void find_vectors(void)
 {
     char self[PATH_MAX - 16] = "";

@@ -1,4 +1,4 @@
-/* Chapter 29: what is typed, and what is printed. */
+/* Chapter 30: what is typed, and what is printed. */
 #ifndef KRUN_NO_CLI
 
 /* Parses a line for a command with stderr away, since a refused one explains itself there. */

@@ -1,4 +1,4 @@
-/* Tests of chapter 21: the log format byte for byte, and the role as a process of its own. */
+/* Tests of chapter 22: the log format byte for byte, and the role as a process of its own. */
 
 /* -- records ------------------------------------------------------------------------------------- */
 
