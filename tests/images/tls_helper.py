@@ -2,10 +2,10 @@
 """A program for krun's setting tls-helper: standard input and output become a TLS stream to a server.
 Called with host and port; the environment says the rest, as krun's chapter 13 has it."""
 import os
+import select
 import socket
 import ssl
 import sys
-import threading
 
 
 def context():
@@ -19,13 +19,12 @@ def context():
     return made
 
 
-def outward(stream):
-    """What krun says, into the stream; when krun has closed its end, all is over."""
-    while True:
-        data = os.read(0, 65536)
-        if not data:
-            os._exit(0)
-        stream.sendall(data)
+def read(stream):
+    """What has come: bytes, b"" at the end, None if it is not yet a whole record."""
+    try:
+        return stream.recv(65536)
+    except ssl.SSLWantReadError:
+        return None
 
 
 def main(host, port):
@@ -37,11 +36,18 @@ def main(host, port):
         stream = context().wrap_socket(raw, server_hostname=host)
     except ssl.SSLError as error:
         sys.exit(f"tls_helper: {host}: {error}")
-    threading.Thread(target=outward, args=(stream,), daemon=True).start()
-    while True:
-        data = stream.recv(65536)
-        if not data:
-            os._exit(0)
+    while True:  # one thread: an SSL object may not be read and written at a time
+        ready = [stream] if stream.pending() else select.select([0, stream], [], [])[0]
+        if 0 in ready:
+            data = os.read(0, 65536)
+            if not data:
+                return
+            stream.setblocking(True)
+            stream.sendall(data)
+        stream.setblocking(False)
+        data = read(stream) if stream in ready else None
+        if data == b"":
+            return
         while data:
             data = data[os.write(1, data):]
 
