@@ -7537,6 +7537,18 @@ PB_TABLE(KrunPinImageRequest,
 typedef struct { bool pinned; } KrunPinImageResponse; /* whether it is, for whatever reason */
 PB_TABLE(KrunPinImageResponse, PB(1, BOOL, KrunPinImageResponse, pinned));
 
+typedef struct { LIST(slice) images; } KrunCheckImagesRequest; /* none: all */
+PB_TABLE(KrunCheckImagesRequest, PB_LIST(1, STRING, KrunCheckImagesRequest, images));
+
+typedef struct { slice name, id, damage; } KrunCheckedImage; /* damage: empty if it is whole */
+PB_TABLE(KrunCheckedImage,
+    PB(1, STRING, KrunCheckedImage, name),
+    PB(2, STRING, KrunCheckedImage, id),
+    PB(3, STRING, KrunCheckedImage, damage));
+
+typedef struct { LIST(KrunCheckedImage) images; } KrunCheckImagesResponse;
+PB_TABLE(KrunCheckImagesResponse, PB_SUBS(1, KrunCheckedImage, KrunCheckImagesResponse, images));
+
 /* == 10. HPACK and HTTP/2 ====================================================================
  *
  * HTTP/2 carries many exchanges (streams) over one connection as frames: 9 bytes of head (length,
@@ -11102,14 +11114,15 @@ static int become_nobody(error *e)
  *   archive  that, and of a layout directory to read any file in it, by a path or by another
  *   unpack   to make, change and remove any file in the directory that it fills; device nodes too,
  *            but not to open one (hide_devices)
- *   pack     to read any file of the layer that it packs
+ *   pack     to read any file of the layer that it packs; seal of the one that it looks at
  *   fetch    to talk to any host that this machine reaches, and read the files that all may read;
  *            with a tls_helper, any call (fetch_begin says why) with nobody's rights
  * None of them can run a program, gain a right, or reach a process: no execve, no mount, setns,
  * unshare, bpf, keyctl or ptrace, no signal but to itself, and no memory that can be executed. */
 
 enum {
-    ROLE_READ = 1, ROLE_ARCHIVE = 2, ROLE_UNPACK = 4, ROLE_FETCH = 8, ROLE_PACK = 16, ROLES_ALL = 31
+    ROLE_READ = 1, ROLE_ARCHIVE = 2, ROLE_UNPACK = 4, ROLE_FETCH = 8, ROLE_PACK = 16,
+    ROLE_SEAL = 32, ROLES_ALL = 63
 };
 
 /* A call that `roles` may make: always, or if its argument number `argument` has `value` under
@@ -11135,16 +11148,17 @@ static const role_call role_calls[] = {
     ROLE_CALL(mkdirat, ROLE_UNPACK), ROLE_CALL(mknodat, ROLE_UNPACK),
     ROLE_CALL(symlinkat, ROLE_UNPACK), ROLE_CALL(linkat, ROLE_UNPACK),
     ROLE_CALL(fchownat, ROLE_UNPACK), ROLE_CALL(fchmodat, ROLE_UNPACK),
-    ROLE_CALL(lseek, ROLE_UNPACK), ROLE_CALL(ftruncate, ROLE_UNPACK), /* sparse files */
+    ROLE_CALL(ftruncate, ROLE_UNPACK), /* sparse files */
+    ROLE_CALL(lseek, ROLE_UNPACK | ROLE_SEAL),
     /* An entry in the place of another: tree_remove reads directories. */
     ROLE_CALL(unlinkat, ROLE_UNPACK), ROLE_CALL(renameat2, ROLE_UNPACK),
 #ifdef SYS_renameat
     ROLE_CALL(renameat, ROLE_UNPACK),
 #endif
-    ROLE_CALL(getdents64, ROLE_UNPACK | ROLE_PACK),
+    ROLE_CALL(getdents64, ROLE_UNPACK | ROLE_PACK | ROLE_SEAL),
     /* Not F_SETOWN and its like: with them any process of the same user can be sent a signal. */
-    ROLE_CALL_IF(fcntl, ROLE_UNPACK | ROLE_PACK, 1, UINT32_MAX, F_GETFL),
-    ROLE_CALL_IF(fcntl, ROLE_UNPACK | ROLE_PACK, 1, UINT32_MAX, F_SETFD),
+    ROLE_CALL_IF(fcntl, ROLE_UNPACK | ROLE_PACK | ROLE_SEAL, 1, UINT32_MAX, F_GETFL),
+    ROLE_CALL_IF(fcntl, ROLE_UNPACK | ROLE_PACK | ROLE_SEAL, 1, UINT32_MAX, F_SETFD),
     ROLE_CALL(pread64, ROLE_UNPACK | ROLE_ARCHIVE), ROLE_CALL(readlinkat, ROLE_PACK),
     ROLE_CALL(flistxattr, ROLE_PACK), ROLE_CALL(fgetxattr, ROLE_PACK),
     ROLE_CALL(fstat, ROLES_ALL & ~ROLE_READ),
@@ -11152,8 +11166,8 @@ static const role_call role_calls[] = {
     ROLE_CALL(newfstatat, ROLES_ALL & ~ROLE_READ),
 #endif
     ROLE_CALL(statx, ROLES_ALL & ~ROLE_READ),
-    /* /etc/hosts and /etc/resolv.conf, to read. */
-    ROLE_CALL_IF(openat, ROLE_FETCH, 2, O_ACCMODE | O_CREAT | O_TRUNC, 0),
+    /* To read: directories; /etc/hosts and /etc/resolv.conf. */
+    ROLE_CALL_IF(openat, ROLE_FETCH | ROLE_SEAL, 2, O_ACCMODE | O_CREAT | O_TRUNC, 0),
     ROLE_CALL_IF(socket, ROLE_FETCH, 0, UINT32_MAX, AF_INET),
     ROLE_CALL_IF(socket, ROLE_FETCH, 0, UINT32_MAX, AF_INET6),
     ROLE_CALL(connect, ROLE_FETCH), ROLE_CALL(sendto, ROLE_FETCH), ROLE_CALL(recvfrom, ROLE_FETCH),
@@ -12001,6 +12015,7 @@ static int fetch_serve(fetch_session *f, fetch_task *task, error *e)
         if (!fetch_asks(f, i, task->ask.manifest) || (f->hosts[i].down && i + 1 < end)) continue;
         if (fetch_from(f, &f->hosts[i], task, &last) == 0) return 0;
         *e = last;
+        if (slice_is(buf_view(&before), last.text)) continue; /* it is one host, named twice */
         if (before.n)
             fail_with(e, last.code, 0, "%s; before: %.*s", last.text, PR(buf_view(&before)));
         if (before.n) buf_str(&before, "; ");
@@ -12106,8 +12121,8 @@ static bool hosts_can(const json *capabilities, const char *what)
     return can;
 }
 
-/* A hosts.toml that is being read. `dir` is where it lies. */
-typedef struct { const char *dir; arena *a; FetchSetup *setup; } hosts_reader;
+/* A hosts.toml that is being read. `dir` is where it lies; `files` what is there in its place. */
+typedef struct { const char *dir; arena *a; FetchSetup *setup; FetchHost files; } hosts_reader;
 
 static size_t list_size(const json *v) /* of what may be one value or a list of them */
 {
@@ -12265,7 +12280,32 @@ static int hosts_add(const hosts_reader *r, slice given, const json *table, erro
     return hosts_headers(json_get(table, "header"), r->a, h, e);
 }
 
-/* Reads the first hosts.toml that there is for a registry. NULL with e->code 0: there is none. */
+enum { HOSTS_FILES = 16 };
+
+/* What docker looks for in such a directory, and containerd too without a hosts.toml: *.crt, whom
+ * to believe, and *.cert beside *.key, what to show. False if there is nothing of it. */
+static bool hosts_files(const hosts_reader *r, const char *dir, FetchHost *out)
+{
+    DIR *d = opendir(dir);
+    const char *first = NULL;
+    out->ca.p = arena_alloc(r->a, HOSTS_FILES * sizeof *out->ca.p);
+    for (struct dirent *entry; d && out->ca.p && (entry = readdir(d));) {
+        slice name = slice_of(entry->d_name);
+        if (slice_has(name, ':')) continue;
+        if (slice_ends(name, ".crt") && out->ca.n < HOSTS_FILES)
+            out->ca.p[out->ca.n++] = arena_copy(r->a, name);
+        if (slice_ends(name, ".cert") && (!first || strcmp(entry->d_name, first) < 0))
+            first = arena_str(r->a, name);
+    }
+    if (d) closedir(d);
+    if (first) out->cert = slice_of(first);
+    if (first) out->key = slice_of(arena_printf(r->a, "%.*s.key", (int)strlen(first) - 5, first));
+    if (out->ca.n || first) out->dir = slice_of(dir);
+    return out->dir.n > 0;
+}
+
+/* Reads the first hosts.toml that there is for a registry. NULL with e->code 0: there is none, but
+ * there may be docker's files. */
 static const json *hosts_read(hosts_reader *r, const char *dir, slice domain, error *e)
 {
     slice text, host = domain, rest;
@@ -12287,6 +12327,7 @@ static const json *hosts_read(hosts_reader *r, const char *dir, slice domain, er
             return toml_parse(text, path, r->a, e);
         if (e->code != GRPC_NOT_FOUND) return NULL;
         *e = (error){ 0 };
+        if (hosts_files(r, at, &r->files)) return NULL;
     }
     r->dir = "";
     return NULL;
@@ -12316,6 +12357,10 @@ static int hosts_all(const hosts_reader *r, const json *tree, slice server, erro
         if (hosts_add(r, hosts->items[i].key, &hosts->items[i], e) < 0) return -1;
     }
     if (hosts_add(r, server, tree, e) < 0) return -1;
+    FetchHost *own = &r->setup->hosts.p[r->setup->hosts.n - 1];
+    if (r->files.dir.n)
+        *own = (FetchHost){ own->base, true, true, .ca.p = r->files.ca.p, .ca.n = r->files.ca.n,
+                            .cert = r->files.cert, .key = r->files.key, .dir = r->files.dir };
     hosts_trust(r);
     return 0;
 }
@@ -12325,7 +12370,7 @@ static int hosts_all(const hosts_reader *r, const json *tree, slice server, erro
 static int registry_hosts(const char *dir, const image_ref *ref, arena *a, FetchSetup *out,
                           error *e)
 {
-    hosts_reader r = { "", a, out };
+    hosts_reader r = { .dir = "", .a = a, .setup = out };
     const json *tree = dir ? hosts_read(&r, dir, ref->domain, e) : NULL;
     if (dir && !tree && e->code) return -1;
     slice server = json_text(json_get(tree, "server"));
@@ -12451,6 +12496,7 @@ static int auth_file_find(const json *tree, const image_ref *ref, AuthConfig *ou
  * the one image that provoked it:
  *   read    nobody; nothing but its two pipes: what a manifest or a config says
  *   unpack  chrooted into the one directory that it fills; the capabilities to make any file there
+ *   seal    chrooted into a layer; reads the attributes of all that is in it
  *   archive `krun load`: nobody; offers an archive file or a layout directory as a registry would
  *   pack    `krun save`: chrooted into a layer; may read all of it: a layer as an archive again
  * Which system calls each may make stands in chapter 13, and what that leaves to it.
@@ -12460,7 +12506,8 @@ static int auth_file_find(const json *tree, const image_ref *ref, AuthConfig *ou
  *
  * Defined by  OCI image-spec 1.1 (manifest, index, config, layout), docker's image archive
  * Uses        1-6, 8, 9, 13
- * Gives       read_main, unpack_main, archive_main, pack_main and their messages
+ * Gives       read_main, unpack_main, seal_main, archive_main, pack_main and their messages;
+ *             tree_seal
  * Bounds      those of chapter 13; a layer 64 GiB and 4 M entries; archive entries 64 Ki */
 
 /* -- messages between the daemon and its helpers ----------------------------------------------- */
@@ -12514,21 +12561,37 @@ PB_TABLE(ArchiveIndex,
     PB(2, STRING, ArchiveIndex, message),
     PB_SUBS(3, ArchiveImage, ArchiveIndex, images));
 
+/* What lies below a directory. The first three say whether it is still what it was: how many
+ * entries there are, the bytes of the regular files, and a sum over all entries of a hash of path
+ * and attributes. The other two are what it takes on disk; files with many names count once. */
+typedef struct { uint64_t entries, bytes, sum, disk, inodes; } tree_sum;
+#define PB_SEAL(n, T)                                            \
+    PB((n), UINT64, T, seal.entries, .json = "seal_entries"),    \
+    PB((n) + 1, UINT64, T, seal.bytes, .json = "seal_bytes"),    \
+    PB((n) + 2, UINT64, T, seal.sum, .json = "seal_sum"),        \
+    PB((n) + 3, UINT64, T, seal.disk, .json = "disk_bytes"),     \
+    PB((n) + 4, UINT64, T, seal.inodes, .json = "disk_inodes")
+
 /* How an unpack ended: the SHA-256 of the tar stream and what lies on disk. */
-typedef struct { int32_t code; slice message, diff_id; uint64_t bytes, entries; } UnpackAnswer;
+typedef struct {
+    int32_t code; slice message, diff_id; uint64_t bytes, entries; tree_sum seal;
+} UnpackAnswer;
 PB_TABLE(UnpackAnswer,
     PB(1, INT32, UnpackAnswer, code),
     PB(2, STRING, UnpackAnswer, message),
     PB(3, STRING, UnpackAnswer, diff_id),
     PB(4, UINT64, UnpackAnswer, bytes),
-    PB(5, UINT64, UnpackAnswer, entries));
+    PB(5, UINT64, UnpackAnswer, entries),
+    PB_SEAL(6, UnpackAnswer));
 
-/* A layer's own record, layers/<diff-id>.json: what ImageFsInfo adds up instead of walking. `blob`
- * is the digest of what it was unpacked from, if that is kept. */
+/* A layer's own record, layers/<diff-id>.json: what ImageFsInfo adds up instead of walking. Records
+ * of the first krun have no seal (no entries, not even the root); their layers are not checked.
+ * `blob` is the digest of what it was unpacked from, if that is kept. */
 typedef struct {
     uint32_t version;
     slice diff_id;
     uint64_t bytes, entries;
+    tree_sum seal;
     slice blob;
 } LayerRecord;
 PB_TABLE(LayerRecord,
@@ -12536,6 +12599,7 @@ PB_TABLE(LayerRecord,
     PB(2, STRING, LayerRecord, diff_id),
     PB(3, UINT64, LayerRecord, bytes),
     PB(4, UINT64, LayerRecord, entries),
+    PB_SEAL(5, LayerRecord),
     PB(10, STRING, LayerRecord, blob));
 
 /* The digits of "sha256:<hex>": what the store's files are called. */
@@ -12907,7 +12971,7 @@ static int read_main(int argc, char **argv)
     }
 }
 
-/* -- unpack: a compressed tar stream into a directory ------------------------------------------ */
+/* -- one directory, and few rights ------------------------------------------------------------- */
 
 /* Bits of the capabilities that making any file of an image takes: capabilities(7). SYS_ADMIN is
  * what the kernel asks for to set trusted.overlay.opaque, overlay's mark of a directory that hides
@@ -12961,6 +13025,163 @@ static int confine_to(int fd, uint32_t capabilities, error *e)
         return fail_sys(e, GRPC_INTERNAL, "chroot into the directory of descriptor %d", fd);
     return keep_capabilities(capabilities, e);
 }
+
+/* -- seal: what lies below a directory ------------------------------------------------------------
+ *
+ * A power cut that a disk lied about, a full disk, a person with a shell: a layer may lose files or
+ * have them changed, and all its containers with it. Reading all of it again at each start would
+ * cost minutes, so a layer is sealed: attributes are hashed and not contents. Whatever cuts a file,
+ * removes one or writes to one leaves another size or another time of change behind. */
+
+/* A directory on the way down. Only the lowest few are open; of the others it is known how far they
+ * have been read (telldir(3)) and which they are. */
+typedef struct { DIR *d; long at; dev_t dev; ino_t ino; uint64_t path; } walk_level;
+
+/* WALK_SHARE: what one inode counts, so that each of its names can count a part of it. */
+enum { WALK_OPEN = 32, WALK_DEPTH = 256 * KIB, WALK_SHARE = MIB };
+typedef struct { walk_level *levels; size_t n, cap; tree_sum sum; uint64_t most; } tree_walk;
+
+static uint64_t walk_path(uint64_t parent, slice name)
+{
+    xxh64 x;
+    xxh64_init(&x);
+    xxh64_add(&x, (const uint8_t *)&parent, sizeof parent);
+    xxh64_add(&x, name.p, name.n);
+    return xxh64_end(&x);
+}
+
+/* Adds an entry. Not in the sum is what changes by itself: the time of access, a directory's size,
+ * the blocks (they come with the first write to disk on some file systems). */
+static int walk_count(tree_walk *w, uint64_t path, const struct stat *st, error *e)
+{
+    xxh64 x;
+    bool sized = S_ISREG(st->st_mode) || S_ISLNK(st->st_mode);
+    bool device = S_ISCHR(st->st_mode) || S_ISBLK(st->st_mode);
+    uint64_t names = S_ISDIR(st->st_mode) || !st->st_nlink ? 1 : (uint64_t)st->st_nlink;
+    const uint64_t facts[] = {
+        path, st->st_mode, st->st_uid, st->st_gid, sized ? (uint64_t)st->st_size : 0,
+        device ? (uint64_t)st->st_rdev : 0, (uint64_t)st->st_mtim.tv_sec,
+        (uint64_t)st->st_mtim.tv_nsec,
+    };
+    if (w->sum.entries == w->most)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "more than %" PRIu64 " entries", w->most);
+    xxh64_init(&x);
+    xxh64_add(&x, (const uint8_t *)facts, sizeof facts);
+    w->sum.sum += xxh64_end(&x);
+    w->sum.entries++;
+    if (S_ISREG(st->st_mode)) w->sum.bytes += (uint64_t)st->st_size;
+    w->sum.disk += (uint64_t)st->st_blocks * WALK_SHARE / names;
+    w->sum.inodes += WALK_SHARE / names;
+    return 0;
+}
+
+/* A fault of the disk or of its file system is damage; that we ran out of something is not. */
+static int walk_fail(error *e, const char *step, const char *name)
+{
+    bool damage = errno == EIO || errno == EUCLEAN || errno == EBADMSG;
+    return fail_sys(e, damage ? GRPC_DATA_LOSS : GRPC_INTERNAL, "%s %s", step, name);
+}
+
+/* Goes into a directory. 0 also if it is none any more: what is alive changes while we look. */
+static int walk_down(tree_walk *w, int at, const char *name, uint64_t path, error *e)
+{
+    struct stat st;
+    OWNED_FD fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0 && (errno == ENOENT || errno == ENOTDIR || errno == ELOOP)) return 0;
+    if (fd < 0 || fstat(fd, &st) < 0) return walk_fail(e, "open", name);
+    if (w->n == w->cap) {
+        size_t cap = MAX(w->cap * 2, (size_t)WALK_OPEN);
+        walk_level *more = w->n < WALK_DEPTH ? realloc(w->levels, cap * sizeof *more) : NULL;
+        if (!more)
+            return fail(e, GRPC_RESOURCE_EXHAUSTED, "directories %zu deep, or out of memory", w->n);
+        w->levels = more;
+        w->cap = cap;
+    }
+    walk_level *far = w->n >= WALK_OPEN ? &w->levels[w->n - WALK_OPEN] : NULL;
+    if (far && far->d) {
+        far->at = telldir(far->d);
+        closedir(far->d);
+        far->d = NULL;
+    }
+    w->levels[w->n] = (walk_level){ fdopendir(fd), 0, st.st_dev, st.st_ino, path };
+    if (!w->levels[w->n].d) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "read a directory");
+    give_fd(&fd);
+    w->n++;
+    return 0;
+}
+
+/* Leaves the lowest directory. One above it that was closed is opened again by "..", and must be
+ * the one that we came from: else somebody has moved what we were in, and ".." leads elsewhere. */
+static int walk_up(tree_walk *w, error *e)
+{
+    walk_level *low = &w->levels[--w->n], *up = w->n ? low - 1 : NULL;
+    struct stat st;
+    int failed = 0;
+    if (up && !up->d) {
+        OWNED_FD fd = openat(dirfd(low->d), "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (fd < 0 || fstat(fd, &st) < 0) failed = walk_fail(e, "open", "..");
+        else if (st.st_dev != up->dev || st.st_ino != up->ino)
+            failed = fail(e, GRPC_ABORTED, "a directory was moved meanwhile");
+        else if (!(up->d = fdopendir(fd)))
+            failed = fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "read a directory");
+        else give_fd(&fd), seekdir(up->d, up->at);
+    }
+    closedir(low->d);
+    return failed;
+}
+
+static int walk_step(tree_walk *w, error *e)
+{
+    struct stat st;
+    const walk_level *low = &w->levels[w->n - 1];
+    errno = 0;
+    const struct dirent *entry = readdir(low->d);
+    if (!entry && errno) return walk_fail(e, "read", "a directory");
+    if (!entry) return walk_up(w, e);
+    if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..")) return 0;
+    if (fstatat(dirfd(low->d), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+        return errno == ENOENT ? 0 : walk_fail(e, "stat", entry->d_name);
+    uint64_t path = walk_path(low->path, slice_of(entry->d_name));
+    if (walk_count(w, path, &st, e) < 0) return -1;
+    return S_ISDIR(st.st_mode) ? walk_down(w, dirfd(low->d), entry->d_name, path, e) : 0;
+}
+
+/* Walks all that lies below `root` (borrowed), itself included; no link is followed, and neither
+ * depth nor width take more than 32 descriptors and 40 bytes a level (T70).
+ * Returns  0; -1: DATA_LOSS (the disk's fault), RESOURCE_EXHAUSTED (also for more than `most`
+ *          entries), ABORTED (it was changed meanwhile), INTERNAL. *out then has what was seen */
+static int tree_seal(int root, uint64_t most, tree_sum *out, error *e)
+{
+    struct stat st;
+    tree_walk w = { .most = most };
+    int failed = fstat(root, &st) < 0 ? walk_fail(e, "stat", "it") : 0;
+    if (!failed) failed = walk_count(&w, 0, &st, e);
+    if (!failed) failed = walk_down(&w, root, ".", 0, e);
+    while (!failed && w.n) failed = walk_step(&w, e);
+    while (w.n--)
+        if (w.levels[w.n].d) closedir(w.levels[w.n].d);
+    free(w.levels);
+    *out = w.sum;
+    out->disk = (w.sum.disk + WALK_SHARE / 2) / WALK_SHARE * 512; /* st_blocks' unit: stat(3type) */
+    out->inodes = (w.sum.inodes + WALK_SHARE / 2) / WALK_SHARE;
+    return failed;
+}
+
+enum { SEAL_ROOT = 3, SEAL_ENTRIES = 16 * MIB };
+
+/* `krun seal`: fd 3 is a layer; what lies in it goes to fd 1, in an UnpackAnswer. */
+static int seal_main(int argc, char **argv)
+{
+    error e = { 0 };
+    UnpackAnswer answer = { 0 };
+    (void)argc, (void)argv;
+    if (confine_to(SEAL_ROOT, CAP_BIT_DAC_READ_SEARCH, &e) < 0 || role_filter(ROLE_SEAL, &e) < 0 ||
+        tree_seal(SEAL_ROOT, SEAL_ENTRIES, &answer.seal, &e) < 0)
+        answer = (UnpackAnswer){ .code = e.code, .message = slice_of(e.text) };
+    return frame_write_message(STDOUT_FILENO, &UnpackAnswer_msg, &answer) ? 0 : 1;
+}
+
+/* -- unpack: a compressed tar stream into a directory ------------------------------------------ */
 
 /* A file that is still being written: `sizes` tells how far it has come, eight bytes little-endian
  * each time, and ends when the file does. So its writer never waits for us, and a download that was
@@ -13035,7 +13256,8 @@ static int unpack_main(int argc, char **argv)
     source *in = growing_open(&blob, UNPACK_BLOB, STDIN_FILENO);
     if (hide_devices(UNPACK_ROOT, &e) < 0 || confine_to(UNPACK_ROOT, needed, &e) < 0 ||
         role_filter(ROLE_UNPACK, &e) < 0 ||
-        unpack_stream(in, UNPACK_ROOT, &answer, diff_id, &e) < 0)
+        unpack_stream(in, UNPACK_ROOT, &answer, diff_id, &e) < 0 ||
+        tree_seal(UNPACK_ROOT, SEAL_ENTRIES, &answer.seal, &e) < 0)
         answer = (UnpackAnswer){ .code = e.code, .message = slice_of(e.text) };
     return frame_write_message(STDOUT_FILENO, &UnpackAnswer_msg, &answer) ? 0 : 1;
 }
@@ -13414,6 +13636,10 @@ static int archive_main(int argc, char **argv)
  * Who keeps a layer: every image that lists it, known or still held (image_hold), and every
  * container made from it (image_layers_hold). When the last one goes, the directory goes.
  *
+ * A layer that was there at start is held against its seal before its first use (chapter 16). One
+ * that is damaged stays in the table, for its users count on; its images are forgotten and its
+ * directory is put aside as <diff-id>.damaged-<time>, where running containers still have it.
+ *
  * Defined by  OCI image-spec 1.1 (IDs, chain IDs); the CRI's ImageService
  * Uses        1, 2, 4, 8, 9, 12 (names)
  * Gives       image_hold, image_drop, image_layers_*, images_list, image_status, image_remove,
@@ -13439,13 +13665,17 @@ typedef struct {
 enum { LAYER_NAME = 65, STORE_BUCKETS = 256, LAYERS_AT_ONCE = 3 };
 enum { BLOB_PART_LIFE = 24 * 60 * 60 }; /* seconds that the beginning of a blob is kept */
 
-/* A layer that is whole on disk. Guarded by the store's lock. */
+/* A layer, whole on disk unless `damaged` says what ails it. Guarded by the store's lock. */
 typedef struct store_layer {
     struct store_layer *next;
     char name[LAYER_NAME];
     char blob[LAYER_NAME]; /* the digits of its blob's digest, if that is kept; or "" */
-    unsigned users;
-    uint64_t bytes, entries;
+    unsigned users, containers; /* the second are among the first */
+    uint64_t bytes, entries;    /* on disk */
+    tree_sum seal;
+    bool unchecked;             /* it may have changed while no daemon was there */
+    bool aside;                 /* a damaged directory of that name was put aside */
+    char damaged[96];
 } store_layer;
 
 /* An image. Its record never changes: an image whose names change is replaced by another one, and
@@ -13496,6 +13726,7 @@ typedef struct image_store {
     arena memory;            /* of the two below; none of them changes after images_open */
     slice *pins;             /* image-pinned: whole names, and patterns with a '*' */
     size_t npins;
+    bool debris;             /* directories put aside may have become removable */
 } image_store;
 
 /* The built-in image, which cannot be removed: chapter 16 makes it. */
@@ -13511,26 +13742,56 @@ static store_layer **layer_slot(image_store *s,
     return at;
 }
 
-static bool layer_add(image_store *s, slice name, const LayerRecord *r, unsigned users)
+/* The layer of that name; a new one has no bytes and no users. NULL: out of memory. */
+static store_layer *layer_get(image_store *s, slice name)
 {
-    store_layer *l = calloc(1, sizeof *l), **at = layer_slot(s, name);
-    if (!l || *at) return free(l), false;
-    snprintf(l->name, sizeof l->name, "%.*s", PR(name));
-    snprintf(l->blob, sizeof l->blob, "%.*s", PR(id_hex(r->blob)));
-    l->bytes = r->bytes;
-    l->entries = r->entries;
-    l->users = users;
-    s->bytes += l->bytes;
-    s->entries += l->entries;
-    *at = l;
-    return true;
+    store_layer **at = layer_slot(s, name);
+    if (!*at && (*at = calloc(1, sizeof **at)))
+        snprintf((*at)->name, sizeof (*at)->name, "%.*s", PR(name));
+    return *at;
 }
 
-static bool layer_hold(image_store *s, slice name) /* false: no such layer */
+/* What a layer takes on disk changes: when it comes (r), is damaged or goes (NULL). */
+static void layer_measure(image_store *s, store_layer *l, const LayerRecord *r)
 {
-    store_layer *l = *layer_slot(s, name);
+    bool sealed = r && r->seal.entries;
+    s->bytes -= l->bytes;
+    s->entries -= l->entries;
+    l->seal = sealed ? r->seal : (tree_sum){ 0 };
+    l->bytes = sealed ? r->seal.disk : r ? r->bytes : 0;
+    l->entries = sealed ? r->seal.inodes : r ? r->entries : 0;
+    s->bytes += l->bytes;
+    s->entries += l->entries;
+}
+
+/* A layer has been made, or found: from now on it can be used. NULL: out of memory. */
+static store_layer *layer_add(image_store *s, slice name, const LayerRecord *r, unsigned users)
+{
+    store_layer *l = layer_get(s, name);
+    if (!l) return NULL;
+    layer_measure(s, l, r);
+    snprintf(l->blob, sizeof l->blob, "%.*s", PR(id_hex(r->blob)));
+    l->users += users;
+    l->unchecked = false;
+    l->damaged[0] = '\0';
+    return l;
+}
+
+/* Says that nobody may use the layer any more; who does already stays a user of it. */
+static void layer_spoil(image_store *s, store_layer *l, const char *why)
+{
+    layer_measure(s, l, NULL);
+    snprintf(l->damaged, sizeof l->damaged, "%s", why);
+}
+
+/* One more user, also of a layer that is missing: the count must hold when it has come again. */
+static store_layer *layer_hold(image_store *s, slice name)
+{
+    bool known = *layer_slot(s, name) != NULL;
+    store_layer *l = layer_get(s, name);
+    if (l && !known) layer_spoil(s, l, "it is missing");
     if (l) l->users++;
-    return l != NULL;
+    return l;
 }
 
 static void layer_release(image_store *s, slice name)
@@ -13737,16 +13998,24 @@ static void store_thread_ends(image_store *s) /* under the lock */
 
 /* -- layers that nobody needs ------------------------------------------------------------------ */
 
+/* Whether the layer can go: a damaged one that is being made anew has no user yet. Under the
+ * lock. */
+static bool layer_unused(const image_store *s, const store_layer *l)
+{
+    const flight *f = s->flights;
+    while (f && !l->users && strcmp(f->key, l->name)) f = f->next;
+    return !l->users && !f;
+}
+
 /* Takes a layer that has no user out of the table. False: there is none. Under the lock. */
 static bool layer_take_unused(image_store *s, store_layer *out)
 {
     for (size_t b = 0; b < STORE_BUCKETS; b++)
         for (store_layer **at = &s->layers[b]; *at; at = &(*at)->next) {
             store_layer *l = *at;
-            if (l->users) continue;
+            if (!layer_unused(s, l)) continue;
             *out = *l;
-            s->bytes -= l->bytes;
-            s->entries -= l->entries;
+            layer_measure(s, l, NULL);
             *at = l->next;
             free(l);
             return true;
@@ -13771,22 +14040,63 @@ static void layer_delete(image_store *s, const store_layer *l)
     else log_info("layer %.12s removed: nothing uses it", name);
 }
 
-/* The sweeper's thread. While a layer is being removed it has a flight under its name, so that a
- * pull that wants it waits and then makes it anew. */
+static const char layer_aside[] = ".damaged-"; /* <diff-id>.damaged-<time> */
+
+/* Removes the damaged directories that no container can have in its root any more. */
+static void layers_clear_debris(image_store *s)
+{
+    error e;
+    int again = openat(s->layers_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *d = again < 0 ? NULL : fdopendir(again);
+    if (!d) return close_fd(&again), log_warn("read layers: %s", strerror(errno));
+    for (const struct dirent *entry; (entry = readdir(d));) {
+        const char *mark = strstr(entry->d_name, layer_aside);
+        if (!mark) continue;
+        slice name = { (const uint8_t *)entry->d_name, (size_t)(mark - entry->d_name) };
+        pthread_mutex_lock(&s->lock);
+        store_layer *l = *layer_slot(s, name);
+        bool used = l && l->containers, stop = s->closing;
+        if (l) l->aside = used;
+        pthread_mutex_unlock(&s->lock);
+        if (stop) break;
+        if (!used && tree_remove(s->layers_fd, entry->d_name, &e) < 0)
+            log_warn("layers/%s: %s", entry->d_name, e.text);
+    }
+    closedir(d);
+}
+
+/* While a layer is being removed it has a flight under its name, so that a pull that wants it waits
+ * and then makes it anew. Under the lock, which is not held meanwhile; so is the next one. */
+static void sweep_layer(image_store *s, const store_layer *gone)
+{
+    bool first;
+    flight *f = flight_join(s, gone->name, &first);
+    pthread_mutex_unlock(&s->lock);
+    layer_delete(s, gone);
+    pthread_mutex_lock(&s->lock);
+    if (!f) return;
+    flight_land(s, f, NULL);
+    flight_unref(f);
+}
+
+static void sweep_debris(image_store *s)
+{
+    s->debris = false;
+    pthread_mutex_unlock(&s->lock);
+    layers_clear_debris(s);
+    pthread_mutex_lock(&s->lock);
+}
+
+/* The sweeper's thread. It looks again after each step, for more may have come to be done. */
 static void *store_sweep(void *arg)
 {
     image_store *s = arg;
     store_layer gone;
     pthread_mutex_lock(&s->lock);
-    while (!s->closing && layer_take_unused(s, &gone)) {
-        bool first;
-        flight *f = flight_join(s, gone.name, &first);
-        pthread_mutex_unlock(&s->lock);
-        layer_delete(s, &gone);
-        pthread_mutex_lock(&s->lock);
-        if (!f) continue;
-        flight_land(s, f, NULL);
-        flight_unref(f);
+    for (bool more = true; more && !s->closing;) {
+        if (layer_take_unused(s, &gone)) sweep_layer(s, &gone);
+        else if (s->debris) sweep_debris(s);
+        else more = false;
     }
     s->sweeping = false;
     store_thread_ends(s);
@@ -13797,25 +14107,59 @@ static void *store_sweep(void *arg)
 /* Has unused layers removed in the background. Under the lock; after every release. */
 static void store_collect(image_store *s)
 {
+    bool work = s->debris;
     if (!s->collecting || s->sweeping || s->closing) return;
-    for (size_t b = 0; b < STORE_BUCKETS; b++)
-        for (store_layer *l = s->layers[b]; l; l = l->next)
-            if (!l->users) {
-                s->sweeping = store_thread(s, store_sweep, s);
-                return;
-            }
+    for (size_t b = 0; b < STORE_BUCKETS && !work; b++)
+        for (const store_layer *l = s->layers[b]; l && !work; l = l->next)
+            work = layer_unused(s, l);
+    if (work) s->sweeping = store_thread(s, store_sweep, s);
 }
 
 /* -- records on disk --------------------------------------------------------------------------- */
 
 enum { RECORD_VERSION = 1, RECORD_MAX = 32 * MIB };
 
+/* A record begins with the SHA-256 of all that follows: a flipped bit can leave good JSON. Those of
+ * the first krun do not; they are taken as they are. */
+static const char record_sum[] = "{\"sum\": \"sha256:";
+enum { RECORD_SUM = sizeof record_sum - 1 + 64 };
+
+static void record_text(const pb_message *m, const void *record, buf *out)
+{
+    OWNED_BUF plain = { 0 };
+    char digest[DIGEST_TEXT];
+    buf_str(&plain, "\",");
+    pb_write_json(m, record, PB_INDENT, &plain); /* its own '{' is the third byte: */
+    if (plain.oom) { out->oom = true; return; }
+    memmove(plain.p + 2, plain.p + 3, --plain.n - 2);
+    sha256_text(buf_view(&plain), (slice){ NULL, 0 }, (slice){ NULL, 0 }, digest);
+    buf_printf(out, "%s%s", record_sum, digest + strlen("sha256:"));
+    buf_slice(out, buf_view(&plain));
+}
+
+typedef struct { int dir; const char *name; const pb_message *type; } record_file;
+
+/* Reads a record; its texts are the arena's. */
+static int record_read(record_file f, arena *a, void *out, error *e)
+{
+    char digest[DIGEST_TEXT];
+    slice text = file_read(f.dir, f.name, RECORD_MAX, a, e), rest = text;
+    if (!text.p) return -1;
+    if (slice_starts(text, record_sum) && text.n > RECORD_SUM) {
+        rest = (slice){ text.p + RECORD_SUM, text.n - RECORD_SUM };
+        sha256_text(rest, (slice){ NULL, 0 }, (slice){ NULL, 0 }, digest);
+        if (memcmp(digest + strlen("sha256:"), rest.p - 64, 64))
+            return fail(e, GRPC_DATA_LOSS, "it is not what was written");
+    }
+    return pb_read_json_lax(f.type, text, a, out, e);
+}
+
 static int record_write(image_store *s, const ImageRecord *r, error *e)
 {
     OWNED_BUF text = { 0 };
     char name[LAYER_NAME + 8];
     snprintf(name, sizeof name, "%.*s.json", PR(id_hex(r->id)));
-    pb_write_json(&ImageRecord_msg, r, PB_INDENT, &text);
+    record_text(&ImageRecord_msg, r, &text);
     if (text.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
     return file_replace(s->images_fd, name, buf_view(&text), s->o.no_sync ? ATOMIC : DURABLE, e);
 }
@@ -13977,7 +14321,7 @@ static void image_drop(image_store *s, const ImageRecord *record)
     pthread_mutex_unlock(&s->lock);
 }
 
-/* Calls `each` (layer_hold or layer_release) for every layer that a container uses. */
+/* Calls `each` for every layer that a container uses. */
 static void container_layers(image_store *s, const ContainerRecord *c,
                              void (*each)(image_store *, slice))
 {
@@ -13993,7 +14337,16 @@ static void container_layers(image_store *s, const ContainerRecord *c,
 
 static void layer_claim(image_store *s, slice name)
 {
-    if (!layer_hold(s, name)) log_warn("layer %.*s, which a container uses, is missing", PR(name));
+    store_layer *l = layer_hold(s, name);
+    if (l) l->containers++;
+    if (!l || l->damaged[0]) log_warn("layer %.*s, which a container uses, is missing", PR(name));
+}
+
+static void layer_unclaim(image_store *s, slice name)
+{
+    store_layer *l = *layer_slot(s, name);
+    if (l && l->containers && --l->containers == 0 && l->aside) s->debris = true;
+    layer_release(s, name);
 }
 
 /* A container has been made, or was found at start: its layers stay until it is released, whatever
@@ -14004,7 +14357,7 @@ static void image_layers_hold(image_store *s, const ContainerRecord *c)
 }
 static void image_layers_release(image_store *s, const ContainerRecord *c)
 {
-    container_layers(s, c, layer_release);
+    container_layers(s, c, layer_unclaim);
 }
 
 /* The user of the config as CRI shows it: a number or a name, without the group. */
@@ -14141,9 +14494,11 @@ static int usage_message(arena *a, const char *path, uint64_t bytes, uint64_t en
     return 0;
 }
 
-/* What the layers take, from their records: nothing is walked. Images and containers lie on one
- * file system, and must say the same mount point, or the kubelet takes it for two. */
-static int images_fs_info(image_store *s, arena *a, ImageFsInfoResponse *out, error *e)
+/* What the layers take, from their records: nothing is walked; and `containers`, what the writable
+ * layers take. Both lie on one file system, and must say the same mount point, or the kubelet takes
+ * it for two. */
+static int images_fs_info(image_store *s, const tree_sum *containers, arena *a,
+                          ImageFsInfoResponse *out, error *e)
 {
     pthread_mutex_lock(&s->lock);
     uint64_t bytes = s->bytes, entries = s->entries;
@@ -14152,7 +14507,8 @@ static int images_fs_info(image_store *s, arena *a, ImageFsInfoResponse *out, er
     out->container_filesystems.p = arena_alloc(a, sizeof *out->container_filesystems.p);
     bool good = !a->oom &&
                 usage_message(a, s->o.root_path, bytes, entries, out->image_filesystems.p) == 0 &&
-                usage_message(a, s->o.root_path, 0, 0, out->container_filesystems.p) == 0;
+                usage_message(a, s->o.root_path, containers->disk, containers->inodes,
+                              out->container_filesystems.p) == 0;
     out->image_filesystems.n = out->container_filesystems.n = good;
     return good ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "ImageFsInfo: out of memory");
 }
@@ -14374,6 +14730,162 @@ static int source_get(const helper *from, const FetchRequest *q, blob_sink *to, 
     return 0;
 }
 
+/* -- damage -------------------------------------------------------------------------------------
+ *
+ * A layer that this daemon has not made itself is walked through once, before its first use: by
+ * CreateContainer, or by a pull that finds it there. Who looks has the flight of its name, so that
+ * two users wait for one walk, and a pull that has to make it anew waits for the end of it. */
+
+enum { WHY = sizeof ((store_layer *)0)->damaged };
+
+/* What lies in a layer. -1: DATA_LOSS when the layer is at fault, another code when we are. */
+static int layer_walk(image_store *s, const char *name, int cancel_fd, tree_sum *out, error *e)
+{
+    helper seal = helper_none;
+    UnpackAnswer answer;
+    OWNED_ARENA a = arena_make(64 * KIB);
+    OWNED_FD dir = openat(s->layers_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    bool none = dir < 0 && (errno == ENOENT || errno == ENOTDIR || errno == ELOOP);
+    if (none) return fail(e, GRPC_DATA_LOSS, "its directory is missing");
+    if (dir < 0) return walk_fail(e, "open", "its directory");
+    int failed = helper_start(&seal, "seal", (int[]){ dir, -1 }, cancel_fd, e) < 0 ||
+                 helper_receive(&seal, &UnpackAnswer_msg, &a, &answer, e) < 0;
+    helper_stop(&seal);
+    if (failed) return -1;
+    *out = answer.seal;
+    return answer.code ? fail(e, answer.code, "%.*s", PR(answer.message)) : 0;
+}
+
+/* Says how a layer differs from its seal. False: it does not, or has none. */
+static bool seal_broken(const tree_sum *want, const tree_sum *got, char why[WHY])
+{
+    uint64_t n = MAX(want->entries, got->entries) - MIN(want->entries, got->entries);
+    if (!want->entries) return false;
+    if (n)
+        snprintf(why, WHY, "%" PRIu64 " %s %s", n, n == 1 ? "entry is" : "entries are",
+                 want->entries > got->entries ? "missing" : "too many");
+    else if (want->bytes != got->bytes)
+        snprintf(why, WHY, "its files have %" PRIu64 " bytes, not %" PRIu64, got->bytes,
+                 want->bytes);
+    else snprintf(why, WHY, "the name, owner, mode or time of an entry has changed");
+    return n || want->bytes != got->bytes || want->sum != got->sum;
+}
+
+/* Forgets every image that has this layer: the kubelet then sees that it must pull. */
+static void images_forget_layer(image_store *s, slice layer)
+{
+    error e = { 0 };
+    pthread_mutex_lock(&s->writing);
+    for (int failed = 0; !failed;) {
+        char id[DIGEST_TEXT] = "";
+        pthread_mutex_lock(&s->lock);
+        for (const store_image *i = s->images; i && !id[0]; i = i->next) {
+            const ImageRecord *r = &i->record;
+            if (!list_has(r->layers.p, r->layers.n, layer)) continue;
+            snprintf(id, sizeof id, "%.*s", PR(r->id));
+            log_error("image %s (%.*s) is damaged and must be pulled again", id,
+                      PR(r->repo_tags.n ? r->repo_tags.p[0] : SLICE("no tag")));
+        }
+        pthread_mutex_unlock(&s->lock);
+        failed = !id[0] || store_forget(s, slice_of(id), &e) < 0;
+    }
+    pthread_mutex_unlock(&s->writing);
+    if (e.code) log_error("%s", e.text);
+}
+
+/* Gives a layer's directory another name, for the sweeper to find. Containers that run keep it. */
+static void layer_put_aside(image_store *s, const char *name)
+{
+    char aside[2 * LAYER_NAME + 16];
+    snprintf(aside, sizeof aside, "%s%s%" PRId64, name, layer_aside, clock_wall());
+    if (renameat(s->layers_fd, name, s->layers_fd, aside) < 0 && errno != ENOENT)
+        log_error("layers/%s: rename to %s: %s", name, aside, strerror(errno));
+    pthread_mutex_lock(&s->lock);
+    s->debris = true;
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Takes a damaged layer out of use. Its record first: without it no start believes in it. */
+static void layer_condemn(image_store *s, const char *name, const char *why)
+{
+    char file[LAYER_NAME + 16];
+    log_error("layer %.12s is damaged: %s", name, why);
+    snprintf(file, sizeof file, "%s.json", name);
+    if (unlinkat(s->layers_fd, file, 0) < 0 && errno != ENOENT)
+        log_error("remove layers/%s: %s", file, strerror(errno));
+    fault_point("layer.condemned");
+    pthread_mutex_lock(&s->lock);
+    store_layer *l = *layer_slot(s, slice_of(name));
+    if (l) layer_spoil(s, l, why);
+    pthread_mutex_unlock(&s->lock);
+    images_forget_layer(s, slice_of(name));
+    fault_point("layer.forgotten");
+    layer_put_aside(s, name);
+}
+
+/* The quick look at a layer that is known to be whole: it has not been taken away. True: it has one
+ * more user. */
+static bool layer_grab(image_store *s, const char *name)
+{
+    struct stat st;
+    bool there = fstatat(s->layers_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode);
+    pthread_mutex_lock(&s->lock);
+    store_layer *l = *layer_slot(s, slice_of(name));
+    if (l && !there) l->unchecked = true;
+    bool good = l && !l->unchecked && !l->damaged[0];
+    if (good) l->users++;
+    pthread_mutex_unlock(&s->lock);
+    return good;
+}
+
+/* The thorough look, for who has the layer's flight. 1: it is whole and has one more user; 0: it is
+ * damaged or missing, as *e says; -1: it could not be told. */
+static int layer_examine(image_store *s, const char *name, int cancel_fd, error *e)
+{
+    char why[WHY] = "";
+    tree_sum want = { 0 }, got = { 0 };
+    pthread_mutex_lock(&s->lock);
+    store_layer *l = *layer_slot(s, slice_of(name));
+    bool known = l && !l->damaged[0], walk = known && l->unchecked;
+    if (known) l->users++, want = l->seal;
+    else fail(e, GRPC_DATA_LOSS, "%s", l ? l->damaged : "it is missing");
+    pthread_mutex_unlock(&s->lock);
+    if (!walk) return known;
+    int failed = layer_walk(s, name, cancel_fd, &got, e);
+    bool bad = failed ? e->code == GRPC_DATA_LOSS : seal_broken(&want, &got, why);
+    if (failed && bad) snprintf(why, WHY, "%.*s", WHY - 1, e->text);
+    if (bad) layer_condemn(s, name, why), fail(e, GRPC_DATA_LOSS, "%s", why);
+    pthread_mutex_lock(&s->lock);
+    if (!failed && !bad) l->unchecked = false;
+    else layer_release(s, slice_of(name));
+    store_collect(s);
+    pthread_mutex_unlock(&s->lock);
+    return failed && !bad ? -1 : !bad;
+}
+
+/* Whether a layer that the caller's image holds is whole. -1: DATA_LOSS, or it cannot be told. */
+static int layer_check(image_store *s, slice layer, int cancel_fd, error *e)
+{
+    char name[LAYER_NAME];
+    snprintf(name, sizeof name, "%.*s", PR(layer));
+    for (bool first = false;; first = false) {
+        int good = layer_grab(s, name);
+        pthread_mutex_lock(&s->lock);
+        if (good) layer_release(s, layer);
+        flight *f = good ? NULL : flight_join(s, name, &first);
+        pthread_mutex_unlock(&s->lock);
+        if (good) return 0;
+        if (!f) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory or descriptors");
+        good = first ? layer_examine(s, name, cancel_fd, e) : flight_wait(f, cancel_fd, e);
+        pthread_mutex_lock(&s->lock);
+        if (first && good == 1) layer_release(s, layer);
+        if (first) flight_land(s, f, NULL);
+        flight_unref(f);
+        pthread_mutex_unlock(&s->lock);
+        if (first || good < 0) return good == 1 ? 0 : -1;
+    }
+}
+
 /* -- one pull or load -------------------------------------------------------------------------- */
 
 /* What a pull knows and holds. The source is a fetch, or the archive of a load. The members below
@@ -14577,7 +15089,7 @@ static int spool_open(const image_store *s, const Descriptor *d, bool fresh, blo
     snprintf(b->part, sizeof b->part, "%s.part", b->name);
     renameat(s->blobs_fd, b->name, s->blobs_fd, b->part); /* kept, but its layer is not */
     b->write = openat(s->blobs_fd, b->part, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
-    b->read = openat(s->blobs_fd, b->part, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    if (b->write >= 0) b->read = openat(s->blobs_fd, b->part, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
     if (b->write < 0 || b->read < 0 || fstat(b->write, &st) < 0)
         return fail_sys(e, GRPC_INTERNAL, "open blobs/%s", b->part), spool_close(b), -1;
     if (flock(b->write, LOCK_EX | LOCK_NB) < 0)
@@ -14634,6 +15146,12 @@ static layer_plan layer_plan_of(slice diff_id, const Descriptor *blob)
     return l;
 }
 
+static LayerRecord layer_record(slice diff_id, const UnpackAnswer *a)
+{
+    return (LayerRecord){ .version = RECORD_VERSION, .diff_id = diff_id, .bytes = a->bytes,
+                          .entries = a->entries, .seal = a->seal };
+}
+
 /* The bytes from the source through the hash to where unpack reads them, and both digests held
  * against what the manifest and the config promise. */
 static int layer_stream(const helper *from, helper *unpack, const layer_plan *l, LayerRecord *out,
@@ -14670,8 +15188,7 @@ static int layer_stream(const helper *from, helper *unpack, const layer_plan *l,
     if (!slice_eq(answer.diff_id, l->diff_id))
         return fail(e, GRPC_DATA_LOSS, "its diff-id is %.*s, but the config says %.*s",
                     PR(answer.diff_id), PR(l->diff_id));
-    *out = (LayerRecord){ .version = RECORD_VERSION, .diff_id = l->diff_id,
-                          .bytes = answer.bytes, .entries = answer.entries };
+    *out = layer_record(l->diff_id, &answer);
     return 0;
 }
 
@@ -14729,7 +15246,7 @@ static int layer_commit(image_store *s, const layer_plan *l, const LayerRecord *
     char file[LAYER_NAME + 16];
     OWNED_BUF text = { 0 };
     snprintf(file, sizeof file, "%s.json", l->name);
-    pb_write_json(&LayerRecord_msg, r, PB_INDENT, &text);
+    record_text(&LayerRecord_msg, r, &text);
     if (text.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "layer record: out of memory");
     fault_point("pull.layer");
     if (file_replace(s->layers_fd, file, buf_view(&text), ATOMIC, e) < 0) return -1;
@@ -14766,6 +15283,17 @@ static void progress_set(layer_progress *p, int32_t state) /* EXISTS has nothing
     p->state = state;
 }
 
+/* For who has the layer's flight: finds it whole, or makes it. */
+static int layer_obtain(pull_state *p, helper *from, layer_plan *l, error *e)
+{
+    int whole = layer_examine(p->store, l->name, p->cancel_fd, e);
+    if (whole < 0) return fail_in(e, "layer %.*s", PR(l->blob->digest));
+    if (whole) return progress_set(l->progress, KrunLayerState_EXISTS), 0;
+    progress_set(l->progress, KrunLayerState_DOWNLOADING);
+    if (layer_make(p, from, l, e) < 0) return -1;
+    return progress_set(l->progress, KrunLayerState_DONE), 0;
+}
+
 /* Makes sure that layer i is there, and holds it. Who comes while another is making or removing it
  * waits for that, then looks again: should the other have failed, it is tried here, since this pull
  * may have better sources. */
@@ -14776,21 +15304,18 @@ static int layer_need(pull_state *p, helper *from, size_t i, error *e)
     l.progress = p->f && p->f->layers ? &p->f->layers[i] : NULL;
     for (;;) {
         bool first = false;
+        if (layer_grab(s, l.name)) return progress_set(l.progress, KrunLayerState_EXISTS), 0;
         pthread_mutex_lock(&s->lock);
-        bool there = layer_hold(s, slice_of(l.name));
-        flight *f = there ? NULL : flight_join(s, l.name, &first);
+        flight *f = flight_join(s, l.name, &first);
         pthread_mutex_unlock(&s->lock);
-        if (there) return progress_set(l.progress, KrunLayerState_EXISTS), 0;
         if (!f)
             return fail(e, GRPC_RESOURCE_EXHAUSTED, "layer %s: out of memory or descriptors",
                         l.name);
-        if (first) progress_set(l.progress, KrunLayerState_DOWNLOADING);
-        int failed = first ? layer_make(p, from, &l, e) : flight_wait(f, p->cancel_fd, e);
+        int failed = first ? layer_obtain(p, from, &l, e) : flight_wait(f, p->cancel_fd, e);
         pthread_mutex_lock(&s->lock);
         if (first) flight_land(s, f, NULL);
         flight_unref(f);
         pthread_mutex_unlock(&s->lock);
-        if (first && !failed) progress_set(l.progress, KrunLayerState_DONE);
         if (failed || first) return failed;
     }
 }
@@ -15800,7 +16325,7 @@ static bool self_describe(self_image *self, arena *a)
 {
     slice none = { NULL, 0 }, ours = platform_ours(a);
     tar_entry entry = { .type = '0', .name = SLICE("krun"), .size = self->program.n, .mode = 0755 };
-    slice os = slice_cut(&ours, '/');
+    slice os = slice_cut(&ours, '/'), architecture = slice_cut(&ours, '/');
     tar_put_header(&self->head, &entry);
     tar_put_padding(&self->tail, self->program.n);
     tar_put_end(&self->tail);
@@ -15809,7 +16334,7 @@ static bool self_describe(self_image *self, arena *a)
                "{\"architecture\":\"%.*s\",\"os\":\"%.*s\",\"config\":{\"Entrypoint\":[\"/"
                "krun\",\"self\"],\"Cmd\":[\"help\"]},"
                "\"rootfs\":{\"type\":\"layers\",\"diff_ids\":[\"%s\"]}}",
-               PR(slice_cut(&ours, '/')), PR(os), self->diff_id);
+               PR(architecture), PR(os), self->diff_id);
     sha256_text(buf_view(&self->config), none, none, self->id);
     return !self->head.oom && !self->tail.oom && !self->config.oom;
 }
@@ -15834,18 +16359,16 @@ static int self_unpack(const self_image *self, int file, helper *unpack, LayerRe
     if (answer.code) return fail(e, answer.code, "%.*s", PR(answer.message));
     if (!slice_is(answer.diff_id, self->diff_id))
         return fail(e, GRPC_DATA_LOSS, "its diff-id is %.*s", PR(answer.diff_id));
-    *out = (LayerRecord){ .version = RECORD_VERSION, .diff_id = slice_of(self->diff_id),
-                          .bytes = answer.bytes, .entries = answer.entries };
+    *out = layer_record(slice_of(self->diff_id), &answer);
     return 0;
 }
 
-static int self_layer(image_store *s, const self_image *self, error *e)
+static int self_make_layer(image_store *s, const self_image *self, error *e)
 {
     error ignored;
     LayerRecord r = { 0 };
     helper unpack = helper_none;
     layer_plan l = layer_plan_of(slice_of(self->diff_id), NULL);
-    if (*layer_slot(s, slice_of(l.name))) return 0;
     int failed = spool_open_nameless(s, &l.spool, e) < 0 || layer_begin(s, &l, -1, &unpack, e) < 0;
     if (!failed) failed = self_unpack(self, l.spool.write, &unpack, &r, e);
     spool_close(&l.spool);
@@ -15853,9 +16376,29 @@ static int self_layer(image_store *s, const self_image *self, error *e)
     if (!failed) failed = layer_commit(s, &l, &r, e);
     if (failed) tree_remove(s->layers_fd, l.partial, &ignored);
     if (failed) return -1;
-    return layer_add(s, slice_of(l.name), &r, 0)
-               ? 0
-               : fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a layer");
+    pthread_mutex_lock(&s->lock);
+    bool added = layer_add(s, slice_of(l.name), &r, 1);
+    pthread_mutex_unlock(&s->lock);
+    return added ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a layer");
+}
+
+/* Holds the layer, made first if need be. */
+static int self_layer(image_store *s, const self_image *self, error *e)
+{
+    const char *name = self->diff_id + strlen("sha256:");
+    bool first = false;
+    if (layer_grab(s, name)) return 0;
+    pthread_mutex_lock(&s->lock);
+    flight *f = flight_join(s, name, &first);
+    pthread_mutex_unlock(&s->lock);
+    if (!f) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory or descriptors");
+    int whole = first ? layer_examine(s, name, -1, e) : fail(e, GRPC_ABORTED, "it is in use");
+    int failed = whole == 0 ? self_make_layer(s, self, e) : whole < 0;
+    pthread_mutex_lock(&s->lock);
+    if (first) flight_land(s, f, NULL);
+    flight_unref(f);
+    pthread_mutex_unlock(&s->lock);
+    return failed ? -1 : 0;
 }
 
 static int self_publish(image_store *s, const self_image *self, error *e)
@@ -15876,6 +16419,19 @@ static int self_publish(image_store *s, const self_image *self, error *e)
     return store_publish(s, &r, e);
 }
 
+static int self_install(image_store *s, const self_image *self, slice old_id, error *e)
+{
+    if (self_layer(s, self, e) < 0) return -1;
+    int failed = self_publish(s, self, e);
+    pthread_mutex_lock(&s->writing);
+    if (!failed && old_id.n) failed = store_forget(s, old_id, e);
+    pthread_mutex_unlock(&s->writing);
+    pthread_mutex_lock(&s->lock);
+    layer_release(s, slice_of(self->diff_id + strlen("sha256:")));
+    pthread_mutex_unlock(&s->lock);
+    return failed;
+}
+
 /* Makes the built-in image that of this program. That of another version goes; containers made from
  * it keep its layer. */
 static int self_ensure(image_store *s, error *e)
@@ -15888,17 +16444,107 @@ static int self_ensure(image_store *s, error *e)
     void *program = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
     if (program == MAP_FAILED) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "map krun's program");
     self_image self = { .program = { program, (size_t)st.st_size } };
-    store_image *old =
-        image_find(s, (slice){ NULL, 0 }, slice_of(self_name)); /* no other thread is there yet */
+    pthread_mutex_lock(&s->lock);
+    const store_image *old = image_find(s, (slice){ NULL, 0 }, slice_of(self_name));
     slice old_id = old ? arena_copy(&a, old->record.id) : (slice){ NULL, 0 };
+    pthread_mutex_unlock(&s->lock);
     if (!self_describe(&self, &a)) failed = fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
-    else if (!slice_is(old_id, self.id)) {
-        failed = self_layer(s, &self, e) < 0 || self_publish(s, &self, e) < 0;
-        if (!failed && old_id.n) failed = store_forget(s, old_id, e);
-    }
+    else if (!slice_is(old_id, self.id)) failed = self_install(s, &self, old_id, e);
     munmap(program, (size_t)st.st_size);
     buf_free(&self.head), buf_free(&self.tail), buf_free(&self.config);
     return failed ? fail_in(e, "image %s", self_name) : 0;
+}
+
+/* -- whether images are whole ------------------------------------------------------------------ */
+
+/* Holds the layers of an image against their seals, each once in a daemon's life: before it is used
+ * and on request. `r` is held by the caller, `name` what it calls the image.
+ * Returns  0; -1: DATA_LOSS when it is damaged: it has been forgotten then, and can be pulled again
+ *          (the built-in one is made anew at once); or what kept us from looking */
+static int image_check(image_store *s, const ImageRecord *r, slice name, int cancel_fd, error *e)
+{
+    error why, self;
+    for (size_t i = 0; i < r->layers.n; i++) {
+        if (layer_check(s, r->layers.p[i], cancel_fd, &why) == 0) continue;
+        if (why.code != GRPC_DATA_LOSS)
+            return *e = why, fail_in(e, "check image \"%.*s\", layer %.12s", PR(name),
+                                     (const char *)r->layers.p[i].p);
+        images_forget_layer(s, r->layers.p[i]); /* also one whose pull ended just now */
+        if (image_has_name(r, slice_of(self_name)) && self_ensure(s, &self) < 0)
+            log_warn("%s", self.text);
+        return fail(e, GRPC_DATA_LOSS,
+                    "image \"%.*s\" is damaged (layer %.12s: %s): pull it again", PR(name),
+                    (const char *)r->layers.p[i].p, why.text);
+    }
+    return 0;
+}
+
+/* What an image is called in a report: by its first name, or its ID. */
+static slice image_title(const ImageRecord *r)
+{
+    return r->repo_tags.n ? r->repo_tags.p[0] : r->repo_digests.n ? r->repo_digests.p[0] : r->id;
+}
+
+/* A `krun check`. The images are held. */
+typedef struct {
+    image_store *store;
+    int cancel_fd;
+    arena *a;
+    const ImageRecord **images;
+    size_t n, most;
+} check_run;
+
+/* Holds the images to check: those named, or all. */
+static int check_choose(check_run *c, const KrunCheckImagesRequest *in, error *e)
+{
+    image_store *s = c->store;
+    for (size_t i = 0; i < in->images.n; i++)
+        if ((c->images[c->n] = image_hold(s, in->images.p[i]))) c->n++;
+        else return fail(e, GRPC_NOT_FOUND, "image \"%.*s\" not found", PR(in->images.p[i]));
+    pthread_mutex_lock(&s->lock);
+    for (store_image *i = s->images; i && !in->images.n && c->n < c->most; i = i->next)
+        i->refs++, c->images[c->n++] = &i->record;
+    for (size_t i = 0; i < c->n; i++) /* a layer that two of them have is walked through once */
+        for (size_t k = 0; k < c->images[i]->layers.n; k++) {
+            store_layer *l = *layer_slot(s, c->images[i]->layers.p[k]);
+            if (l) l->unchecked = true;
+        }
+    pthread_mutex_unlock(&s->lock);
+    return 0;
+}
+
+static int check_each(check_run *c, KrunCheckImagesResponse *out, error *e)
+{
+    for (size_t i = 0; i < c->n; i++) {
+        const ImageRecord *r = c->images[i];
+        KrunCheckedImage *row = &out->images.p[out->images.n++];
+        row->name = arena_copy(c->a, image_title(r));
+        row->id = arena_copy(c->a, r->id);
+        int failed = image_check(c->store, r, row->name, c->cancel_fd, e);
+        if (failed && e->code != GRPC_DATA_LOSS) return -1;
+        if (failed) row->damage = arena_copy(c->a, slice_of(e->text));
+    }
+    return c->a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "check images: out of memory") : 0;
+}
+
+/* `krun check`: looks at all layers of the named images, or of all, whether or not it has been done
+ * before. What follows for a damaged image is as image_check has it. c->images is left empty. */
+static int images_check(check_run *c, const KrunCheckImagesRequest *in,
+                        KrunCheckImagesResponse *out, error *e)
+{
+    c->most = in->images.n;
+    pthread_mutex_lock(&c->store->lock);
+    for (const store_image *i = c->store->images; i; i = i->next) c->most++;
+    pthread_mutex_unlock(&c->store->lock);
+    c->images = arena_alloc(c->a, (c->most + 1) * sizeof *c->images);
+    out->images.p = arena_alloc(c->a, (c->most + 1) * sizeof *out->images.p);
+    out->images.n = 0;
+    if (!c->images || !out->images.p)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "check images: out of memory");
+    int failed = check_choose(c, in, e);
+    if (!failed) failed = check_each(c, out, e);
+    while (c->n) image_drop(c->store, c->images[--c->n]);
+    return failed;
 }
 
 /* -- opening the store ------------------------------------------------------------------------- */
@@ -15915,16 +16561,22 @@ static bool name_is_record(const char *name, slice *hex) /* <64 digits>.json */
 static void quarantine(int dir, const char *name, const char *why)
 {
     char bad[NAME_MAX + 1];
-    snprintf(bad, sizeof bad, "bad-%" PRId64 "-%.80s", clock_wall() / NS_PER_SEC, name);
+    snprintf(bad, sizeof bad, "bad-%" PRId64 "-%.80s", clock_wall(), name);
     log_warn("%s is put aside as %s: %s", name, bad, why);
     if (renameat(dir, name, dir, bad) < 0) log_warn("%s: rename: %s", name, strerror(errno));
+}
+
+/* Whether a record could not be read for want of something that it cannot help. */
+static bool error_is_ours(const error *e)
+{
+    return e->sys == EMFILE || e->sys == ENFILE || e->sys == ENOMEM;
 }
 
 /* What is in layers/: whole layers have a record and a directory. All else is left from a kill or a
  * power cut, and goes. */
 static int open_layer(image_store *s, const char *name, error *e)
 {
-    slice hex, text;
+    slice hex;
     LayerRecord r;
     struct stat st;
     char dir[LAYER_NAME];
@@ -15932,22 +16584,30 @@ static int open_layer(image_store *s, const char *name, error *e)
     if (!name_is_record(name, &hex)) return 0;
     snprintf(dir, sizeof dir, "%.*s", PR(hex));
     bool there = fstatat(s->layers_fd, dir, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode);
-    bool good = there && (text = file_read(s->layers_fd, name, 64 * KIB, &a, e)).p &&
-                pb_read_json_lax(&LayerRecord_msg, text, &a, &r, e) == 0;
+    record_file file = { s->layers_fd, name, &LayerRecord_msg };
+    bool good = there && record_read(file, &a, &r, e) == 0;
+    if (there && !good && error_is_ours(e)) return fail_in(e, "layers/%s", name);
     if (good && r.version > RECORD_VERSION)
         return fail(e, GRPC_FAILED_PRECONDITION, "layers/%s was written by a newer krun", name);
     if (!good || !slice_eq(id_hex(r.diff_id), hex))
-        return unlinkat(s->layers_fd, name, 0), 0; /* its directory goes below */
-    return layer_add(s, hex, &r, 0) ? 0
-                                    : fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a layer");
+        return tree_remove(s->layers_fd, name, e); /* its directory goes below */
+    store_layer *l = layer_add(s, hex, &r, 0);
+    if (!l) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a layer");
+    l->unchecked = true;
+    return 0;
 }
 
+/* What has a layer's name may be in the root of a container that still runs: it goes when it is
+ * known that none has it (images_collect). */
 static int open_clean(image_store *s, const char *name, error *e)
 {
     slice hex;
+    uint8_t hash[32];
     if (name_is_record(name, &hex) || *layer_slot(s, slice_of(name))) return 0;
+    if (strstr(name, layer_aside)) return s->debris = true, 0;
     log_info("layers/%s is incomplete and removed", name);
-    return tree_remove(s->layers_fd, name, e);
+    if (!hex_decode(slice_of(name), hash, sizeof hash)) return tree_remove(s->layers_fd, name, e);
+    return layer_put_aside(s, name), 0;
 }
 
 /* What is in blobs/: kept blobs of layers that are there, and beginnings. */
@@ -15961,31 +16621,32 @@ static int open_blob(image_store *s, const char *name, error *e)
     return tree_remove(s->blobs_fd, name, e);
 }
 
-/* Why a record cannot be used; NULL when it can. */
-static const char *record_fault(image_store *s, const ImageRecord *r, slice hex)
+static bool record_has_layers(image_store *s, const ImageRecord *r)
 {
-    if (!slice_eq(id_hex(r->id), hex)) return "it is another image's";
     for (size_t i = 0; i < r->layers.n; i++)
-        if (!*layer_slot(s, r->layers.p[i])) return "a layer of it is missing: pull it again";
-    return r->layers.n ? NULL : "it has no layers";
+        if (!*layer_slot(s, r->layers.p[i])) return false;
+    return true;
 }
 
 static int open_image(image_store *s, const char *name, error *e)
 {
-    slice hex, text;
+    slice hex;
     ImageRecord r;
     OWNED_ARENA a = arena_make(64 * MIB);
     if (name[0] == '.' && strstr(name, ".tmp"))
         return unlinkat(s->images_fd, name, 0), 0; /* a write that was cut */
     if (!name_is_record(name, &hex)) return 0;
-    if (!(text = file_read(s->images_fd, name, RECORD_MAX, &a, e)).p ||
-        pb_read_json_lax(&ImageRecord_msg, text, &a, &r, e) < 0)
-        return quarantine(s->images_fd, name, e->text), 0;
+    int failed = record_read((record_file){ s->images_fd, name, &ImageRecord_msg }, &a, &r, e);
+    if (failed && error_is_ours(e)) return fail_in(e, "images/%s", name);
+    if (failed) return quarantine(s->images_fd, name, e->text), 0;
     if (r.version > RECORD_VERSION)
         return fail(e, GRPC_FAILED_PRECONDITION, "images/%s was written by a newer krun", name);
-    const char *fault = record_fault(s, &r, hex);
-    if (fault) return quarantine(s->images_fd, name, fault), 0;
-    return image_replace(s, &r, e) ? 0 : -1;
+    if (!slice_eq(id_hex(r.id), hex) || !r.layers.n)
+        return quarantine(s->images_fd, name, "it is another image's, or has no layers"), 0;
+    if (record_has_layers(s, &r)) return image_replace(s, &r, e) ? 0 : -1;
+    log_warn("image %.*s is forgotten, for a layer of it is missing: pull it again", PR(r.id));
+    unlinkat(s->images_fd, name, 0);
+    return 0;
 }
 
 /* Two records claim a tag when a kill came between the new one's write and the old one's: the newer
@@ -22093,6 +22754,8 @@ typedef struct container {
     unsigned holds;          /* callers that have a pointer to it over an unlocked stretch */
     waiter *waiters;
     error failure;           /* why making it failed, for whoever joined */
+    uint64_t disk, inodes;   /* of its writable layer, as it was at `measured` (monotonic ns) */
+    int64_t measured;        /* 0: never; INT64_MAX: after its end, so that it stays */
 } container;
 
 /*  MAKING --> READY --> NOTREADY --> REMOVING;  a failed making goes to REMOVING at once */
@@ -22131,6 +22794,8 @@ struct runtime {
     sorted pods_by_id, pods_by_key, containers_by_id, containers_by_key;
     int64_t last_created;           /* these times strictly increase: kubelets sort by them */
     char pod_cidr[128];
+    bool measuring;                 /* someone walks through writable layers */
+    waiter *measure_waiters;
     unsigned background;            /* threads of our own that are still at work */
     pthread_cond_t quiet;           /* background has become 0 */
 };
@@ -23260,6 +23925,21 @@ static int container_check_target(container *c, error *e)
     return 0;
 }
 
+/* What the container is to be made from must be whole, its image volumes too. */
+static int container_check_images(runtime *r, const ContainerConfig *config,
+                                  const ImageRecord *image, int cancel, error *e)
+{
+    int failed = image_check(r->images, image, config->image->image, cancel, e);
+    for (size_t i = 0; i < config->mounts.n && !failed; i++) {
+        const ImageSpec *wanted = config->mounts.p[i].image;
+        const ImageRecord *volume = wanted ? image_hold(r->images, wanted->image) : NULL;
+        if (volume) failed = image_check(r->images, volume, wanted->image, cancel, e);
+        if (failed) fail_in(e, "ImageVolumeMountFailed");
+        image_drop(r->images, volume);
+    }
+    return failed;
+}
+
 /* The part of CreateContainer that has the pod's leave (pod_begin_work). Not locked. */
 static int container_make(pod *p, const CreateContainerRequest *in, grpc_call *call, slice *id,
                           error *e)
@@ -23277,7 +23957,8 @@ static int container_make(pod *p, const CreateContainerRequest *in, grpc_call *c
     container *c = container_new(p);
     unlock_state(r);
     int done = !c ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a container")
-                  : container_describe(c, in, &held, e);
+                  : container_check_images(r, in->config, image, grpc_cancel_fd(call, e), e);
+    if (done == 0) done = container_describe(c, in, &held, e);
     if (done == 0) done = container_check_target(c, e);
     lock_state(r);
     if (done == 0) done = container_join(r, c->key, call, id, e);
@@ -23638,6 +24319,87 @@ static int container_exec(runtime *r, const ExecSyncRequest *in, grpc_call *call
     LOCKED(r);
     container_drop(c);
     return done;
+}
+
+/* -- what writable layers take ----------------------------------------------------------------- */
+
+/* A running container's layer is walked when someone asks, at most so often; one that has ended
+ * once more, and then never again. Nothing is walked that nobody asks for. */
+#define MEASURE_EVERY (10 * NS_PER_SEC)
+enum { MEASURE_ENTRIES = 4 * MIB }; /* of one layer: a container can make as many as it likes */
+
+/* The directories that the monitor makes for overlay at the start. What cannot be walked to its end
+ * (it changes meanwhile, or has too many entries) counts as far as it was seen. */
+static tree_sum container_walk(const container *c)
+{
+    static const char *const names[] = { "upper", "work" };
+    tree_sum all = { 0 }, one;
+    error ignored;
+    OWNED_FD dir = container_dir(c, false, &ignored);
+    for (size_t i = 0; i < COUNT(names) && dir >= 0; i++) {
+        OWNED_FD part = openat(dir, names[i], O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (part < 0) continue;
+        tree_seal(part, MEASURE_ENTRIES, &one, &ignored);
+        all.disk += one.disk;
+        all.inodes += one.inodes;
+    }
+    return all;
+}
+
+/* The first container from `from` on, in the order of IDs, whose figures are too old. Locked. */
+static container *container_unmeasured(const runtime *r, slice from, int64_t now)
+{
+    for (size_t i = sorted_place(&r->containers_by_id, from); i < r->containers_by_id.n; i++) {
+        container *c = r->containers_by_id.rows[i].object;
+        bool over = c->state == BOX_EXITED, runs = c->state == BOX_RUNNING;
+        bool old = !c->measured || now - c->measured >= MEASURE_EVERY;
+        if (c->measured != INT64_MAX && (over || (runs && old))) return c;
+    }
+    return NULL;
+}
+
+/* Brings the figures of all containers up to date. They come and go while it looks: each is held
+ * while it is walked, and the next is found by the last one's ID. Locked on entry and on return. */
+static int containers_measure(runtime *r, int cancel, error *e)
+{
+    char at[65] = "";
+    int64_t now = clock_mono();
+    struct pollfd gone = { .fd = cancel, .events = POLLIN };
+    for (container *c; (c = container_unmeasured(r, slice_of(at), now));) {
+        bool over = c->state == BOX_EXITED;
+        id_text(at, c->record.id);
+        container_hold(c);
+        unlock_state(r);
+        tree_sum found = container_walk(c);
+        bool stop = poll(&gone, 1, 0) > 0;
+        lock_state(r);
+        c->disk = found.disk;
+        c->inodes = found.inodes;
+        c->measured = over ? INT64_MAX : MAX(now, 1);
+        container_drop(c);
+        if (stop) return fail(e, GRPC_CANCELLED, "the caller went away");
+    }
+    return 0;
+}
+
+/* What the writable layers of all containers take. Who asks while another measures waits for it. */
+static int containers_usage(runtime *r, int cancel, tree_sum *out, error *e)
+{
+    int failed = 0;
+    LOCKED(r);
+    while (r->measuring && !failed) failed = wait_change(r, &r->measure_waiters, cancel, 0, e);
+    if (failed) return -1;
+    r->measuring = true;
+    failed = containers_measure(r, cancel, e);
+    r->measuring = false;
+    wake(r->measure_waiters);
+    *out = (tree_sum){ 0 };
+    for (size_t i = 0; i < r->containers_by_id.n; i++) {
+        const container *c = r->containers_by_id.rows[i].object;
+        out->disk += c->disk;
+        out->inodes += c->inodes;
+    }
+    return failed;
 }
 
 /* == 25. After a start =======================================================================
@@ -24389,8 +25151,18 @@ static int service_remove_image(grpc_call *c, const void *in, void *out, error *
 
 static int service_image_fs(grpc_call *c, const void *in, void *out, error *e)
 {
+    tree_sum containers;
+    int cancel = grpc_cancel_fd(c, e);
     (void)in;
-    return images_fs_info(service_runtime(c)->images, &c->arena, out, e);
+    if (cancel < 0 || containers_usage(service_runtime(c), cancel, &containers, e) < 0) return -1;
+    return images_fs_info(service_runtime(c)->images, &containers, &c->arena, out, e);
+}
+
+static int service_check_images(grpc_call *c, const void *in, void *out, error *e)
+{
+    check_run run = { .store = service_runtime(c)->images, .a = &c->arena };
+    run.cancel_fd = grpc_cancel_fd(c, e);
+    return run.cancel_fd < 0 ? -1 : images_check(&run, in, out, e);
 }
 
 static int service_load_image(grpc_call *c, const void *in, void *out, error *e)
@@ -24519,7 +25291,7 @@ static const service services[] = {
     { "PodSandboxStatus",     GRPC_ON_LOOP, service_pod_status },
     { "ListPodSandbox",       GRPC_ON_LOOP, service_list_pods },
     { "StreamPodSandboxes",   GRPC_LONG,    service_stream_pods },
-    { "CreateContainer",      GRPC_SHORT,   service_create },
+    { "CreateContainer",      GRPC_LONG,    service_create },
     { "StartContainer",       GRPC_LONG,    service_start },
     { "StopContainer",        GRPC_LONG,    service_stop },
     { "RemoveContainer",      GRPC_LONG,    service_remove },
@@ -24533,7 +25305,7 @@ static const service services[] = {
     { "ImageStatus",          GRPC_ON_LOOP, service_image_status },
     { "PullImage",            GRPC_LONG,    service_pull },
     { "RemoveImage",          GRPC_LONG,    service_remove_image },
-    { "ImageFsInfo",          GRPC_SHORT,   service_image_fs },
+    { "ImageFsInfo",          GRPC_LONG,    service_image_fs },
 };
 
 static const service *service_find(const char *name) /* NULL: not built yet */
@@ -24543,7 +25315,8 @@ static const service *service_find(const char *name) /* NULL: not built yet */
     return NULL;
 }
 
-/* Our own calls, for what CRI has none: images from and to files, pins, pulls that are watched. */
+/* Our own calls, for what CRI has none: images from and to files, pins, pulls
+ * that are watched, looking for damage. */
 static const grpc_method services_own[] = {
     { .path = "/krun.v1.Krun/LoadImage", .in = &KrunLoadImageRequest_msg,
       .out = &KrunLoadImageResponse_msg, .where = GRPC_LONG, .run = service_load_image },
@@ -24555,6 +25328,8 @@ static const grpc_method services_own[] = {
     { .path = "/krun.v1.Krun/PullImage", .in = &PullImageRequest_msg,
       .out = &KrunPullProgress_msg, .where = GRPC_LONG, .streams = true,
       .run = service_pull_watched },
+    { .path = "/krun.v1.Krun/CheckImages", .in = &KrunCheckImagesRequest_msg,
+      .out = &KrunCheckImagesResponse_msg, .where = GRPC_LONG, .run = service_check_images },
 };
 
 /* The paths that are served: all of cri.proto, those not built yet without a function, and our own.
@@ -26690,6 +27465,37 @@ static int cli_pin_images(cli *c, bool pin, error *e)
 static int cli_do_pin(cli *c, error *e) { return cli_pin_images(c, true, e); }
 static int cli_do_unpin(cli *c, error *e) { return cli_pin_images(c, false, e); }
 
+
+/* `krun check [IMAGE...]`: exit code 1 when an image is damaged. No deadline: it reads disks. */
+static int cli_do_check(cli *c, error *e)
+{
+    bool damaged = false;
+    slice *names = arena_alloc(&c->client.arena, (size_t)(c->nargs + 1) * sizeof *names);
+    if (!names) return fail(e, GRPC_RESOURCE_EXHAUSTED, "check: out of memory");
+    for (int i = 0; i < c->nargs; i++) names[i] = slice_of(c->args[i]);
+    KrunCheckImagesRequest in = { .images = { names, (size_t)c->nargs } };
+    KrunCheckImagesResponse out = { 0 };
+    grpc_request r = { .path = "/krun.v1.Krun/CheckImages",
+                       .in_msg = &KrunCheckImagesRequest_msg,
+                       .in = &in,
+                       .out_msg = &KrunCheckImagesResponse_msg,
+                       .out = &out };
+    if (client_call(&c->client, &r, e) < 0) return fail_in(e, "check");
+    cli_table t = cli_heading(c, "IMAGE|IMAGE ID|STATUS");
+    for (size_t i = 0; i < out.images.n; i++) {
+        const KrunCheckedImage *one = &out.images.p[i];
+        damaged |= one->damage.n > 0;
+        if (c->quiet && one->damage.n) printf("%.*s\n", PR(one->id));
+        cli_cell(&t, "%.*s", PR(one->name));
+        cli_cell(&t, "%.*s", PR(cli_short(one->id)));
+        cli_cell(&t, "%.*s", PR(one->damage.n ? one->damage : SLICE("whole")));
+    }
+    if (cli_wants_json(c)) {
+        if (cli_json(&KrunCheckImagesResponse_msg, &out, e) < 0) return -1;
+    } else if (!c->quiet) cli_print(&t);
+    return damaged ? CLI_ERROR : CLI_OK;
+}
+
 /* The CRI's RemoveImage does not mind an image that is not there; a person wants to be told. */
 static int cli_do_rmi(cli *c, error *e)
 {
@@ -27058,6 +27864,7 @@ enum cli_command {
     CLI_SAVE,
     CLI_PIN,
     CLI_UNPIN,
+    CLI_CHECK,
     CLI_RMI,
     CLI_RUNP,
     CLI_CREATE,
@@ -27138,6 +27945,10 @@ static const cli_command cli_commands[CLI_COMMANDS] = {
     [CLI_UNPIN] = { cli_do_unpin, "unpin", "IMAGE...", 1, CLI_ANY, CLI_PLAIN,
         "undo krun pin",
         "  krun unpin registry.k8s.io/pause:3.10\n" },
+    [CLI_CHECK] = { cli_do_check, "check", "[IMAGE...]", 0, CLI_ANY, CLI_PLAIN,
+        "look whether images are still whole on disk",
+        "  krun check\n"
+        "  krun check busybox || krun pull busybox\n" },
     [CLI_RMI] = { cli_do_rmi, "rmi", "IMAGE...", 1, CLI_ANY, CLI_PLAIN,
         "remove images",
         "  krun rmi busybox\n" },
@@ -27164,7 +27975,7 @@ enum cli_kind { CLI_FLAG, CLI_WORD, CLI_WORDS, CLI_NUMBER, CLI_SIZE, CLI_DECIMAL
 #define ON(command) (1U << CLI_##command)
 #define ON_EVERY (~0U)
 #define ON_PULLS (ON(PULL) | ON(RUN))
-#define ON_LISTS (ON(PODS) | ON(PS) | ON(IMAGES))
+#define ON_LISTS (ON(PODS) | ON(PS) | ON(IMAGES) | ON(CHECK))
 
 typedef struct {
     unsigned commands;        /* those that take it, a bit each */
@@ -27664,6 +28475,7 @@ static const main_role main_roles[] = {
     { "archive", archive_main }, /* chapter 14: reads an archive for `krun load` */
     { "unpack", unpack_main },   /* chapter 14: fills one directory, chrooted into it */
     { "pack", pack_main },       /* chapter 14: reads one, for `krun save` */
+    { "seal", seal_main },       /* chapter 14: looks whether a layer is still what it was */
 };
 
 /* argv[0] tells a role from a word that a user typed: spawn gives exactly "krun", and the built-in

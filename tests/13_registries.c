@@ -365,6 +365,34 @@ TEST(tls_helper_has_the_settings_of_hosts_toml)
     }
 }
 
+TEST(hosts_directory_without_hosts_toml_may_have_dockers_files)
+{
+    static const char *const files[] = { "b.crt", "a.crt", "z.cert", "me.cert", "me.key", "x:y.crt", "readme" };
+    char dir[PATH_MAX], path[PATH_MAX + 64];
+    image_ref ref;
+    FetchSetup setup = { 0 };
+    error e = { 0 };
+    OWNED_BUF got = { 0 };
+    OWNED_ARENA a = arena_make(MIB);
+    close(temp_dir(dir));
+    put_hosts_toml(dir, "_default", "[host.\"http://all\"]\n");
+    snprintf(path, sizeof path, "%s/reg.example:5000", dir);
+    mkdir(path, 0700);
+    CHECK_INT(image_ref_parse(SLICE("reg.example:5000/x"), &a, &ref, &e), 0);
+    CHECK_INT(registry_hosts(dir, &ref, &a, &setup, &e), 0);
+    CHECK_INT(setup.hosts.n, 2); /* an empty directory is none */
+    OWNED_FD at = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    for (size_t i = 0; i < COUNT(files); i++) CHECK_INT(file_replace(at, files[i], SLICE("x"), ATOMIC, &e), 0);
+    CHECK_INT(registry_hosts(dir, &ref, &a, &setup, &e), 0);
+    CHECK_INT(setup.hosts.n, 1);
+    CHECK_INT(setup.hosts.p[0].ca.n, 2);
+    setup.hosts.p[0].ca.n = 0;
+    host_settings(&setup.hosts.p[0], &got);
+    CHECK_TEXT(buf_view(&got), arena_printf(&a, "cert=me.cert key=me.key dir=%s ", path));
+    CHECK(setup.hosts.p[0].credentials && setup.hosts.p[0].pull && setup.hosts.p[0].resolve);
+    tree_remove(AT_FDCWD, dir, &e);
+}
+
 /* -- the filter of system calls ------------------------------------------------------------------ */
 
 /* What became of a child that filters itself as `role` and then does `act`: 0 if it came back, else
@@ -400,17 +428,18 @@ static void act_call(const void *arg)
 /* What passes fails for its arguments, so that nothing happens. */
 TEST(role_filter_kills_for_every_call_that_the_role_does_not_need)
 {
-    const unsigned R = ROLE_READ, A = ROLE_ARCHIVE, U = ROLE_UNPACK, F = ROLE_FETCH, P = ROLE_PACK;
+    const unsigned A = ROLE_ARCHIVE, U = ROLE_UNPACK, F = ROLE_FETCH, P = ROLE_PACK, S = ROLE_SEAL;
     const long bad = -1, thread = CLONE_VM | CLONE_THREAD; /* without CLONE_SIGHAND: EINVAL */
     const call_row rows[] = {
         CALL(read, ROLES_ALL, bad), CALL(write, ROLES_ALL, bad), CALL(close, ROLES_ALL, bad),
         CALL(getpid, ROLES_ALL, 0), CALL(mprotect, ROLES_ALL, 0, 0, PROT_READ),
         CALL(mprotect, 0, 0, 0, PROT_READ | PROT_EXEC),
         CALL(mmap, 0, 0, 4096, PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS),
-        CALL(openat2, A | U | P, bad), CALL(openat, U | F, bad, 0, O_RDONLY),
+        CALL(openat2, A | U | P, bad), CALL(openat, U | F | S, bad, 0, O_RDONLY),
         CALL(openat, U, bad, 0, O_WRONLY), CALL(openat, U, bad, 0, O_RDONLY | O_CREAT),
-        CALL(pread64, U | A, bad), CALL(fgetxattr, P, bad), CALL(fchmod, U, bad), CALL(mknodat, U, bad), CALL(unlinkat, U, bad),
-        CALL(fsetxattr, U, bad), CALL(fcntl, U | P, bad, F_GETFL), CALL(fcntl, 0, bad, F_SETOWN),
+        CALL(pread64, U | A, bad), CALL(fgetxattr, P, bad), CALL(getdents64, U | P | S, bad),
+        CALL(fchmod, U, bad), CALL(mknodat, U, bad), CALL(unlinkat, U, bad),
+        CALL(fsetxattr, U, bad), CALL(fcntl, U | P | S, bad, F_GETFL), CALL(fcntl, 0, bad, F_SETOWN),
         CALL(socket, F, AF_INET, bad), CALL(socket, F, AF_INET6, bad), CALL(socket, 0, AF_UNIX, bad),
         CALL(socket, 0, AF_NETLINK, bad), CALL(socket, 0, 38 /* AF_ALG */, bad), CALL(connect, F, bad),
         CALL(bind, 0, bad), CALL(sendmsg, 0, bad), CALL(clone, U, thread),

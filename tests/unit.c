@@ -91,6 +91,7 @@ static int temp_dir(char path[PATH_MAX])
 #include "13_registries.c"
 #include "14_readers.c"
 #include "16_pulls.c"
+#include "15_store.c" /* what it stands on is in 16_pulls.c */
 #include "17_rootfs.c"
 #include "18_cgroups.c"
 #include "19_security.c"

@@ -13,7 +13,7 @@ import sys
 import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-ORDER = ["daemon", "http2", "images", "registries", "pull", "airgap", "trees", "hostile", "pods", "network",
+ORDER = ["daemon", "http2", "images", "store", "registries", "pull", "airgap", "trees", "hostile", "pods", "network",
          "containers", "exec", "logs", "restart", "faults", "cli", "crictl", "limits"]
 
 

@@ -212,14 +212,15 @@ def the_built_in_image_can_be_saved(k):
     run("skopeo", "inspect", "--raw", f"oci-archive:{k.work}/self.tar:self")
 
 
+@restarts
 @test
 def with_all_blobs_kept_the_image_is_saved_as_it_was(k):
+    k.flags.append("--keep-blobs")
+    k.restart()
     image = rich("kept")
     name = pulled(k, image, "save/kept")
-    os.makedirs(k.root + "/blobs", exist_ok=True)
-    for blob in image.layers:
-        with open(f"{k.root}/blobs/{hashlib.sha256(blob).hexdigest()}", "wb") as f:
-            f.write(blob)
+    equal(sorted(os.listdir(k.root + "/blobs")),
+          sorted(hashlib.sha256(blob).hexdigest() for blob in image.layers), "what is kept")
     try:
         files = members(k.cli("save", name).stdout)
         entry = json.loads(files["index.json"])["manifests"][0]
@@ -245,7 +246,9 @@ def with_all_blobs_kept_the_image_is_saved_as_it_was(k):
         holds("damaged", done.stderr.decode(), "the message")
         drop(k, name)
     finally:
-        shutil.rmtree(k.root + "/blobs")
+        k.flags.remove("--keep-blobs")
+        k.restart()
+    until("the blobs went with their layers", lambda: not os.listdir(k.root + "/blobs"))
 
 
 @test

@@ -21,6 +21,10 @@ def setup(k):
     os.makedirs(k.archives)
 
 
+def teardown(k):
+    k.fake.stop()
+
+
 def status(k, name):
     return k.cri.ImageStatus(image={"image": name}).image
 

@@ -38,6 +38,10 @@ def setup(k):
     k.pod().start().stop()
 
 
+def teardown(k):
+    k.fake.stop()
+
+
 def before_each(k):
     verify(k)
     k.fake.gate.set()

@@ -21,7 +21,7 @@ FAR = "10.99.0.1"
 USER, PASSWORD, IDENTITY = "anna", "s3cret:with-colon", "identity-of-anna"
 AUTH = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 BASIC, TOKEN, SIX, PLAIN = "127.0.0.1:5011", "127.0.0.1:5012", "[::1]:5013", f"{FAR}:5014"
-TLS, MUTUAL, FAKE, OTHER = f"{FAR}:5015", f"{FAR}:5016", "127.0.0.1:5001", "127.0.0.1:5002"
+TLS, MUTUAL, FAKE, OTHER = f"{FAR}:5015", f"{FAR}:5016", "127.0.0.1:5031", "127.0.0.1:5032"
 TINY, SQUID = 8881, 8882
 HELPER = tempfile.gettempdir() + "/krun-test-tls/helper"
 FLAGS = ["--tls-helper", HELPER]
@@ -87,7 +87,7 @@ def setup(k):
     shutil.copy(os.path.join(os.path.dirname(images.__file__), "tls_helper.py"), HELPER)
     os.chmod(HELPER, 0o755)
     subprocess.check_call(["ip", "address", "add", FAR + "/32", "dev", "lo"])
-    k.servers, k.fake, k.other = [], registry.FakeRegistry(5001), registry.FakeRegistry(5002)
+    k.servers, k.fake, k.other = [], registry.FakeRegistry(5031), registry.FakeRegistry(5032)
     blobs = k.directory + "/blobs"
     k.registry = registry.Registry(blobs, 5014, FAR)  # takes pushes; all the others share its files
     with open(k.directory + "/htpasswd", "wb") as f:
@@ -225,6 +225,7 @@ def a_token_server_that_refuses_is_named(k):
 @test
 def a_token_that_ends_in_the_middle_of_a_pull_is_asked_for_anew(k):
     name, image = faked(k, "expiry")
+    hosts(k, FAKE, f'server = "http://{FAKE}"\n')
     given = []
 
     def trick(h):
@@ -263,6 +264,9 @@ def a_mirror_that_fails_is_passed_over(k):
     text = refused("NOT_FOUND", lambda: pull(k, PLAIN + "/reg/none:1"), "HTTP status 404")
     holds(f"http://{PLAIN}/v2/reg/none/manifests/1", text, "the error")
     holds(f"http://{FAKE}/v2/reg/none/manifests/1: HTTP status 500", text, "the error about the mirror")
+    shutil.rmtree(f"{k.certs}/{PLAIN}")
+    k.allow_http(PLAIN)  # names it twice
+    equal(refused("NOT_FOUND", lambda: pull(k, PLAIN + "/reg/none:1")).count("404"), 1, "times it is said")
 
 
 @test
@@ -386,9 +390,9 @@ def plain_http_goes_through_tinyproxy(k):
 def the_proxys_password_stays_with_the_proxy(k):
     """A registry that is asked directly, and one that a proxy asks, see nothing of it."""
     name, image = faked(k, "proxy-password")
-    far = f"{FAR}:5003"
+    far = f"{FAR}:5033"
     k.allow_http(far)
-    relay = registry.FakeRegistry(5003, FAR)
+    relay = registry.FakeRegistry(5033, FAR)
     try:
         relay.put(image, "proxy-password")
         daemon(k, http_proxy=proxy_url())
@@ -457,6 +461,12 @@ def a_registry_that_wants_a_certificate_is_shown_one(k):
     hosts(k, MUTUAL, f'server = "https://{MUTUAL}"\nca = ["ca.pem"]\n'
           f'client = [["{k.tls}/client.pem", "{k.tls}/client.key"]]\n')
     equal(pull(k, MUTUAL + name), image.id, "the answer")
+    drop(k)
+    os.unlink(f"{k.certs}/{MUTUAL}/hosts.toml")  # docker's names for the same
+    os.rename(f"{k.certs}/{MUTUAL}/ca.pem", f"{k.certs}/{MUTUAL}/ca.crt")
+    for kind, named in (("pem", "cert"), ("key", "key")):
+        shutil.copy(f"{k.tls}/client.{kind}", f"{k.certs}/{MUTUAL}/me.{named}")
+    equal(pull(k, MUTUAL + name), image.id, "the answer with docker's files")
 
 
 @restarts
