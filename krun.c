@@ -11115,8 +11115,7 @@ static int become_nobody(error *e)
  *   archive  that, and of a layout directory to read any file in it, by a path or by another
  *   unpack   to make, change and remove any file in the directory that it fills; device nodes too,
  *            but not to open one (hide_devices)
- *   pack     to read any file of the layer that it packs
- *   seal     to see which files a layer has, and of what kind
+ *   pack     to read any file of the layer that it packs; seal of the one that it looks at
  *   fetch    to talk to any host that this machine reaches, and read the files that all may read;
  *            with a tls_helper, any call (fetch_begin says why) with nobody's rights
  * None of them can run a program, gain a right, or reach a process: no execve, no mount, setns,
@@ -11150,8 +11149,8 @@ static const role_call role_calls[] = {
     ROLE_CALL(mkdirat, ROLE_UNPACK), ROLE_CALL(mknodat, ROLE_UNPACK),
     ROLE_CALL(symlinkat, ROLE_UNPACK), ROLE_CALL(linkat, ROLE_UNPACK),
     ROLE_CALL(fchownat, ROLE_UNPACK), ROLE_CALL(fchmodat, ROLE_UNPACK),
-    ROLE_CALL(lseek, ROLE_UNPACK | ROLE_SEAL), /* sparse files; seekdir(3) */
-    ROLE_CALL(ftruncate, ROLE_UNPACK),
+    ROLE_CALL(ftruncate, ROLE_UNPACK), /* sparse files */
+    ROLE_CALL(lseek, ROLE_UNPACK | ROLE_SEAL),
     /* An entry in the place of another: tree_remove reads directories. */
     ROLE_CALL(unlinkat, ROLE_UNPACK), ROLE_CALL(renameat2, ROLE_UNPACK),
 #ifdef SYS_renameat
@@ -11168,7 +11167,7 @@ static const role_call role_calls[] = {
     ROLE_CALL(newfstatat, ROLES_ALL & ~ROLE_READ),
 #endif
     ROLE_CALL(statx, ROLES_ALL & ~ROLE_READ),
-    /* /etc/hosts and /etc/resolv.conf, to read. */
+    /* To read: directories; /etc/hosts and /etc/resolv.conf. */
     ROLE_CALL_IF(openat, ROLE_FETCH | ROLE_SEAL, 2, O_ACCMODE | O_CREAT | O_TRUNC, 0),
     ROLE_CALL_IF(socket, ROLE_FETCH, 0, UINT32_MAX, AF_INET),
     ROLE_CALL_IF(socket, ROLE_FETCH, 0, UINT32_MAX, AF_INET6),
@@ -13177,8 +13176,7 @@ static int seal_main(int argc, char **argv)
     error e = { 0 };
     UnpackAnswer answer = { 0 };
     (void)argc, (void)argv;
-    if (confine_to(SEAL_ROOT, CAP_BIT_DAC_READ_SEARCH, &e) < 0 ||
-        role_filter(ROLE_SEAL, &e) < 0 ||
+    if (confine_to(SEAL_ROOT, CAP_BIT_DAC_READ_SEARCH, &e) < 0 || role_filter(ROLE_SEAL, &e) < 0 ||
         tree_seal(SEAL_ROOT, SEAL_ENTRIES, &answer.seal, &e) < 0)
         answer = (UnpackAnswer){ .code = e.code, .message = slice_of(e.text) };
     return frame_write_message(STDOUT_FILENO, &UnpackAnswer_msg, &answer) ? 0 : 1;

@@ -3,8 +3,8 @@
 
     tests/fuzz/seeds.py DIRECTORY
 
-Own examples of every form that a reader knows, and, where KRUN_TESTDATA names them, the small ones of
-the public test vectors. Nothing of it is kept in the repository: it is made in a second.
+Own examples of every form that a reader knows, the small ones of tests/vectors, and, where KRUN_TESTDATA
+names them, of the public test vectors. Nothing of it is kept in the repository: it is made in a second.
 """
 import gzip
 import io
@@ -249,7 +249,7 @@ def protobuf():
 
 MAKERS = {'inflate': inflate, 'zstd': zstd, 'tar': tar, 'json': json_texts, 'toml': toml, 'manifest': manifest,
           'http': http, 'reference': reference, 'dns': dns, 'protobuf': protobuf}
-# Directories of KRUN_TESTDATA and what their files are called.
+# Directories of vectors and what their files are called.
 VECTORS = {'inflate': [('gzip-cases', '*.gz')], 'zstd': [('zstd', '**/*.zst'), ('zstd-klauspost', '**/*.zst')],
            'tar': [('tar-hostile', '**/*.tar'), ('tar-go', '**/*.tar'), ('tar-libarchive', '**/*.tar')],
            'json': [('jsontestsuite', '**/*.json')], 'manifest': [('oci', '**/*.json')]}
@@ -258,7 +258,8 @@ VECTORS = {'inflate': [('gzip-cases', '*.gz')], 'zstd': [('zstd', '**/*.zst'), (
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    vectors = os.environ.get('KRUN_TESTDATA')
+    places = [pathlib.Path(__file__).parent.parent / 'vectors']
+    places += [pathlib.Path(os.environ['KRUN_TESTDATA'])] if os.environ.get('KRUN_TESTDATA') else []
     for target, maker in MAKERS.items():
         directory = pathlib.Path(sys.argv[1], target)
         directory.mkdir(parents=True, exist_ok=True)
@@ -266,8 +267,9 @@ def main():
             if isinstance(data, dict):
                 data = json.dumps(data).encode()
             (directory / name).write_bytes(data)
-        for where, pattern in VECTORS.get(target, []) if vectors else []:
-            for i, path in enumerate(sorted(pathlib.Path(vectors, where).glob(pattern))):
+        for where, pattern in VECTORS.get(target, []):
+            found = sorted(path for place in places for path in (place / where).glob(pattern))
+            for i, path in enumerate(found):
                 if path.is_file() and path.stat().st_size <= MOST:
                     (directory / f'{where}-{i}').write_bytes(path.read_bytes())
 

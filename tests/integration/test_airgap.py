@@ -302,6 +302,7 @@ def what_packs_a_layer_may_only_read(k):
             text = f.read()
         holds("CapEff:\t0000000000200004\n", text, "DAC_READ_SEARCH and SYS_ADMIN")
         holds("NoNewPrivs:\t1\n", text, "its status")
+        holds("Seccomp:\t2\n", text, "its status")
         layer = os.stat(f"{k.root}/layers/{hashlib.sha256(image.tars[0]).hexdigest()}")
         root = os.stat(f"/proc/{pid}/root/")
         equal((root.st_dev, root.st_ino), (layer.st_dev, layer.st_ino), "its root")
