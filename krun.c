@@ -485,7 +485,7 @@ static int clock_poll_ms(int64_t deadline)
 /* -- the log ----------------------------------------------------------------------------------- */
 
 enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR };
-static enum log_level log_least = LOG_INFO; /* set once at start, before there are threads */
+static _Atomic(enum log_level) log_least = LOG_INFO; /* set at start, and by a reload */
 
 /* One line on stderr in one write(2), so that lines of threads and roles never mix. What came from
  * outside is escaped here, once, whoever logs it. */
@@ -13712,6 +13712,17 @@ typedef struct flight {
     size_t nlayers;
 } flight;
 
+/* What an administrator may change while the daemon runs. Threads read the newest without a lock,
+ * and may do so for as long as a pull lasts, so the older ones stay until the store is closed: a
+ * reload costs some KiB. */
+typedef struct image_settings {
+    struct image_settings *older;
+    image_options o; /* but for what only a start can set: the root, the import directory */
+    slice *pins;     /* image-pinned: whole names, and patterns with a '*' */
+    size_t npins;
+    arena memory;
+} image_settings;
+
 typedef struct image_store {
     image_options o;
     int images_fd, layers_fd, blobs_fd;
@@ -13724,9 +13735,7 @@ typedef struct image_store {
     uint64_t bytes, entries; /* of all layers */
     unsigned threads;
     bool collecting, sweeping, closing;
-    arena memory;            /* of the two below; none of them changes after images_open */
-    slice *pins;             /* image-pinned: whole names, and patterns with a '*' */
-    size_t npins;
+    image_settings *_Atomic settings; /* the newest; never changed once it is here */
     bool debris;             /* directories put aside may have become removable */
 } image_store;
 
@@ -13868,20 +13877,38 @@ static slice name_normalise(slice given, arena *a)
 
 /* The setting image-pinned: names, completed as every name is; or patterns as CRI-O has them, with
  * a '*' in front, behind, or both, which stands for anything. What is neither is left out. */
-static int pins_read(image_store *s, error *e)
+static void pins_read(image_settings *to)
 {
-    s->memory = arena_make(MIB);
-    slice rest = slice_of(s->o.pinned);
-    s->pins = arena_alloc(&s->memory, (rest.n / 2 + 2) * sizeof *s->pins);
-    while (rest.n && !s->memory.oom) {
+    slice rest = slice_of(to->o.pinned);
+    to->pins = arena_alloc(&to->memory, (rest.n / 2 + 2) * sizeof *to->pins);
+    while (rest.n && !to->memory.oom) {
         slice one = slice_trim(slice_cut(&rest, ','));
         bool pattern = slice_starts(one, "*") || slice_ends(one, "*");
-        slice name = pattern ? one : name_normalise(one, &s->memory);
-        if (name.n) s->pins[s->npins++] = name;
+        slice name = pattern ? one : name_normalise(one, &to->memory);
+        if (name.n) to->pins[to->npins++] = name;
         else if (one.n) log_warn("image-pinned: \"%.*s\" is no name of an image", PR(one));
     }
-    return s->memory.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "image-pinned: out of memory") : 0;
 }
+
+/* Takes over new settings (copied), at the start or while pulls go on: those that have begun keep
+ * the old ones where they have looked already. */
+static int images_configure(image_store *s, const image_options *o, error *e)
+{
+    image_settings *made = calloc(1, sizeof *made);
+    if (!made) return fail(e, GRPC_RESOURCE_EXHAUSTED, "settings for images: out of memory");
+    *made = (image_settings){ .older = s->settings, .o = *o, .memory = arena_make(MIB) };
+    const char **texts[] = { &made->o.hosts_dir, &made->o.tls_helper, &made->o.auth_file,
+                             &made->o.verify, &made->o.pinned };
+    for (size_t i = 0; i < COUNT(texts); i++)
+        if (*texts[i]) *texts[i] = arena_str(&made->memory, slice_of(*texts[i]));
+    pins_read(made);
+    if (!made->memory.oom) return s->settings = made, 0;
+    arena_free(&made->memory);
+    free(made);
+    return fail(e, GRPC_RESOURCE_EXHAUSTED, "settings for images: out of memory");
+}
+
+static const image_options *image_now(const image_store *s) { return &s->settings->o; }
 
 static bool pin_matches(slice pin, slice name)
 {
@@ -13898,11 +13925,12 @@ static bool pin_matches(slice pin, slice name)
 static bool image_is_pinned(const image_store *s, const ImageRecord *r)
 {
     if (r->pinned || (r->imports.n && s->o.import_dir && *s->o.import_dir)) return true;
-    for (size_t i = 0; i < s->npins; i++) {
+    const image_settings *now = s->settings;
+    for (size_t i = 0; i < now->npins; i++) {
         for (size_t k = 0; k < r->repo_tags.n; k++)
-            if (pin_matches(s->pins[i], r->repo_tags.p[k])) return true;
+            if (pin_matches(now->pins[i], r->repo_tags.p[k])) return true;
         for (size_t k = 0; k < r->repo_digests.n; k++)
-            if (pin_matches(s->pins[i], r->repo_digests.p[k])) return true;
+            if (pin_matches(now->pins[i], r->repo_digests.p[k])) return true;
     }
     return false;
 }
@@ -14162,7 +14190,8 @@ static int record_write(image_store *s, const ImageRecord *r, error *e)
     snprintf(name, sizeof name, "%.*s.json", PR(id_hex(r->id)));
     record_text(&ImageRecord_msg, r, &text);
     if (text.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
-    return file_replace(s->images_fd, name, buf_view(&text), s->o.no_sync ? ATOMIC : DURABLE, e);
+    enum durability how = image_now(s)->no_sync ? ATOMIC : DURABLE;
+    return file_replace(s->images_fd, name, buf_view(&text), how, e);
 }
 
 /* Puts a copy of `record` in the place of the image with that ID, or adds it; the old one may go at
@@ -14258,7 +14287,7 @@ static int store_move_tags(image_store *s, const ImageRecord *r, error *e)
 static int store_publish(image_store *s, ImageRecord *r, error *e)
 {
     OWNED_ARENA a = arena_make(8 * MIB);
-    if (!s->o.no_sync && syncfs(s->layers_fd) < 0)
+    if (!image_now(s)->no_sync && syncfs(s->layers_fd) < 0)
         return fail_sys(e, GRPC_INTERNAL, "sync the layers to disk");
     fault_point("pull.record");
     pthread_mutex_lock(&s->writing);
@@ -15124,7 +15153,7 @@ static int blob_expire(image_store *s, const char *name, error *e)
 /* Makes a whole blob one that is kept. False: it is not, and that is no error. */
 static bool spool_keep(const image_store *s, blob_spool *b)
 {
-    if (!s->o.keep_blobs || !b->part[0]) return false;
+    if (!image_now(s)->keep_blobs || !b->part[0]) return false;
     fault_point("pull.blob");
     return renameat(s->blobs_fd, b->part, s->blobs_fd, b->name) == 0;
 }
@@ -15523,7 +15552,7 @@ static int verify_ask(const verify_question *q, error *e)
 /* Asks for every name that the image shall have; for one without a name, for its digest. */
 static int pull_verify(pull_state *p, const pull_wish *w, error *e)
 {
-    verify_question q = { .program = p->store->o.verify, .digest = p->digest,
+    verify_question q = { .program = image_now(p->store)->verify, .digest = p->digest,
                           .platform = p->platform, .cancel_fd = p->cancel_fd,
                           .patience = VERIFY_TIME };
     if (!q.program || !*q.program) return 0;
@@ -15609,7 +15638,7 @@ static void pull_explain(error *e, slice name)
 /* Splits the setting at blanks. */
 static int pull_tls_helper(const image_store *s, arena *a, FetchSetup *out, error *e)
 {
-    slice text = slice_trim(slice_of(s->o.tls_helper));
+    slice text = slice_trim(slice_of(image_now(s)->tls_helper));
     out->tls_helper.p = arena_alloc(a, (text.n + 1) * sizeof *out->tls_helper.p);
     if (!out->tls_helper.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "tls-helper: out of memory");
     while (text.n) {
@@ -15639,15 +15668,16 @@ static int pull_credentials(const image_store *s, const image_ref *ref, arena *a
                             error *e)
 {
     if (out->auth && (auth_is_empty(out->auth) || !auth_is_for(out->auth, out))) out->auth = NULL;
-    if (out->auth || !s->o.auth_file || !*s->o.auth_file) return 0;
-    const json *tree = auth_file_load(s->o.auth_file, a, e);
+    const char *file = image_now(s)->auth_file;
+    if (out->auth || !file || !*file) return 0;
+    const json *tree = auth_file_load(file, a, e);
     AuthConfig *found = tree ? arena_alloc(a, sizeof *found) : NULL;
     if (tree && !found) fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
     int got = found ? auth_file_find(tree, ref, found, e) : -1;
     if (got > 0) out->auth = found;
     if (got >= 0) return 0;
     e->code = e->code == GRPC_RESOURCE_EXHAUSTED ? e->code : GRPC_FAILED_PRECONDITION;
-    return fail_in(e, "image-auth-file %s", s->o.auth_file);
+    return fail_in(e, "image-auth-file %s", file);
 }
 
 /* What came, how fast, and what was there: of the layers, and with the bytes of the documents. */
@@ -15674,7 +15704,7 @@ static int pull_order_run(pull_order *o, char id[DIGEST_TEXT], error *e)
     image_store *s = o->store;
     int64_t start = clock_mono();
     if (image_ref_parse(o->request.image->image, &o->a, &ref, e) < 0) return -1;
-    if (registry_hosts(s->o.hosts_dir, &ref, &o->a, &setup, e) < 0) return -1;
+    if (registry_hosts(image_now(s)->hosts_dir, &ref, &o->a, &setup, e) < 0) return -1;
     if (pull_tls_helper(s, &o->a, &setup, e) < 0) return -1;
     if (pull_credentials(s, &ref, &o->a, &setup, e) < 0) return -1;
     pull_proxies(&setup);
@@ -16729,7 +16759,11 @@ static void images_close(image_store *s)
     close_fd(&s->images_fd);
     close_fd(&s->layers_fd);
     close_fd(&s->blobs_fd);
-    arena_free(&s->memory);
+    for (image_settings *one = s->settings, *older; one; one = older) {
+        older = one->older;
+        arena_free(&one->memory);
+        free(one);
+    }
     free(s);
 }
 
@@ -16746,7 +16780,7 @@ static image_store *images_open(const image_options *o, error *e)
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->idle, NULL);
     s->layers_fd = s->blobs_fd = -1;
-    s->images_fd = pins_read(s, e) < 0 ? -1 : open_directory(o->root_fd, "images", e);
+    s->images_fd = images_configure(s, o, e) < 0 ? -1 : open_directory(o->root_fd, "images", e);
     if (s->images_fd >= 0) s->layers_fd = open_directory(o->root_fd, "layers", e);
     if (s->layers_fd >= 0) spread_directories(s->layers_fd);
     if (s->layers_fd >= 0) s->blobs_fd = open_directory(o->root_fd, "blobs", e);
@@ -26238,6 +26272,7 @@ static int settings_resolve(const krun_options *given, arena *a, runtime_options
 
 typedef struct {
     arena memory;              /* the settings */
+    krun_options given;        /* the flags, for when the files are read again; `krun serve` only */
     runtime_options options;
     runtime runtime;
     image_import import;
@@ -26456,12 +26491,33 @@ static void daemon_stop(krund *d)
     loop_post(&d->loop, &d->stop);
 }
 
+/* SIGHUP: reads the files again. What pulls look at, and the level of the log, is new from now on;
+ * all else has become directories, sockets and cgroups, and wants a restart, which costs no
+ * container anything. A file that is wrong changes nothing. */
+static void daemon_reload(krund *d)
+{
+    error e;
+    runtime_options fresh;
+    enum log_level before = log_least;
+    OWNED_ARENA a = arena_make(4 * MIB);
+    bool good = settings_resolve(&d->given, &a, &fresh, &e) == 0 &&
+                images_configure(d->runtime.images, &fresh.images, &e) == 0;
+    if (good) log_info("SIGHUP: the settings for images and the log are read again");
+    if (good) return;
+    log_least = before;
+    log_error("SIGHUP: %s: the settings stay as they were", e.text);
+}
+
 static void daemon_signal(watch *w, uint32_t events)
 {
     krund *d = OWNER(w, krund, signals);
     struct signalfd_siginfo info;
     (void)events;
     if (read(w->fd, &info, sizeof info) != (ssize_t)sizeof info) return;
+    if (info.ssi_signo == SIGHUP) {
+        daemon_reload(d);
+        return;
+    }
     log_info("%s: pods go on without this daemon", strsignal((int)info.ssi_signo));
     grpc_shutdown(d->server, clock_mono() + DAEMON_FAREWELL, daemon_served);
 }
@@ -26521,8 +26577,8 @@ static int daemon_flags(int argc, char **argv, krun_options *out)
     return 0;
 }
 
-/* SIGTERM and SIGINT become an event of the loop; they are blocked in every thread that is to
- * come. */
+/* SIGTERM, SIGINT and SIGHUP become an event of the loop; they are blocked in every thread that is
+ * to come. */
 static int daemon_catch_signals(krund *d, const sigset_t *set, error *e)
 {
     d->signals =
@@ -26542,6 +26598,7 @@ static int daemon_main(int argc, char **argv)
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);
     daemon_thrift();
@@ -26553,6 +26610,7 @@ static int daemon_main(int argc, char **argv)
     }
     log_info("krun %s serves %s: %zu pods, %zu containers", KRUN_VERSION, d->options.socket,
              d->runtime.pods_by_id.n, d->runtime.containers_by_id.n);
+    d->given = given;
     notify_ready();
     daemon_run(d);
     daemon_close(d);

@@ -662,7 +662,7 @@ TEST(image_pull_asks_the_mirrors_first_and_tells_them_no_secret)
     close(temp_dir(dir));
     snprintf(text, sizeof text, "[host.\"http://127.0.0.1:1\"]\n[host.\"http://127.0.0.1:%d\"]\n", f.port);
     put_hosts_toml(dir, "registry.example", text); /* nobody listens on port 1 */
-    x.s->o.hosts_dir = dir;
+    x.s->settings->o.hosts_dir = dir;
     CHECK((id = image_pull(x.s, &(PullImageRequest){ .image = &spec, .auth = &auth }, -1, &a, &e)).p);
     if (e.code) fprintf(stderr, "%s\n", e.text);
     CHECK(store_has(&x, "registry.example/x:1"));

@@ -1,12 +1,16 @@
 """The daemon itself: Version, Status, configuration, its socket, and clients that misbehave."""
 import json
 import os
+import shutil
+import signal
 import socket
 import stat
 import subprocess
 import threading
 
 import grpc
+
+import images
 
 from harness import (Cri, DEADLINE, KRUN, Krun, check, equal, holds, pb, refused, test, tree, until)
 
@@ -225,6 +229,51 @@ def a_bad_flag_and_a_bad_file_are_refused_with_their_names(k):  # T28
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=4 * DEADLINE)
         check(done.returncode != 0, f"{flags} are refused")
         holds(wanted, done.stdout.decode(), f"the complaint about {flags}")
+
+
+@test
+def SIGHUP_reads_the_files_again_and_a_broken_one_changes_nothing(k):  # T28
+    other = k.directory + "/reload"
+    os.makedirs(other)
+    file = other + "/krun.toml"
+
+    def put(text):
+        with open(file, "w") as f:
+            f.write('log-level = "debug"\n' + text)
+
+    class ByFile(Krun):
+        def command(self):
+            return [KRUN, "serve", "--config", file, "--root", self.root, "--run", self.run]
+
+        def reload(self, wanted):
+            before = len(log())
+            self.process.send_signal(signal.SIGHUP)
+            until(f"the log says {wanted}", lambda: wanted in log()[before:])
+    second = ByFile(other)
+
+    def log():
+        with open(other + "/daemon.log") as f:
+            return f.read()
+
+    def pinned():
+        return second.cri.ImageStatus(image={"image": "example.test/reload:1"}).image.pinned
+    put("")
+    second.start()
+    path = images.write_tar(images.docker_files(images.Image([images.Tree().file("a", "b")]),
+                                                ["example.test/reload:1"]), other + "/image.tar")
+    second.cli("load", path)
+    equal(pinned(), False, "pinned")
+    put('[image]\npinned = ["example.test/reload:1"]\n')
+    second.reload("read again")
+    equal(pinned(), True, "pinned after the reload")
+    put('[image]\npinned = ["example.test/other:1"\nverify = "/x"\n')
+    second.reload("krun.toml:4")
+    equal(pinned(), True, "pinned after the broken file")
+    put("[image]\nno-such-key = 1\n")
+    second.reload("no-such-key")
+    equal(pinned(), True, "pinned after the unknown key")
+    second.stop()
+    shutil.rmtree(other)
 
 
 @test
