@@ -23,6 +23,10 @@ def setup(k):
     k.base = images.busybox_tree()
 
 
+def teardown(k):
+    k.fake.stop()
+
+
 def layers(k):
     return set(os.listdir(k.root + "/layers"))
 

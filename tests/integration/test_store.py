@@ -22,6 +22,10 @@ def setup(k):
     k.allow_http("127.0.0.1:5002")
 
 
+def teardown(k):
+    k.fake.stop()
+
+
 def before_each(k):
     k.fake.gate.set()
 
