@@ -595,3 +595,37 @@ def the_store_survives_a_daemon_killed_in_the_middle_of_a_pull(k):  # T56
     until("nothing is left", lambda: layers(k) <= before)
     equal(k.pull(FAKE + "killed"), image.id, "the second try")
     drop(k, FAKE + "killed")
+
+
+@restarts
+@test
+def a_pull_goes_on_after_kill_9_with_what_had_not_come(k):  # T41, T56
+    image = Image([Tree().file("large", os.urandom(3 << 20))], {"Cmd": ["/none"]}, compress=lambda b: b)
+    layer, body = images.digest(image.layers[0]), image.layers[0]
+    part, asked = f"{k.root}/blobs/{layer[7:]}.part", []
+    k.fake.put(image, "resumed")
+    k.fake.halves = {layer}
+    k.fake.gate.clear()
+    call = k.cri.begin("PullImage", image={"image": FAKE + "resumed"}, _timeout=DEADLINE)
+    until("half of it is here", lambda: os.path.exists(part) and os.path.getsize(part) == len(body) // 2)
+    k.kill()
+    call.exception()
+    k.fake.halves = set()
+    k.fake.gate.set()
+
+    def second_half(handler):
+        if not handler.path.endswith(layer):
+            return False
+        asked.append(handler.headers.get("Range"))
+        begin = int(asked[-1][len("bytes="):-1])
+        return handler.answer(206, body[begin:],
+                              Content_Range=f"bytes {begin}-{len(body) - 1}/{len(body)}")
+    k.fake.trick = second_half
+    k.start()
+    try:
+        equal(k.pull(FAKE + "resumed"), image.id, "the answer")
+    finally:
+        k.fake.trick = None
+    equal(asked, [f"bytes={len(body) // 2}-"], "what was asked for")
+    equal(os.listdir(k.root + "/blobs"), [], "what is left of the download")
+    drop(k, FAKE + "resumed")
