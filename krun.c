@@ -9986,7 +9986,9 @@ enum {
 
 static bool ref_is_alnum(uint8_t c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'); }
 
-/* One part of a path: runs of [a-z0-9], between them one ".", "_", "__" or any number of "-". */
+/* One part of a path: runs of [a-z0-9], between them one ".", "_", "__" or any number of "-".
+ * The rest of a name goes into URLs as it is, so this is also what keeps "..", "%" and "?" out
+ * of them. */
 static bool ref_component_valid(slice part)
 {
     for (size_t i = 0;;) {
@@ -10060,6 +10062,8 @@ static bool host_valid(slice host, bool upper)
     return host.p[host.n - 1] != '.';
 }
 
+/* [A-Za-z0-9_][A-Za-z0-9_.-]*: with a first letter that is neither '-' nor '.' a tag can be no
+ * option of a program and no hidden file, wherever somebody pastes it. */
 static bool ref_tag_valid(slice tag)
 {
     if (!tag.n || tag.n > REF_TAG_MAX || tag.p[0] == '.' || tag.p[0] == '-') return false;
@@ -10097,13 +10101,17 @@ static bool ref_take_suffixes(slice *name, image_ref *out)
     return ref_tag_valid(out->tag);
 }
 
+/* 64 hex digits are an image's ID and never a name, as distribution/reference has it: an ID that is
+ * not here must not become a pull of what a stranger has pushed under these digits. */
 static bool ref_is_hex_id(slice s)
 {
     uint8_t hash[32];
     return s.n == 64 && hex_decode(s, hash, sizeof hash);
 }
 
-/* Parses and normalises a reference. -1: INVALID_ARGUMENT, or RESOURCE_EXHAUSTED (memory). */
+/* Parses and normalises a reference. -1: INVALID_ARGUMENT, or RESOURCE_EXHAUSTED (memory). On
+ * docker.io alone an image has no owner when it is one of Docker's own: its server calls that owner
+ * "library". */
 static int image_ref_parse(slice text, arena *a, image_ref *out, error *e)
 {
     slice host, rest = text;
@@ -10144,7 +10152,11 @@ static int image_ref_parse(slice text, arena *a, image_ref *out, error *e)
     return 0;
 }
 
-/* -- URLs -------------------------------------------------------------------------------------- */
+/* -- URLs -----------------------------------------------------------------------------------------
+ *
+ * Only what a client of registries meets: absolute URLs of two schemes (RFC 3986, section 4.3).
+ * Nothing is decoded and no "/../" is taken out: what came is sent on byte by byte, so that the
+ * server cannot read another URL than the one that was looked at here. */
 
 typedef struct {
     bool tls;
@@ -10153,6 +10165,8 @@ typedef struct {
     const char *path;   /* starts with '/', has the query, no fragment; the arena's */
 } url_parts;
 
+/* What RFC 6454, section 4, calls the same origin. Credentials, a host's own headers and kept
+ * connections are for one origin and go to no other. */
 static bool url_same_server(const url_parts *a, const url_parts *b)
 {
     return a->tls == b->tls && a->port == b->port && !strcasecmp(a->host, b->host);
@@ -10305,6 +10319,9 @@ static slice next_word(slice *line)
     return word;
 }
 
+/* One line of resolv.conf(5). A key or option that we do not know is passed over: the file is
+ * written for many programs. `timeout` and `attempts` have the man page's own bounds, so that a
+ * slip of the pen does not hold a pull for hours. */
 static void dns_config_line(dns_config *c, slice line)
 {
     char text[256];
@@ -10492,7 +10509,9 @@ static void dns_over_tcp(const ip_address *server, dns_question *q, uint16_t por
     free(reply);
 }
 
-/* Asks one server for both kinds of address at once. True when at least one kind was answered. */
+/* Asks one server for both kinds of address at once. True when at least one kind was answered. A
+ * socket is made for each try: the kernel then takes another port, which a forger has to guess
+ * besides the id (RFC 5452, section 9.2). */
 static bool dns_ask_server(const ip_address *server, dns_question q[2], int64_t wait, uint16_t port,
                            ip_addresses *out)
 {
@@ -10528,7 +10547,9 @@ static bool dns_query(const dns_config *c, const char *name, uint16_t port, ip_a
     return false;
 }
 
-/* A name with fewer dots than `ndots` is tried with each search domain first, else last. */
+/* A name with fewer dots than `ndots` is tried with each search domain first, else last. -1:
+ * UNAVAILABLE, also when there is no such name: names come late on a machine that has just started,
+ * and UNAVAILABLE is what is tried again. */
 static int dns_resolve(const dns_config *c, const char *name, uint16_t port, ip_addresses *out,
                        error *e)
 {
@@ -10726,7 +10747,15 @@ static int proxy_for(const proxy_settings *s, const url_parts *u, http_proxy *ou
 
 static bool proxy_there(const http_proxy *p) { return p->at.host[0]; }
 
-/* -- one HTTP/1.1 connection ------------------------------------------------------------------- */
+/* -- one HTTP/1.1 connection ----------------------------------------------------------------------
+ *
+ * As much of RFC 9112 as a GET wants, one reply at a time. A header is read whole into c->in. What
+ * came behind it is the first part of the body and is taken from there; the rest is read straight
+ * to where it is wanted (http_body). Each length is the peer's word: it is held against a bound
+ * before anything is made that long.
+ *
+ * Errors: UNAVAILABLE when the connection failed, which another try may cure; UNKNOWN when the peer
+ * does not speak HTTP, which none will. */
 
 enum {
     HTTP_HEAD_MAX = 32 * KIB, HTTP_FIELDS = 100, HTTP_REDIRECTS = 10, HTTP_CONNS = 4,
@@ -10756,6 +10785,8 @@ typedef struct {
     uint64_t left; /* of the body, or of the chunk that is being read */
 } http_reply;
 
+/* The helper that carries a TLS stream is killed and reaped with it: it may be waiting for the
+ * server and would not see that our end is closed; and it is a child, so it would stay a zombie. */
 static void http_close(http_conn *c)
 {
     close_fd(&c->fd);
@@ -10817,6 +10848,8 @@ static int http_until(http_conn *c, const char *mark, slice *out, error *e)
     }
 }
 
+/* The first field of that name, or nothing. Names of fields are the same in letters of both cases
+ * (RFC 9110, section 5.1). */
 static slice http_field(const http_reply *r, const char *name)
 {
     for (size_t i = 0; i < r->nfields; i++)
@@ -10854,6 +10887,10 @@ static int http_frame_body(http_reply *r, error *e)
     return 0;
 }
 
+/* The status line and the fields: RFC 9112, sections 4 and 5. A blank before the colon is refused,
+ * and so is a line that begins with one (the old way to fold): one reader takes it for a field and
+ * the next for a part of the field above (sections 5.1 and 5.2). Names and values are copied, for
+ * the next read overwrites c->in. */
 static int http_parse_head(slice head, arena *a, http_reply *r, error *e)
 {
     uint64_t status;
@@ -10879,7 +10916,8 @@ static int http_parse_head(slice head, arena *a, http_reply *r, error *e)
     return 0;
 }
 
-/* Reads a reply's header, past interim ones (1xx). */
+/* Reads a reply's header, past interim ones (1xx). A client must step over those (RFC 9110, section
+ * 15.2), but not for ever. */
 static int http_read_head(http_conn *c, arena *a, http_reply *r, error *e)
 {
     slice head;
@@ -10944,12 +10982,16 @@ static int http_body_all(http_conn *c, http_reply *r, size_t max, buf *out, erro
     }
 }
 
-/* Puts the connection back for the next request, if the reply left it in a known state. */
+/* Puts the connection back for the next request, if the reply left it in a known state. What is
+ * left of a body would be taken for the beginning of the next reply. */
 static void http_done(http_conn *c, const http_reply *r)
 {
     if (!r->ended || r->last) http_close(c);
 }
 
+/* Sends it all. A peer that has closed is EPIPE and no signal. When nothing can be sent for as long
+ * as HTTP_STALL, it has failed: a server that does not read holds us no longer than one that does
+ * not write. */
 static int http_send(http_conn *c, slice bytes, error *e)
 {
     while (bytes.n) {
@@ -11052,6 +11094,9 @@ enum {
     CHUNK = 64 * KIB
 };
 
+/* Both ends of such a pipe are one program (self_program), so no frame is ever read by another
+ * version: field numbers may change at will here, unlike those of records on disk. False: the other
+ * end is gone, or `body` is longer than a frame may be. */
 static bool frame_write(int fd, slice body)
 {
     uint8_t size[4];
@@ -11064,7 +11109,8 @@ static uint32_t frame_size(const uint8_t p[4])
     return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
 }
 
-/* Reads one frame into the arena. 1, 0 at the end of the stream, -1. */
+/* Reads one frame into the arena. 1, 0 at the end of the stream, -1. The size is the other end's
+ * word: it is held against FRAME_MAX before memory is taken. */
 static int frame_read(int fd, arena *a, slice *out)
 {
     uint8_t size[4];
@@ -11086,7 +11132,7 @@ static bool frame_write_message(int fd, const pb_message *m, const void *msg)
 /* The first thing that a helper which reads hostile bytes does: nobody's ids, no capabilities (the
  * kernel clears them when the last root id goes: capabilities(7)), no way to get them back by an
  * exec, no core dump and no ptrace that would show credentials. Without root there is nothing to
- * give up. */
+ * give up. The groups go first and the user last: who is nobody may change neither. */
 static int become_nobody(error *e)
 {
     struct rlimit none = { 0, 0 };
@@ -11227,7 +11273,8 @@ enum { ROLE_CODE = 8, ROLE_PROGRAM = 8 + ROLE_CODE * COUNT(role_calls) };
 
 /* A row as BPF, entered with the call's number in the accumulator and left with it. All machines
  * that we know have the low half of an argument first; what is above it in a number that the kernel
- * takes as an int, it does not look at either. */
+ * takes as an int, it does not look at either. The last two numbers of a BPF_JUMP are how many
+ * instructions are stepped over, when it holds and when it does not. */
 static size_t role_code(const role_call *c, struct sock_filter *to)
 {
     uint32_t at = offsetof(struct seccomp_data, args) + 8U * c->argument;
@@ -11250,7 +11297,9 @@ static size_t role_code(const role_call *c, struct sock_filter *to)
     return n;
 }
 
-/* Filters this process's calls, for good. -1: INTERNAL. Needs no_new_privs. */
+/* Filters this process's calls, for good. -1: INTERNAL. Needs no_new_privs. The first row that fits
+ * decides; what no row allows ends the whole process, not only the thread, so that no half of a
+ * helper can go on and answer. */
 static int role_filter_set(unsigned role, error *e)
 {
     struct sock_filter code[ROLE_PROGRAM] = {
@@ -11356,6 +11405,8 @@ static int tls_arguments(const FetchSetup *s, const tls_peer *to, arena *a,
     return 0;
 }
 
+/* All of the helper's environment: fetch itself was started with an empty one, for in the daemon's
+ * may be what no stranger's program should read, such as a proxy's password. */
 static void tls_environment(const tls_peer *to, bool tunnel, arena *a, char *env[8])
 {
     const FetchHost *h = to->trust;
@@ -11402,7 +11453,12 @@ static int tls_connect(const FetchSetup *s, const tls_peer *to, int under, int *
     return give_fd(&ours);
 }
 
-/* -- a session with a registry ----------------------------------------------------------------- */
+/* -- a session with a registry --------------------------------------------------------------------
+ *
+ * Who calls whom, from the top: fetch_serve chooses the host, fetch_from says how often it is
+ * asked, fetch_once is one try; fetch_follow logs in and goes where redirects lead; http_ask is one
+ * request and the header of its reply; fetch_open finds or makes the connection for it. A token
+ * server is asked by http_ask too: it has no login and no redirects of its own. */
 
 enum { FETCH_HOSTS = 8, FETCH_TRIES = 4, TOKEN_MAX = MIB };
 #define FETCH_PATIENCE (30 * NS_PER_SEC) /* the longest Retry-After that is waited for */
@@ -11451,7 +11507,8 @@ static const char *proxy_text(const http_proxy *p, char out[URL_SHOWN])
     return out;
 }
 
-/* What a status that is no success means for the caller. UNAVAILABLE is what a retry may cure. */
+/* What a status that is no success means for the caller. UNAVAILABLE is what a retry may cure. 407
+ * is a proxy's 401. */
 static int status_code(int status)
 {
     switch (status) {
@@ -11464,7 +11521,9 @@ static int status_code(int status)
 }
 
 /* Connects to the first address that answers. What came from the network may not name a link-local
- * address: `trusted` says that a configuration did. */
+ * address: `trusted` says that a configuration did. The address that is looked at is the one that
+ * is used: a name that means another address the next time it is asked for (DNS rebinding) gains
+ * nothing. */
 static int fetch_dial(const url_parts *u, bool trusted, int64_t patience, error *e)
 {
     ip_addresses list;
@@ -11559,7 +11618,9 @@ static http_conn *fetch_open(fetch_session *f, const http_request *q, bool trust
     return c;
 }
 
-/* To a proxy the target is the whole URL (RFC 9112, 3.2.2); through a tunnel of one it is not. */
+/* To a proxy the target is the whole URL (RFC 9112, 3.2.2); through a tunnel of one it is not.
+ * `identity`, for a digest is of the bytes that are stored: a server on the way that compresses
+ * them makes others of them. */
 static void http_write_request(const http_request *q, const http_proxy *via, buf *out)
 {
     char authority[AUTHORITY_TEXT];
@@ -11644,7 +11705,19 @@ static void fetch_note_retry(fetch_session *f, const http_reply *r)
     f->retry_after = retry_wait(http_field(r, "retry-after"), clock_wall());
 }
 
-/* -- proving who we are ------------------------------------------------------------------------ */
+/* -- proving who we are ---------------------------------------------------------------------------
+ *
+ * A registry that wants to know answers 401 and says how in WWW-Authenticate (RFC 9110, section
+ * 11.6.1). Basic: user and password, with each request. Bearer: a token, which another server gives
+ * out, the challenge's `realm`:
+ *
+ *   registry: 401, Bearer realm="https://auth.test/token",service="s",scope="repository:a/b:pull"
+ *   we:       GET https://auth.test/token?service=s&scope=repository%3Aa%2Fb%3Apull
+ *   it:       {"token": "..."}, which then goes to the registry: Authorization: Bearer ...
+ *
+ * Whoever has an account shows its password to the realm alone; who has none gets a token for what
+ * is public (distribution, spec/auth/token.md). But it is the registry that names the realm, so
+ * which realm may see the password is for us to say (realm_trusted). */
 
 /* The value of a parameter of a challenge (RFC 9110, 11.2): name=token or name="quoted". */
 static slice challenge_get(slice params, const char *wanted, arena *a)
@@ -11689,7 +11762,9 @@ static bool token_valid(slice token) /* what may stand in a header without endin
     return token.n > 0;
 }
 
-/* The query (or the form, with an identity token: the OAuth2 way) that asks for a pull token. */
+/* The query (or the form, with an identity token: the OAuth2 way) that asks for a pull token. Both
+ * are in distribution, spec/auth/: token.md and oauth.md. A challenge may leave the scope out; to
+ * pull is all that is ever wanted. */
 static void token_query(const fetch_session *f, slice challenge, slice identity, buf *out)
 {
     slice service = challenge_get(challenge, "service", f->a),
@@ -11711,6 +11786,8 @@ static bool realm_trusted(const url_parts *realm, const url_parts *registry)
     return realm->tls || (!registry->tls && !strcasecmp(realm->host, registry->host));
 }
 
+/* The token is `token`, or `access_token` as OAuth2 has it. When it ends (`expires_in`) is not
+ * looked at: the registry will answer 401, and a new one is asked for. */
 static int token_parse(fetch_session *f, fetch_host *h, slice body, error *e)
 {
     json *tree = json_parse(body, f->a, e);
@@ -11723,7 +11800,9 @@ static int token_parse(fetch_session *f, fetch_host *h, slice body, error *e)
 }
 
 /* Gets a token for pulling from the server that the challenge names (distribution's token
- * authentication): GET with Basic, or POST with the identity token. */
+ * authentication): GET with Basic, or POST with the identity token. -1: PERMISSION_DENIED also for
+ * a realm in clear; UNAVAILABLE when it may be asked again; most else is UNAUTHENTICATED:
+ * credentials are where the reader should look. */
 static int token_fetch(fetch_session *f, fetch_host *h, const url_parts *registry, slice challenge,
                        error *e)
 {
@@ -11766,7 +11845,9 @@ static int token_fetch(fetch_session *f, fetch_host *h, const url_parts *registr
                : 0;
 }
 
-/* Answers a 401: finds the challenge that we can meet and makes the Authorization value for it. */
+/* Answers a 401: finds the challenge that we can meet and makes the Authorization value for it.
+ * Bearer is preferred: a token is for one repository and some minutes, a password for all and for
+ * ever. */
 static int fetch_authorize(fetch_session *f, fetch_host *h, const url_parts *registry,
                            const http_reply *r, error *e)
 {
@@ -11788,7 +11869,12 @@ static int fetch_authorize(fetch_session *f, fetch_host *h, const url_parts *reg
     return f->session.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for credentials") : 0;
 }
 
-/* -- asking a registry ------------------------------------------------------------------------- */
+/* -- asking a registry ----------------------------------------------------------------------------
+ *
+ * No blob is ever held here: what comes from the server goes to the daemon, 64 KiB at a time, and
+ * cannot be taken back. So a try that was cut off is gone on with: the next asks for the rest
+ * (Range: RFC 9110, section 14.2), and of a server that gives all again it drops what the daemon
+ * has. If the two were not of one document, the daemon will see it by the digest. */
 
 /* The registry's own words for a refusal: {"errors": [{"code": ..., "message": ...}]}. */
 static const char *refusal_text(fetch_session *f, http_conn *c, http_reply *r)
@@ -11943,6 +12029,8 @@ static int fetch_copy(http_conn *c, http_reply *r, fetch_task *task, error *e)
                 task->ask.size);
 }
 
+/* One try. How far it came is in task->sent whatever its end, and the next goes on from there.
+ * Docker-Content-Digest is handed on as it is: the daemon, which has hashed the bytes, compares. */
 static int fetch_once(fetch_session *f, fetch_host *h, const url_parts *u, fetch_task *task,
                       error *e)
 {
@@ -11972,7 +12060,8 @@ static void sleep_ns(int64_t ns)
 
 /* Asks one host, again while there is hope: 0.1, 0.4, 1.6 s between the tries, or as long as the
  * server says. A try that brought a MiB starts the count anew, so a bad line ends a big layer late
- * but does end it. */
+ * but does end it. A mirror serves many registries and has to be told which is meant: `ns`, as
+ * containerd does (its docs/hosts.md). UNAVAILABLE is the one error that is tried again. */
 static int fetch_from(fetch_session *f, fetch_host *h, fetch_task *task, error *e)
 {
     url_parts u;
@@ -12025,6 +12114,8 @@ static int fetch_serve(fetch_session *f, fetch_task *task, error *e)
     return -1;
 }
 
+/* The rights go before the first byte is read. A token that came with the request is used from the
+ * beginning, without a challenge. */
 static int fetch_begin(fetch_session *f, error *e)
 {
     slice wire;
@@ -12089,6 +12180,8 @@ static int fetch_main(int argc, char **argv)
  *     skip_verify = true
  *     dial_timeout = "5s" */
 
+/* For a server on this machine, named without a scheme, http is meant, as containerd has it: what
+ * is said to it leaves no machine. */
 static bool host_is_loopback(slice authority)
 {
     slice host;
@@ -12265,6 +12358,8 @@ static void hosts_unknown(const hosts_reader *r, const json *table, bool top)
     }
 }
 
+/* One server more. [host."..."] and, for the registry itself, the top of the file have the same
+ * keys. -1: INVALID_ARGUMENT, RESOURCE_EXHAUSTED. */
 static int hosts_add(const hosts_reader *r, slice given, const json *table, error *e)
 {
     FetchSetup *setup = r->setup;
