@@ -11095,8 +11095,8 @@ enum {
 };
 
 /* Both ends of such a pipe are one program (self_program), so no frame is ever read by another
- * version: field numbers may change at will here, unlike those of records on disk. False: the other
- * end is gone, or `body` is longer than a frame may be. */
+ * version: field numbers may change at will here, as the CRI's may not. False: the other end is
+ * gone, or `body` is longer than a frame may be. */
 static bool frame_write(int fd, slice body)
 {
     uint8_t size[4];
@@ -12704,7 +12704,12 @@ static slice id_hex(slice id)
     return slice_starts(id, "sha256:") ? (slice){ id.p + 7, id.n - 7 } : id;
 }
 
-/* -- read: what manifests and configs say ------------------------------------------------------ */
+/* -- read: what manifests and configs say ---------------------------------------------------------
+ *
+ * Three kinds of JSON document, image-index.md, manifest.md and config.md of the image-spec;
+ * docker's own differ from them in hardly more than the media types. What we do not know in one is
+ * passed over, as considerations.md of the image-spec demands. What we do use is checked here,
+ * while a mistake costs one helper: types, digests, sizes, NULs. */
 
 enum doc_kind { DOC_UNKNOWN, DOC_INDEX, DOC_MANIFEST, DOC_SCHEMA1, DOC_OTHER };
 
@@ -12761,6 +12766,9 @@ static int doc_classify(const json *doc, slice header, enum doc_kind *kind, erro
     return 0;
 }
 
+/* descriptor.md of the image-spec. `urls` would have us fetch from wherever the manifest's author
+ * likes, and for containerd that was a way to lose its credentials to him (CVE-2020-15157). A
+ * digest of another algorithm than SHA-256 is refused: file names are made of it. */
 static int doc_descriptor(const json *v, const char *what, Descriptor *out, error *e)
 {
     int64_t size = -1;
@@ -12825,7 +12833,7 @@ static bool entry_is_no_image(const json *entry)
 }
 
 /* The entry of an index that this machine should run: the highest level of the architecture that it
- * has, the first of equals. */
+ * has, the first of equals. -1: NOT_FOUND, with what there is instead; INVALID_ARGUMENT. */
 static int doc_choose(const json *index, slice platform, arena *a, ReadAnswer *out, error *e)
 {
     const json *entries = json_get(index, "manifests"), *best = NULL;
@@ -12862,6 +12870,10 @@ static bool layer_type_known(slice type)
     return false;
 }
 
+/* manifest.md. A config of another type belongs to something that is stored like an image and is
+ * none: a Helm chart, a signature. All is refused here that would be found out only after gigabytes
+ * have come: too many layers, a kind of layer that unpack cannot read. Without any layer overlay
+ * would have nothing to mount. -1: INVALID_ARGUMENT. */
 static int doc_manifest(const json *doc, arena *a, ReadAnswer *out, error *e)
 {
     const json *layers = json_get(doc, "layers");
@@ -12897,7 +12909,8 @@ static int doc_manifest(const json *doc, arena *a, ReadAnswer *out, error *e)
     return 0;
 }
 
-/* A list of texts, or of an object's keys. NULs are refused: no argument can hold one. */
+/* A list of texts, or of an object's keys. NULs are refused: no argument can hold one. Volumes is
+ * such an object: Go has no sets, and writes a table of nothings for one (config.md). */
 typedef struct { slice *p; size_t n; } slice_list;
 static int doc_texts(const json *v, const char *what, arena *a, slice_list *out, error *e)
 {
@@ -12936,7 +12949,9 @@ static int doc_labels(const json *labels, arena *a, ImageConfig *out, error *e)
     return 0;
 }
 
-/* The image config (image-spec, config.md): how to run it, and the layers it was made from. */
+/* The image config (image-spec, config.md): how to run it, and the layers it was made from. A list
+ * that is not there is an empty one. -1: INVALID_ARGUMENT; FAILED_PRECONDITION for the image of
+ * another system. */
 static int doc_config(const json *doc, arena *a, ReadAnswer *out, error *e)
 {
     slice_list env, entrypoint, cmd, volumes, diff_ids;
@@ -13032,6 +13047,8 @@ static int doc_rewrite(const ReadRequest *q, arena *a, ReadAnswer *out, error *e
     return same ? 0 : fail(e, GRPC_INVALID_ARGUMENT, "config: rootfs.diff_ids is ambiguous");
 }
 
+/* One request. What the server has called the document is told only when it is no JSON either: most
+ * often it is a page that wants somebody to log in. */
 static int doc_read(const ReadRequest *q, arena *a, ReadAnswer *out, error *e)
 {
     enum doc_kind kind = DOC_UNKNOWN;
@@ -13048,7 +13065,8 @@ static int doc_read(const ReadRequest *q, arena *a, ReadAnswer *out, error *e)
                              : doc_manifest(doc, a, out, e);
 }
 
-/* `krun read`: a ReadRequest comes in a frame, a ReadAnswer goes back, until fd 0 ends. */
+/* `krun read`: a ReadRequest comes in a frame, a ReadAnswer goes back, until fd 0 ends. Nothing of
+ * one request is there for the next: each has an arena of its own. */
 static int read_main(int argc, char **argv)
 {
     error e = { 0 };
@@ -13067,7 +13085,14 @@ static int read_main(int argc, char **argv)
     }
 }
 
-/* -- one directory, and few rights ------------------------------------------------------------- */
+/* -- one directory, and few rights ----------------------------------------------------------------
+ *
+ * Who makes or reads the files of a layer must be able to do so whoever owns them: it cannot become
+ * nobody. So these helpers stay root, in a chroot(2) of the one directory that they work on, with
+ * those capabilities that the work takes. CAP_SYS_CHROOT is given up, since with it a second chroot
+ * leads out of the first (chroot(2)); so would a descriptor of a directory outside, and they are
+ * given none. CAP_SYS_ADMIN, which some have to keep, is the right to much more than overlay's
+ * marks; mount(2), setns(2) and their like are kept from them by the filter of chapter 13. */
 
 /* Bits of the capabilities that making any file of an image takes: capabilities(7). SYS_ADMIN is
  * what the kernel asks for to set trusted.overlay.opaque, overlay's mark of a directory that hides
@@ -13109,7 +13134,8 @@ static int hide_devices(int fd, error *e)
     return 0;
 }
 
-/* Makes the directory `fd` all that this process can name, then drops rights to `capabilities`. */
+/* Makes the directory `fd` all that this process can name, then drops rights to `capabilities`. The
+ * way in comes first: it takes one of the rights that are dropped. */
 static int confine_to(int fd, uint32_t capabilities, error *e)
 {
     struct rlimit none = { 0, 0 };
@@ -13226,6 +13252,9 @@ static int walk_up(tree_walk *w, error *e)
     return failed;
 }
 
+/* The next entry of the lowest directory, or the way up at its end. What is gone between readdir(3)
+ * and fstatat(2) is no error here: of a layer the number of entries will tell, and in a container's
+ * own directory files come and go. */
 static int walk_step(tree_walk *w, error *e)
 {
     struct stat st;
@@ -13277,13 +13306,23 @@ static int seal_main(int argc, char **argv)
     return frame_write_message(STDOUT_FILENO, &UnpackAnswer_msg, &answer) ? 0 : 1;
 }
 
-/* -- unpack: a compressed tar stream into a directory ------------------------------------------ */
+/* -- unpack: a compressed tar stream into a directory ---------------------------------------------
+ *
+ * A layer has two digests: its descriptor's is of the bytes that the registry sends, and the daemon
+ * makes that; the diff-id in the config is of the tar that is inside (config.md, rootfs.diff_ids),
+ * and only who decompresses can make that. So unpack answers with it, and the daemon compares.
+ * Nothing is held in memory: decompressing runs ahead on a thread of its own, the other hashes and
+ * makes files. */
 
 /* A file that is still being written: `sizes` tells how far it has come, eight bytes little-endian
  * each time, and ends when the file does. So its writer never waits for us, and a download that was
  * cut off can go on from what lies there. */
 typedef struct { source source; int file, sizes; uint64_t at, end; } growing_source;
 
+/* Waits until there is something to read. Each eight bytes tell the whole size so far, not what was
+ * added, so of many only the last count. A write of so few is never split (pipe(7), PIPE_BUF), so
+ * eight or a multiple of it comes out. The end of the pipe is the end of the layer: whether it came
+ * too early, the daemon knows, which counts. */
 static ssize_t growing_read(source *s, uint8_t *p, size_t n, error *e)
 {
     growing_source *g = OWNER(s, growing_source, source);
@@ -13338,7 +13377,8 @@ static int unpack_stream(source *in, int root, UnpackAnswer *answer, char diff_i
 }
 
 /* `krun unpack`: fd 4 is the layer as the registry has it, fd 0 tells how much of it is there, fd 3
- * is the directory to fill; one UnpackAnswer goes to fd 1. */
+ * is the directory to fill; one UnpackAnswer goes to fd 1. The umask is 0, for modes come from the
+ * image. The seal is taken last, of what is on disk then and not of what was meant to be. */
 static int unpack_main(int argc, char **argv)
 {
     const uint32_t needed = CAP_BIT_CHOWN | CAP_BIT_DAC_OVERRIDE | CAP_BIT_FOWNER | CAP_BIT_FSETID |
@@ -13358,7 +13398,11 @@ static int unpack_main(int argc, char **argv)
     return frame_write_message(STDOUT_FILENO, &UnpackAnswer_msg, &answer) ? 0 : 1;
 }
 
-/* -- pack: a layer as a tar stream again ------------------------------------------------------- */
+/* -- pack: a layer as a tar stream again ----------------------------------------------------------
+ *
+ * The other direction, for `krun save`. The names, links and attributes in a layer are a stranger's
+ * too, so they are read with as little at stake as when they were written. It keeps two
+ * rights: to read any file, and to see overlay's marks (CAP_SYS_ADMIN, for trusted.*: xattr(7)). */
 
 enum { PACK_ROOT = 3 };
 
@@ -13463,6 +13507,10 @@ static slice archive_follow(slice name, slice target, arena *a)
     return arena_copy(a, buf_view(&path));
 }
 
+/* One pass over the headers, to know where each member's bytes lie: later they are wanted in
+ * another order than the archive has them. Links are kept by name: docker before version 25 writes
+ * a layer that two images have in common once, and for the other a link to it. Directories, devices
+ * and the like hold no bytes that anybody could ask for, and are passed over. */
 static int archive_index_tar(archive_view *ar, error *e)
 {
     tar_reader t;
@@ -13518,6 +13566,8 @@ static int archive_open(archive_view *ar, slice name, part_source *out, int *ope
     return fail(e, GRPC_NOT_FOUND, "the archive has no file %s", path);
 }
 
+/* All of a file, into the archive's arena. -1: INVALID_ARGUMENT if it has more than `max` bytes,
+ * and as archive_open. */
 static int archive_read(archive_view *ar, slice name, size_t max, slice *out, error *e)
 {
     part_source part;
@@ -13616,6 +13666,9 @@ static int archive_layout_image(archive_view *ar, const json *entry, ArchiveImag
     return doc_descriptor(entry, "index.json", out->manifest, e);
 }
 
+/* What images there are. Where there are both indexes, as docker writes them since version 25, the
+ * layout's is taken: its blobs have digests, while for docker's form every layer must be read once
+ * to give it one. -1: INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED. */
 static int archive_list(archive_view *ar, ArchiveIndex *out, error *e)
 {
     slice text;
@@ -13641,7 +13694,9 @@ static int archive_list(archive_view *ar, ArchiveIndex *out, error *e)
     return 0;
 }
 
-/* Makes the archive one that can be read anywhere: a compressed one is written out to the spool. */
+/* Makes the archive one that can be read anywhere: a compressed one is written out to the spool. A
+ * compressed one can be read only from the front. Both files are open before the rights go, and a
+ * descriptor stays good for whoever has it. */
 static int archive_begin(archive_view *ar, error *e)
 {
     struct stat st;
@@ -13666,7 +13721,8 @@ static int archive_begin(archive_view *ar, error *e)
     return got < 0 ? -1 : archive_index_tar(ar, e);
 }
 
-/* Sends a blob as fetch does. */
+/* Sends a blob as fetch does. -1: INVALID_ARGUMENT for a tag, NOT_FOUND, DATA_LOSS for more bytes
+ * than were asked for. That there are enough, and the right ones, is for the daemon to see. */
 static int archive_send(archive_view *ar, const FetchRequest *q, error *e)
 {
     uint8_t chunk[CHUNK];
@@ -13742,7 +13798,14 @@ static int archive_main(int argc, char **argv)
  *             images_fs_info
  * Bounds      a record 32 MiB */
 
-/* -- the store in memory ----------------------------------------------------------------------- */
+/* -- the store in memory --------------------------------------------------------------------------
+ *
+ * Two tables, of images and of layers, under one lock that is never held across what can block:
+ * ListImages and ImageStatus, which the kubelet asks for again and again, wait for no disk and no
+ * network. What is on disk changes under `writing`, which may be held for long.
+ *
+ * Nothing here is found by looking who refers to whom; all is counted. An image counts once at each
+ * of its layers, for as long as anybody holds it, and a container counts as well. */
 
 /* What images_open is told; borrowed until images_close. Texts that are not set are "" or NULL. */
 typedef struct {
@@ -13890,6 +13953,8 @@ static store_layer *layer_hold(image_store *s, slice name)
     return l;
 }
 
+/* One user less. A layer without users is not removed here: store_collect sees to it, in the
+ * background, for whoever calls this holds the lock. */
 static void layer_release(image_store *s, slice name)
 {
     store_layer *l = *layer_slot(s, name);
@@ -13936,7 +14001,8 @@ static bool image_has_name(const ImageRecord *r, slice full)
 }
 
 /* Finds an image by its whole ID, by a name (`full` is `given` normalised, or empty), or by the
- * beginning of an ID if only one begins so. Under the lock. */
+ * beginning of an ID if only one begins so. Under the lock. A name goes before the beginning of an
+ * ID, or "cafe" would mean another image as soon as some ID begins so. */
 static store_image *image_find(image_store *s, slice given, slice full)
 {
     store_image *by_name = NULL, *by_prefix = NULL;
@@ -13959,7 +14025,11 @@ static slice name_normalise(slice given, arena *a)
     return image_ref_parse(given, a, &ref, &ignored) == 0 ? ref.full : (slice){ NULL, 0 };
 }
 
-/* -- pins -------------------------------------------------------------------------------------- */
+/* -- pins -----------------------------------------------------------------------------------------
+ *
+ * When its disk gets full the kubelet removes images that no container uses, those unused for the
+ * longest time first. It leaves those that ListImages calls pinned (api.proto, Image.pinned): what
+ * a node cannot get again, or needs before it can get anything. */
 
 /* The setting image-pinned: names, completed as every name is; or patterns as CRI-O has them, with
  * a '*' in front, behind, or both, which stands for anything. What is neither is left out. */
@@ -14002,7 +14072,14 @@ static bool image_is_pinned(const image_store *s, const ImageRecord *r)
     return false;
 }
 
-/* -- flights ----------------------------------------------------------------------------------- */
+/* -- flights --------------------------------------------------------------------------------------
+ *
+ * Ten pods with the same image start at once, and the kubelet asks again for a pull that has taken
+ * too long for it: each would fetch the same bytes. So whoever wants something done looks whether a
+ * flight of that key is in the air. `refs` keep the flight's memory; `waiters`, of a pull, keep the
+ * work: when the last has gone away it is cancelled (pull_leave). One who waits looks afterwards
+ * for himself whether he has what he wanted. A flight that has landed is on no list,
+ * so who comes then begins anew; its error can be read until the last reference is given back. */
 
 static void flight_unref(flight *f) /* under the lock */
 {
@@ -14033,6 +14110,8 @@ static flight *flight_join(image_store *s, const char *key, bool *first)
     return f;
 }
 
+/* Makes an eventfd readable, for good: nobody ever reads it. So any number of threads can poll(2)
+ * for it, together with what else they wait for, which a condition variable does not allow. */
 static void event_set(int fd)
 {
     uint64_t one = 1;
@@ -14092,7 +14171,12 @@ static void store_thread_ends(image_store *s) /* under the lock */
     if (--s->threads == 0) pthread_cond_broadcast(&s->idle);
 }
 
-/* -- layers that nobody needs ------------------------------------------------------------------ */
+/* -- layers that nobody needs ---------------------------------------------------------------------
+ *
+ * A layer may have a hundred thousand files, and removing it takes seconds: RemoveImage must not
+ * wait for that. So one thread, the sweeper, is started when there is something to remove and ends
+ * when there is nothing. It does not begin before images_collect: after a start the containers have
+ * first to claim what is theirs, or their layers would look unused. */
 
 /* Whether the layer can go: a damaged one that is being made anew has no user yet. Under the
  * lock. */
@@ -14119,7 +14203,9 @@ static bool layer_take_unused(image_store *s, store_layer *out)
     return false;
 }
 
-/* Removes a layer from disk: out of sight in one step, so that a kill leaves a .partial. */
+/* Removes a layer from disk: out of sight in one step, so that a kill leaves a .partial. The record
+ * goes before that: a directory that has none is put aside by the next start (open_clean), while
+ * one with a record counts as whole. */
 static void layer_delete(image_store *s, const store_layer *l)
 {
     error e;
@@ -14211,7 +14297,11 @@ static void store_collect(image_store *s)
     if (work) s->sweeping = store_thread(s, store_sweep, s);
 }
 
-/* -- records on disk --------------------------------------------------------------------------- */
+/* -- records on disk ------------------------------------------------------------------------------
+ *
+ * What must outlive the daemon is in files of JSON, which a person can read too. A new version of
+ * one is written beside the old and takes its place by rename(2), so there is always the old or the
+ * new. Disk first, memory second: what a caller has been told is in a file already. */
 
 enum { RECORD_VERSION = 1, RECORD_MAX = 32 * MIB };
 
@@ -14235,7 +14325,9 @@ static void record_text(const pb_message *m, const void *record, buf *out)
 
 typedef struct { int dir; const char *name; const pb_message *type; } record_file;
 
-/* Reads a record; its texts are the arena's. */
+/* Reads a record; its texts are the arena's. -1: NOT_FOUND, DATA_LOSS (the sum is wrong),
+ * INVALID_ARGUMENT, and what file_read says. A key that we do not know is passed over: a newer krun
+ * may have written it, and its `version` is to be seen by the caller. */
 static int record_read(record_file f, arena *a, void *out, error *e)
 {
     char digest[DIGEST_TEXT];
@@ -14326,7 +14418,8 @@ static int store_rewrite(image_store *s, const ImageRecord *r, error *e)
     return replaced ? 0 : -1;
 }
 
-/* Takes the tags of `r` away from every other image: a tag names one. Under `writing`. */
+/* Takes the tags of `r` away from every other image: a tag names one. Under `writing`. The list is
+ * read without `lock`: whoever changes it holds `writing` as well. */
 static int store_move_tags(image_store *s, const ImageRecord *r, error *e)
 {
     for (store_image *i = s->images; i; i = i->next) {
@@ -14373,7 +14466,8 @@ static int store_publish(image_store *s, ImageRecord *r, error *e)
     return failed ? -1 : 0;
 }
 
-/* Forgets an image and all its names. Under `writing`. */
+/* Forgets an image and all its names. Under `writing`. If its file cannot be removed nothing has
+ * changed. Layers go when nobody else counts on them. */
 static int store_forget(image_store *s, slice id, error *e)
 {
     char name[LAYER_NAME + 8];
@@ -14392,7 +14486,11 @@ static int store_forget(image_store *s, slice id, error *e)
     return 0;
 }
 
-/* -- what the services ask --------------------------------------------------------------------- */
+/* -- what the services ask ------------------------------------------------------------------------
+ *
+ * Whoever holds an image can read its record without a lock, since records never change. What is
+ * put into an answer is copied out of it (pb_copy), for the image may be gone when the answer is
+ * sent. */
 
 /* The image of that name, ID or beginning of an ID, which cannot go (nor its layers) before
  * image_drop; NULL if there is none. Memory only, from any thread. */
@@ -14431,6 +14529,9 @@ static void container_layers(image_store *s, const ContainerRecord *c,
     pthread_mutex_unlock(&s->lock);
 }
 
+/* Also a layer that is missing or damaged is claimed, and only a warning said: a container that
+ * runs has its root mounted whatever our tables say, and must still be seen, stopped and
+ * removed. */
 static void layer_claim(image_store *s, slice name)
 {
     store_layer *l = layer_hold(s, name);
@@ -14456,7 +14557,9 @@ static void image_layers_release(image_store *s, const ContainerRecord *c)
     container_layers(s, c, layer_unclaim);
 }
 
-/* The user of the config as CRI shows it: a number or a name, without the group. */
+/* The user of the config as CRI shows it: a number or a name, without the group. It is one of
+ * the two and never both (api.proto): by it the kubelet decides whether runAsNonRoot allows the
+ * image. */
 static void image_user(const ImageRecord *r, Image *out, Int64Value *uid)
 {
     uint64_t number;
@@ -14557,7 +14660,8 @@ static int image_remove(image_store *s, slice name, error *e)
 }
 
 /* Marks an image as pinned, for good, or takes the mark away; *now is whether it is pinned then,
- * for whatever reason. */
+ * for whatever reason. -1: NOT_FOUND, FAILED_PRECONDITION (the mark of the built-in image stays),
+ * INTERNAL. */
 static int image_pin(image_store *s, slice name, bool pin, bool *now, error *e)
 {
     int failed = 0;
