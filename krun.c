@@ -14731,7 +14731,15 @@ static int images_fs_info(image_store *s, const tree_sum *containers, arena *a,
  * Gives       image_pull, image_pull_watched, pull_run (for other sources), helper_*
  * Bounds      three layers at once; image-verify 60 s; those of chapters 13 and 14 */
 
-/* -- helper processes, as the daemon sees them ------------------------------------------------- */
+/* -- helper processes, as the daemon sees them ----------------------------------------------------
+ *
+ * The daemon's end of the pipes. A helper may break, hang or lie, and that must cost the one
+ * request and nothing else: each wait ends when the work is cancelled, each length is held against
+ * a bound before memory is taken, and the end of a helper is never waited for without a signal that
+ * ends it. None of this is called with a lock held.
+ *
+ * There is no clock here. What a helper waits for has one of its own (HTTP_STALL), and what it
+ * computes ends. */
 
 /* A role of krun's that was started, and two pipes to it. Every wait on it also ends when cancel_fd
  * (borrowed; -1 for none) gets readable. */
@@ -14752,7 +14760,10 @@ static void helper_stop(helper *h)
     *h = helper_none;
 }
 
-/* Starts `krun <role>`; `extra` become its descriptors 3 and 4, -1 for none. */
+/* Starts `krun <role>`; `extra` become its descriptors 3 and 4, -1 for none. Its environment is
+ * empty, and what it says on its standard error goes where ours does. To it we write without
+ * blocking: one that does not read must not keep us from being cancelled. -1: RESOURCE_EXHAUSTED,
+ * INTERNAL. */
 static int helper_start(helper *h, const char *role, const int extra[2], int cancel_fd, error *e)
 {
     int in[2], out[2], program = self_program(e);
@@ -14801,6 +14812,7 @@ static int helper_ended(const helper *h, error *e)
     return fail(e, GRPC_INTERNAL, "krun %s ended before it answered", h->role);
 }
 
+/* All n bytes. -1: CANCELLED; INTERNAL when it has ended before, with the reason. */
 static int helper_read(const helper *h, void *p, size_t n, error *e)
 {
     for (uint8_t *at = p; n;) {
@@ -14841,6 +14853,8 @@ static int helper_send(const helper *h, const pb_message *m, const void *msg, er
     return helper_write(h, size, 4, e) < 0 ? -1 : helper_write(h, wire.p, wire.n, e);
 }
 
+/* One frame, decoded into the arena. -1: RESOURCE_EXHAUSTED also for a frame longer than any may
+ * be. */
 static int helper_receive(const helper *h, const pb_message *m, arena *a, void *out, error *e)
 {
     uint8_t size[4];
@@ -14873,7 +14887,9 @@ static void sink_open(blob_sink *s, buf *memory)
     sha256_init(&s->hash);
 }
 
-/* Hashes what has got to its place, and says that it is there. */
+/* Hashes what has got to its place, and says that it is there. After the write and never before:
+ * unpack reads up to what it was told and takes a file that is shorter for damage
+ * (growing_read). */
 static int sink_count(blob_sink *s, const uint8_t *p, size_t n, error *e)
 {
     uint8_t told[8];
@@ -14884,6 +14900,8 @@ static int sink_count(blob_sink *s, const uint8_t *p, size_t n, error *e)
     return s->unpack ? helper_write(s->unpack, told, sizeof told, e) : 0;
 }
 
+/* What is hashed is what came, not what then lies in the file. That the disk gives back the same is
+ * seen by the diff-id, which unpack makes of what it has read there. */
 static int sink_add(blob_sink *s, const uint8_t *p, size_t n, error *e)
 {
     if (s->memory) buf_add(s->memory, p, n);
@@ -14909,7 +14927,10 @@ static int sink_resume(blob_sink *s, error *e)
     return 0;
 }
 
-/* Asks a source (fetch or archive) for a blob and hands on its bytes. `answer` is the arena's. */
+/* Asks a source (fetch or archive) for a blob and hands on its bytes. `answer` is the arena's. -1:
+ * what the source answers; INTERNAL for one that breaks the rules; CANCELLED; what the sink says,
+ * also EPIPE (helper_write). Then the rest of the body is still in the pipe, and the source is of
+ * no more use. */
 static int source_get(const helper *from, const FetchRequest *q, blob_sink *to, arena *a, error *e)
 {
     uint8_t size[4], *chunk = arena_alloc(a, CHUNK);
@@ -15087,7 +15108,13 @@ static int layer_check(image_store *s, slice layer, int cancel_fd, error *e)
     }
 }
 
-/* -- one pull or load -------------------------------------------------------------------------- */
+/* -- one pull or load -----------------------------------------------------------------------------
+ *
+ * A source gives blobs by their digests; `krun read` says what the documents among them mean;
+ * threads get layers, each as in the next section; and the record, written last, makes it an
+ * image. Until then there are only layers that nobody counts on but the pull, so one that fails
+ * leaves nothing to undo: it releases them (pull_end), and the sweeper removes those that no
+ * other wants. */
 
 /* What a pull knows and holds. The source is a fetch, or the archive of a load. The members below
  * `lock` are shared by the threads that get its layers. */
@@ -15126,13 +15153,16 @@ static int reader_ask(const helper *reader, const ReadRequest *q, arena *a, Read
     return out->code ? fail(e, out->code, "%.*s", PR(out->message)) : 0;
 }
 
+/* Asks the pull's own reader; the answer lives as long as the pull. */
 static int pull_read(pull_state *p, const ReadRequest *q, ReadAnswer *out, error *e)
 {
     return reader_ask(&p->reader, q, &p->a, out, e);
 }
 
 /* Gets a small blob into memory and holds it against its descriptor; without one (a tag) any digest
- * is right. Its digest goes to `digest`. */
+ * is right. Its digest goes to `digest`. -1: DATA_LOSS when they differ, and what source_get says.
+ * A descriptor says for certain what a document must be. Docker-Content-Digest comes from the same
+ * server as the bytes, so it shows a mistake on the way and no more. */
 static int pull_document(pull_state *p, const FetchRequest *q, const Descriptor *want,
                          ReadRequest *out, error *e)
 {
@@ -15193,7 +15223,10 @@ static slice platform_ours(arena *a)
 
 enum { INDEX_DEPTH = 2 };
 
-/* From what was asked for down to the manifest of this machine's platform. */
+/* From what was asked for down to the manifest of this machine's platform. An index may list
+ * indexes (image-index.md); INDEX_DEPTH is the bound, or each could lead to one more. The type in a
+ * descriptor is believed before that of the reply: the first is under a digest, the second is
+ * whatever the server says. */
 static int pull_manifest(pull_state *p, slice reference, const Descriptor *known, error *e)
 {
     Descriptor want, *must = NULL;
@@ -15215,6 +15248,9 @@ static int pull_manifest(pull_state *p, slice reference, const Descriptor *known
     return fail(e, GRPC_INVALID_ARGUMENT, "an index in an index in an index");
 }
 
+/* The config has the diff-ids, the manifest the blobs, of the same layers in the same order, bottom
+ * first (config.md). That there are as many of one as of the other is all that can be seen now;
+ * whether they belong together shows when a layer is unpacked. */
 static int pull_config(pull_state *p, error *e)
 {
     ReadRequest q;
@@ -15250,7 +15286,17 @@ static int dir_each(image_store *s, int fd, int (*each)(image_store *, const cha
     return failed;
 }
 
-/* -- one layer --------------------------------------------------------------------------------- */
+/* -- one layer ------------------------------------------------------------------------------------
+ *
+ * How a layer comes to be, and what lies on disk at each step:
+ *
+ *   layer_need     is it there, or does somebody make it? Else it is ours to make
+ *   spool_open     blobs/<digest>.part                 what has come, also of an earlier try
+ *   layer_begin    layers/<diff-id>-<salt>.partial     the directory that unpack fills
+ *   layer_stream   (both grow)                         then both digests are compared
+ *   layer_commit   layers/<diff-id>.json, then the directory gets its name
+ *
+ * Up to the rename a kill leaves only what the next start removes, or goes on with. */
 
 /* A blob while it comes, in blobs/<digest>.part: so that a download goes on where it was cut off,
  * also by the end of the daemon, and is never slower than the network. It goes when its layer is
@@ -15269,6 +15315,8 @@ static void spool_close(blob_spool *b)
     b->part[0] = '\0';
 }
 
+/* A file that no directory has, and that ends with its last descriptor however we end (open(2),
+ * O_TMPFILE). It is opened once more for unpack, for a descriptor that only reads. */
 static int spool_open_nameless(const image_store *s, blob_spool *b, error *e)
 {
     char self[64];
@@ -15280,7 +15328,9 @@ static int spool_open_nameless(const image_store *s, blob_spool *b, error *e)
     return fail_sys(e, GRPC_INTERNAL, "open a file in blobs/ again"), spool_close(b), -1;
 }
 
-/* Opens what there is of a blob, or begins it; `fresh` throws away what there is. */
+/* Opens what there is of a blob, or begins it; `fresh` throws away what there is. The lock
+ * (flock(2)) is of b->write alone, as b->read is an open of its own: so it does not go to unpack,
+ * and goes with us even at kill -9. -1: INTERNAL. */
 static int spool_open(const image_store *s, const Descriptor *d, bool fresh, blob_spool *b,
                       error *e)
 {
@@ -15354,7 +15404,9 @@ static LayerRecord layer_record(slice diff_id, const UnpackAnswer *a)
 }
 
 /* The bytes from the source through the hash to where unpack reads them, and both digests held
- * against what the manifest and the config promise. */
+ * against what the manifest and the config promise. -1: DATA_LOSS for bytes that are others than
+ * promised; what the source and unpack say. When unpack has stopped and the write to it failed, its
+ * answer is what is told: it knows why. */
 static int layer_stream(const helper *from, helper *unpack, const layer_plan *l, LayerRecord *out,
                         error *e)
 {
@@ -15441,7 +15493,9 @@ static int layer_fill(pull_state *p, const helper *from, layer_plan *l, LayerRec
     }
 }
 
-/* Names what was filled: its record first, then the rename, which is what makes the layer be. */
+/* Names what was filled: its record first, then the rename, which is what makes the layer be.
+ * Nothing is synced here: store_publish does it once for all layers, and before that no image
+ * counts on them. */
 static int layer_commit(image_store *s, const layer_plan *l, const LayerRecord *r, error *e)
 {
     char file[LAYER_NAME + 16];
@@ -15457,6 +15511,8 @@ static int layer_commit(image_store *s, const layer_plan *l, const LayerRecord *
     return 0;
 }
 
+/* Makes a layer and holds it for the pull. What it leaves of the blob on its way out is for
+ * spool_end to say. -1: as layer_fill; INTERNAL when it cannot be named. */
 static int layer_make(pull_state *p, helper *from, layer_plan *l, error *e)
 {
     LayerRecord r = { 0 };
@@ -15548,6 +15604,8 @@ static void *pull_layers_thread(void *arg)
     return NULL;
 }
 
+/* All layers, on this thread and up to two more. Fewer threads than wanted are no error. A load has
+ * one source, which is one stream of answers, so it has one thread. */
 static int pull_layers(pull_state *p, error *e)
 {
     pthread_t more[LAYERS_AT_ONCE - 1];
@@ -15584,6 +15642,10 @@ typedef struct {
     const ImportSource *import; /* NULL: it comes from nowhere in the import directory */
 } pull_wish;
 
+/* Makes the image of what has come. Its ID is the config's digest, which names what it is and not
+ * how it was compressed: so containerd has it too, and an image pushed to two registries is one
+ * image here. As RepoDigests it has the digest of what was asked for, an index's too, since that is
+ * what can be pulled again. -1: as store_publish. */
 static int pull_record(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], error *e)
 {
     slice digest_name = slice_of(arena_printf(&p->a, "%.*s@%s", PR(w->name), p->digest));
@@ -15683,6 +15745,9 @@ static int verify_refused(const verify_question *q, int status, const verify_out
                 text.n ? ": " : "", PR(buf_view(&text)));
 }
 
+/* Runs the program once, in a session of its own so that all it starts can be ended with it. It
+ * gets an environment of four variables and nothing of ours. 0: yes. -1: no, it could not be asked,
+ * or CANCELLED. */
 static int verify_run(const verify_question *q, error *e)
 {
     int ends[2];
@@ -15736,6 +15801,7 @@ static int pull_verify(pull_state *p, const pull_wish *w, error *e)
     return verify_ask(&q, e);
 }
 
+/* Ends the helpers and releases the layers: by now an image counts on them, or they may go. */
 static void pull_end(pull_state *p)
 {
     helper_stop(&p->source);
@@ -15776,7 +15842,8 @@ static int pull_show(pull_state *p, error *e)
     return 0;
 }
 
-/* The whole of a pull, once its source is there. */
+/* The whole of a pull, once its source is there. The order is that of the price: what is refused by
+ * the manifest or by image-verify costs no layer. */
 static int pull_run(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], error *e)
 {
     if (p->reader.pidfd < 0 &&
@@ -15787,7 +15854,13 @@ static int pull_run(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], err
     return pull_record(p, w, id, e);
 }
 
-/* -- PullImage --------------------------------------------------------------------------------- */
+/* -- PullImage ------------------------------------------------------------------------------------
+ *
+ * A call of the CRI is a waiter, no more: it joins a flight and leaves it (pull_join, pull_leave).
+ * The work is done by a thread of the store. A kubelet that gives up a call and makes it again
+ * finds the same pull further on, as long as anybody waited in between; if nobody did it was
+ * cancelled, and the blobs' beginnings are there only if the network or the daemon's end had cut
+ * them off (layer_cut_off). */
 
 /* A pull on its own thread: it outlives the call that began it if others have joined. */
 typedef struct { image_store *store; flight *f; arena a; PullImageRequest request; } pull_order;
@@ -15865,6 +15938,9 @@ static void pull_log(const pull_state *p, slice name, const char *id, int64_t ns
              p->f->nlayers - fetched);
 }
 
+/* The whole of an order: what can be told without a helper comes first, a bad name, a bad
+ * hosts.toml, bad credentials. A digest in the reference is the descriptor of what must come
+ * (`known`), and then the image gets no tag from it. */
 static int pull_order_run(pull_order *o, char id[DIGEST_TEXT], error *e)
 {
     pull_state p;
@@ -15915,7 +15991,7 @@ static void *pull_thread(void *arg)
     return NULL;
 }
 
-/* The thread takes over the caller's reference to f. Under the lock. */
+/* Gives the pull a thread, which has a reference to f of its own. Under the lock. */
 static bool pull_begin_thread(image_store *s, flight *f, const PullImageRequest *in)
 {
     pull_order *o = calloc(1, sizeof *o);
@@ -15929,7 +16005,9 @@ static bool pull_begin_thread(image_store *s, flight *f, const PullImageRequest 
     return free(o), false;
 }
 
-/* Two pulls are the same one if they want the same name with the same credentials. */
+/* Two pulls are the same one if they want the same name with the same credentials. With other
+ * credentials it is another pull: whoever joined one would be told that he may have what he has no
+ * right to. The key has their hash, for keys get into errors. */
 static char *pull_key(const image_ref *ref, const AuthConfig *auth, arena *a)
 {
     sha256 h;
@@ -15997,7 +16075,8 @@ typedef struct {
 
 enum { PULL_TICK_MS = 200 };
 
-/* Brings *now up to date. Whether anything has changed. */
+/* Brings *now up to date. Whether anything has changed. Once there, the list of layers stays as
+ * long as the flight, to which the caller has a reference; so it is read without the lock. */
 static bool pull_look(image_store *s, const flight *f, arena *a, KrunPullProgress *now)
 {
     pthread_mutex_lock(&s->lock);
@@ -16056,7 +16135,12 @@ static int image_pull_watched(image_store *s, const PullImageRequest *in, int ca
  *             import_open, import_close
  * Bounds      256 images an archive; those of chapters 13 and 14 */
 
-/* -- krun load --------------------------------------------------------------------------------- */
+/* -- krun load ------------------------------------------------------------------------------------
+ *
+ * `krun archive` stands where `krun fetch` does in a pull, and is asked in the same words; so
+ * all that chapter 16 checks is checked here too, and a layer that is there already is not
+ * unpacked again. What a load has and a pull has not is names, which an archive gives to its
+ * images itself. */
 
 /* The full name that a load gives for what the archive says: a reference as it is; a mere tag, or
  * nothing, becomes localhost/<the file's name>:<tag>. Empty when no name can be made of it. */
@@ -16093,7 +16177,9 @@ static bool load_note(arena *a, slice_list *list, const slice *more, size_t n)
     return grown;
 }
 
-/* One image. The helper is lent to its pull, and taken back. */
+/* One image. The helper is lent to its pull, and taken back. A name with a digest is left out: the
+ * digest is of what a registry had, which need not be what the archive has. -1: INVALID_ARGUMENT,
+ * as pull_run. */
 static int load_one(load_state *l, const ArchiveImage *given, error *e)
 {
     pull_state p;
@@ -16128,6 +16214,10 @@ static int load_all(load_state *l, error *e)
     return 0;
 }
 
+/* Opens the archive and loads what is in it. The path is opened with the rights of the daemon and
+ * not with those of who asks: one reason more for a socket that is root's alone. O_NONBLOCK: a FIFO
+ * of that name would hold us before it could be refused. The spool has no name and ends with us.
+ * -1: INVALID_ARGUMENT, NOT_FOUND, INTERNAL, as load_one. */
 static int load_run(load_state *l, error *e)
 {
     const char *path = l->path;
@@ -16291,6 +16381,9 @@ static int save_pack(const helper *pack, tar_sink *copy, uint64_t max, save_blob
     return 0;
 }
 
+/* Packs a layer once to know its digest and once to write it. The second time there can come no
+ * more than the first (save_pack's `max`), so a layer that grows meanwhile does not overrun the
+ * member whose size is written already; one that changes otherwise ends the save. */
 static const save_blob *save_packed_by(save_state *s, const helper *pack, slice diff_id, error *e)
 {
     save_blob first, again;
@@ -16351,6 +16444,9 @@ static const save_blob *save_kept(save_state *s, const Descriptor *d, error *e)
     return save_padding(s, d->size, e) < 0 ? NULL : made;
 }
 
+/* Each layer as it was sent, if it was kept, else packed. `kept` at the end: all of them were, so
+ * the old manifest and config still say the truth. One packed layer is enough for new ones, which
+ * then have the digest of that tar as its diff-id. */
 static int save_layers(save_state *s, save_image *i, error *e)
 {
     size_t n = i->config.diff_ids.n;
@@ -16402,6 +16498,8 @@ static int save_new_documents(save_state *s, save_image *i, error *e)
     return (i->new_manifest = save_document(s, buf_view(&text), e)) ? 0 : -1;
 }
 
+/* The documents as they came, byte for byte: their digests stay, and with them the ID and whatever
+ * has been signed. */
 static int save_old_documents(save_state *s, save_image *i, error *e)
 {
     i->type = i->manifest.media_type;
@@ -16477,6 +16575,9 @@ static int save_one(save_state *s, const ImageRecord *r, slice given, error *e)
     return 0;
 }
 
+/* The whole archive. index.json and manifest.json come last, for only then is it known what is
+ * in them; who reads a layout looks for them by name (image-layout.md), wherever in the tar they
+ * are. */
 static int save_all(save_state *s, const slice *names, const ImageRecord *const *records, size_t n,
                     error *e)
 {
@@ -16538,6 +16639,8 @@ typedef struct {
     buf config;
 } self_image;
 
+/* The header, the config and both digests. The program lies between head and tail and is hashed
+ * there where it is mapped: no copy of it is made. */
 static bool self_describe(self_image *self, arena *a)
 {
     slice none = { NULL, 0 }, ours = platform_ours(a);
@@ -16580,6 +16683,8 @@ static int self_unpack(const self_image *self, int file, helper *unpack, LayerRe
     return 0;
 }
 
+/* As layer_make, with ourselves for a source: no manifest promises a digest of a blob here, and
+ * there is nothing of an earlier try to go on with. */
 static int self_make_layer(image_store *s, const self_image *self, error *e)
 {
     error ignored;
@@ -16636,6 +16741,8 @@ static int self_publish(image_store *s, const self_image *self, error *e)
     return store_publish(s, &r, e);
 }
 
+/* The new one first, then the old one goes: at no moment is there none. The name moves with the tag
+ * (store_move_tags). */
 static int self_install(image_store *s, const self_image *self, slice old_id, error *e)
 {
     if (self_layer(s, self, e) < 0) return -1;
@@ -16764,7 +16871,23 @@ static int images_check(check_run *c, const KrunCheckImagesRequest *in,
     return failed;
 }
 
-/* -- opening the store ------------------------------------------------------------------------- */
+/* -- opening the store ----------------------------------------------------------------------------
+ *
+ * What a kill or a power cut can leave, and what becomes of it:
+ *
+ *   layers/<diff-id> and its .json     a layer; looked at before its first use
+ *   only one of the two                the record goes; the directory is put aside, as a container
+ *                                      may still run in it
+ *   layers/<diff-id>-<salt>.partial    goes
+ *   images/.<name>.tmp                 goes
+ *   images/<ID>.json, unreadable       put aside as bad-<time>-..., for a person to look at
+ *   images/<ID>.json, a layer missing  goes: the kubelet pulls it again
+ *   blobs/<digest>.part                stays for a day
+ *   blobs/<digest> of no layer         goes
+ *
+ * Layers are read before images, which count on them, and what is left over of them goes after
+ * that. -1 is only for what a person must see to: a record of a newer krun, a disk that fails, too
+ * few descriptors. */
 
 static bool name_is_record(const char *name, slice *hex) /* <64 digits>.json */
 {
