@@ -10755,7 +10755,7 @@ static bool proxy_there(const http_proxy *p) { return p->at.host[0]; }
  * before anything is made that long.
  *
  * Errors: UNAVAILABLE when the connection failed, which another try may cure; UNKNOWN when the peer
- * does not speak HTTP, which none will. */
+ * breaks the protocol, as it would do again. */
 
 enum {
     HTTP_HEAD_MAX = 32 * KIB, HTTP_FIELDS = 100, HTTP_REDIRECTS = 10, HTTP_CONNS = 4,
@@ -11405,8 +11405,8 @@ static int tls_arguments(const FetchSetup *s, const tls_peer *to, arena *a,
     return 0;
 }
 
-/* All of the helper's environment: fetch itself was started with an empty one, for in the daemon's
- * may be what no stranger's program should read, such as a proxy's password. */
+/* All of the helper's environment. Fetch itself was started with an empty one (helper_start), so
+ * nothing of the daemon's is handed on by accident. */
 static void tls_environment(const tls_peer *to, bool tunnel, arena *a, char *env[8])
 {
     const FetchHost *h = to->trust;
@@ -11874,7 +11874,8 @@ static int fetch_authorize(fetch_session *f, fetch_host *h, const url_parts *reg
  * No blob is ever held here: what comes from the server goes to the daemon, 64 KiB at a time, and
  * cannot be taken back. So a try that was cut off is gone on with: the next asks for the rest
  * (Range: RFC 9110, section 14.2), and of a server that gives all again it drops what the daemon
- * has. If the two were not of one document, the daemon will see it by the digest. */
+ * has. If the two were not of one document, the daemon will see it by the digest, if it knows
+ * one. */
 
 /* The registry's own words for a refusal: {"errors": [{"code": ..., "message": ...}]}. */
 static const char *refusal_text(fetch_session *f, http_conn *c, http_reply *r)
@@ -12180,8 +12181,8 @@ static int fetch_main(int argc, char **argv)
  *     skip_verify = true
  *     dial_timeout = "5s" */
 
-/* For a server on this machine, named without a scheme, http is meant, as containerd has it: what
- * is said to it leaves no machine. */
+/* For a server on this machine, named without a scheme, http is meant: what is said to it goes over
+ * no network. */
 static bool host_is_loopback(slice authority)
 {
     slice host;
@@ -13910,7 +13911,8 @@ static store_layer *layer_get(image_store *s, slice name)
     return *at;
 }
 
-/* What a layer takes on disk changes: when it comes (r), is damaged or goes (NULL). */
+/* What a layer takes on disk changes: when it comes (r), is damaged or goes (NULL). A record
+ * without a seal has only the sizes that the tar gave. */
 static void layer_measure(image_store *s, store_layer *l, const LayerRecord *r)
 {
     bool sealed = r && r->seal.entries;
@@ -14077,9 +14079,9 @@ static bool image_is_pinned(const image_store *s, const ImageRecord *r)
  * Ten pods with the same image start at once, and the kubelet asks again for a pull that has taken
  * too long for it: each would fetch the same bytes. So whoever wants something done looks whether a
  * flight of that key is in the air. `refs` keep the flight's memory; `waiters`, of a pull, keep the
- * work: when the last has gone away it is cancelled (pull_leave). One who waits looks afterwards
- * for himself whether he has what he wanted. A flight that has landed is on no list,
- * so who comes then begins anew; its error can be read until the last reference is given back. */
+ * work: when the last has gone away it is cancelled (pull_leave). A pull's flight brings the ID or
+ * the error to all of them; who has waited for a layer's looks afterwards whether the layer is
+ * there. A flight that has landed is on no list, so whoever comes then begins anew. */
 
 static void flight_unref(flight *f) /* under the lock */
 {
@@ -14993,7 +14995,9 @@ static bool seal_broken(const tree_sum *want, const tree_sum *got, char why[WHY]
     return n || want->bytes != got->bytes || want->sum != got->sum;
 }
 
-/* Forgets every image that has this layer: the kubelet then sees that it must pull. */
+/* Forgets every image that has this layer: the kubelet then sees that it must pull. One at a time,
+ * since store_forget takes the lock itself. Under `writing` from the first to the last, so that
+ * none of them comes back meanwhile. */
 static void images_forget_layer(image_store *s, slice layer)
 {
     error e = { 0 };
@@ -15061,7 +15065,8 @@ static bool layer_grab(image_store *s, const char *name)
 }
 
 /* The thorough look, for who has the layer's flight. 1: it is whole and has one more user; 0: it is
- * damaged or missing, as *e says; -1: it could not be told. */
+ * damaged or missing, as *e says; -1: it could not be told. The walk is done without the lock; the
+ * user that is counted before it keeps `l` in the table. */
 static int layer_examine(image_store *s, const char *name, int cancel_fd, error *e)
 {
     char why[WHY] = "";
@@ -16330,6 +16335,8 @@ static int save_member(save_state *s, const char *name, slice bytes, error *e)
     return save_padding(s, bytes.n, e);
 }
 
+/* What is in the archive already: by its digest, or with `of` what that layer was packed into. A
+ * layer that ten images have in common is written once. */
 static const save_blob *save_find(const save_state *s, slice digest, slice of)
 {
     for (const save_blob *b = s->blobs; b; b = b->next)
@@ -16968,6 +16975,9 @@ static bool record_has_layers(image_store *s, const ImageRecord *r)
     return true;
 }
 
+/* A record that cannot be read is put aside and not removed: unlike a layer's, it says what nobody
+ * else knows, an image's names and pins. One of a newer krun ends the start: if it were passed
+ * over, the sweeper would remove the layers that only it counts on. */
 static int open_image(image_store *s, const char *name, error *e)
 {
     slice hex;
@@ -17360,7 +17370,9 @@ static void *import_run(void *arg)
     return NULL;
 }
 
-/* Has the thread look at a name. Under the lock. */
+/* Has the thread look at a name. Under the lock. One that waits already is not added again: a
+ * layout of a thousand files is one name. The thread is started when there is a name and ends when
+ * there is none. */
 static void import_push(image_import *m, const char *name, bool whole)
 {
     bool first;
@@ -17379,7 +17391,9 @@ static void import_push(image_import *m, const char *name, bool whole)
     m->running = NULL;
 }
 
-/* One event. Under the lock. */
+/* One event. Under the lock. What a full queue has lost nobody can say (IN_Q_OVERFLOW), so then
+ * everything is looked at. A watch that has ended leads to a look at its name, which begins a new
+ * one if the directory is there again. */
 static void import_event(image_import *m, const struct inotify_event *event, const char *name)
 {
     import_watch **at = &m->watches, *w;
@@ -17400,6 +17414,8 @@ static void import_event(image_import *m, const struct inotify_event *event, con
     if (*w->name && !created) import_push(m, w->name, true);
 }
 
+/* The loop's thread. read(2) gives whole events only (inotify(7)); they are copied out of the
+ * buffer, where they need not be aligned. */
 static void import_ready(watch *w, uint32_t events)
 {
     image_import *m = OWNER(w, image_import, notify);
