@@ -9986,7 +9986,9 @@ enum {
 
 static bool ref_is_alnum(uint8_t c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'); }
 
-/* One part of a path: runs of [a-z0-9], between them one ".", "_", "__" or any number of "-". */
+/* One part of a path: runs of [a-z0-9], between them one ".", "_", "__" or any number of "-".
+ * The rest of a name goes into URLs as it is, so this is also what keeps "..", "%" and "?" out
+ * of them. */
 static bool ref_component_valid(slice part)
 {
     for (size_t i = 0;;) {
@@ -10060,6 +10062,8 @@ static bool host_valid(slice host, bool upper)
     return host.p[host.n - 1] != '.';
 }
 
+/* [A-Za-z0-9_][A-Za-z0-9_.-]*: with a first letter that is neither '-' nor '.' a tag can be no
+ * option of a program and no hidden file, wherever somebody pastes it. */
 static bool ref_tag_valid(slice tag)
 {
     if (!tag.n || tag.n > REF_TAG_MAX || tag.p[0] == '.' || tag.p[0] == '-') return false;
@@ -10097,13 +10101,17 @@ static bool ref_take_suffixes(slice *name, image_ref *out)
     return ref_tag_valid(out->tag);
 }
 
+/* 64 hex digits are an image's ID and never a name, as distribution/reference has it: an ID that is
+ * not here must not become a pull of what a stranger has pushed under these digits. */
 static bool ref_is_hex_id(slice s)
 {
     uint8_t hash[32];
     return s.n == 64 && hex_decode(s, hash, sizeof hash);
 }
 
-/* Parses and normalises a reference. -1: INVALID_ARGUMENT, or RESOURCE_EXHAUSTED (memory). */
+/* Parses and normalises a reference. -1: INVALID_ARGUMENT, or RESOURCE_EXHAUSTED (memory). On
+ * docker.io alone an image has no owner when it is one of Docker's own: its server calls that owner
+ * "library". */
 static int image_ref_parse(slice text, arena *a, image_ref *out, error *e)
 {
     slice host, rest = text;
@@ -10144,7 +10152,11 @@ static int image_ref_parse(slice text, arena *a, image_ref *out, error *e)
     return 0;
 }
 
-/* -- URLs -------------------------------------------------------------------------------------- */
+/* -- URLs -----------------------------------------------------------------------------------------
+ *
+ * Only what a client of registries meets: absolute URLs of two schemes (RFC 3986, section 4.3).
+ * Nothing is decoded and no "/../" is taken out: what came is sent on byte by byte, so that the
+ * server cannot read another URL than the one that was looked at here. */
 
 typedef struct {
     bool tls;
@@ -10153,6 +10165,8 @@ typedef struct {
     const char *path;   /* starts with '/', has the query, no fragment; the arena's */
 } url_parts;
 
+/* What RFC 6454, section 4, calls the same origin. Credentials, a host's own headers and kept
+ * connections are for one origin and go to no other. */
 static bool url_same_server(const url_parts *a, const url_parts *b)
 {
     return a->tls == b->tls && a->port == b->port && !strcasecmp(a->host, b->host);
@@ -10305,6 +10319,9 @@ static slice next_word(slice *line)
     return word;
 }
 
+/* One line of resolv.conf(5). A key or option that we do not know is passed over: the file is
+ * written for many programs. `timeout` and `attempts` have the man page's own bounds, so that a
+ * slip of the pen does not hold a pull for hours. */
 static void dns_config_line(dns_config *c, slice line)
 {
     char text[256];
@@ -10492,7 +10509,9 @@ static void dns_over_tcp(const ip_address *server, dns_question *q, uint16_t por
     free(reply);
 }
 
-/* Asks one server for both kinds of address at once. True when at least one kind was answered. */
+/* Asks one server for both kinds of address at once. True when at least one kind was answered. A
+ * socket is made for each try: the kernel then takes another port, which a forger has to guess
+ * besides the id (RFC 5452, section 9.2). */
 static bool dns_ask_server(const ip_address *server, dns_question q[2], int64_t wait, uint16_t port,
                            ip_addresses *out)
 {
@@ -10528,7 +10547,9 @@ static bool dns_query(const dns_config *c, const char *name, uint16_t port, ip_a
     return false;
 }
 
-/* A name with fewer dots than `ndots` is tried with each search domain first, else last. */
+/* A name with fewer dots than `ndots` is tried with each search domain first, else last. -1:
+ * UNAVAILABLE, also when there is no such name: names come late on a machine that has just started,
+ * and UNAVAILABLE is what is tried again. */
 static int dns_resolve(const dns_config *c, const char *name, uint16_t port, ip_addresses *out,
                        error *e)
 {
@@ -10726,7 +10747,15 @@ static int proxy_for(const proxy_settings *s, const url_parts *u, http_proxy *ou
 
 static bool proxy_there(const http_proxy *p) { return p->at.host[0]; }
 
-/* -- one HTTP/1.1 connection ------------------------------------------------------------------- */
+/* -- one HTTP/1.1 connection ----------------------------------------------------------------------
+ *
+ * As much of RFC 9112 as a GET wants, one reply at a time. A header is read whole into c->in. What
+ * came behind it is the first part of the body and is taken from there; the rest is read straight
+ * to where it is wanted (http_body). Each length is the peer's word: it is held against a bound
+ * before anything is made that long.
+ *
+ * Errors: UNAVAILABLE when the connection failed, which another try may cure; UNKNOWN when the peer
+ * breaks the protocol, as it would do again. */
 
 enum {
     HTTP_HEAD_MAX = 32 * KIB, HTTP_FIELDS = 100, HTTP_REDIRECTS = 10, HTTP_CONNS = 4,
@@ -10756,6 +10785,8 @@ typedef struct {
     uint64_t left; /* of the body, or of the chunk that is being read */
 } http_reply;
 
+/* The helper that carries a TLS stream is killed and reaped with it: it may be waiting for the
+ * server and would not see that our end is closed; and it is a child, so it would stay a zombie. */
 static void http_close(http_conn *c)
 {
     close_fd(&c->fd);
@@ -10817,6 +10848,8 @@ static int http_until(http_conn *c, const char *mark, slice *out, error *e)
     }
 }
 
+/* The first field of that name, or nothing. Names of fields are the same in letters of both cases
+ * (RFC 9110, section 5.1). */
 static slice http_field(const http_reply *r, const char *name)
 {
     for (size_t i = 0; i < r->nfields; i++)
@@ -10854,6 +10887,10 @@ static int http_frame_body(http_reply *r, error *e)
     return 0;
 }
 
+/* The status line and the fields: RFC 9112, sections 4 and 5. A blank before the colon is refused,
+ * and so is a line that begins with one (the old way to fold): one reader takes it for a field and
+ * the next for a part of the field above (sections 5.1 and 5.2). Names and values are copied, for
+ * the next read overwrites c->in. */
 static int http_parse_head(slice head, arena *a, http_reply *r, error *e)
 {
     uint64_t status;
@@ -10879,7 +10916,8 @@ static int http_parse_head(slice head, arena *a, http_reply *r, error *e)
     return 0;
 }
 
-/* Reads a reply's header, past interim ones (1xx). */
+/* Reads a reply's header, past interim ones (1xx). A client must step over those (RFC 9110, section
+ * 15.2), but not for ever. */
 static int http_read_head(http_conn *c, arena *a, http_reply *r, error *e)
 {
     slice head;
@@ -10944,12 +10982,16 @@ static int http_body_all(http_conn *c, http_reply *r, size_t max, buf *out, erro
     }
 }
 
-/* Puts the connection back for the next request, if the reply left it in a known state. */
+/* Puts the connection back for the next request, if the reply left it in a known state. What is
+ * left of a body would be taken for the beginning of the next reply. */
 static void http_done(http_conn *c, const http_reply *r)
 {
     if (!r->ended || r->last) http_close(c);
 }
 
+/* Sends it all. A peer that has closed is EPIPE and no signal. When nothing can be sent for as long
+ * as HTTP_STALL, it has failed: a server that does not read holds us no longer than one that does
+ * not write. */
 static int http_send(http_conn *c, slice bytes, error *e)
 {
     while (bytes.n) {
@@ -11052,6 +11094,9 @@ enum {
     CHUNK = 64 * KIB
 };
 
+/* Both ends of such a pipe are one program (self_program), so no frame is ever read by another
+ * version: field numbers may change at will here, as the CRI's may not. False: the other end is
+ * gone, or `body` is longer than a frame may be. */
 static bool frame_write(int fd, slice body)
 {
     uint8_t size[4];
@@ -11064,7 +11109,8 @@ static uint32_t frame_size(const uint8_t p[4])
     return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
 }
 
-/* Reads one frame into the arena. 1, 0 at the end of the stream, -1. */
+/* Reads one frame into the arena. 1, 0 at the end of the stream, -1. The size is the other end's
+ * word: it is held against FRAME_MAX before memory is taken. */
 static int frame_read(int fd, arena *a, slice *out)
 {
     uint8_t size[4];
@@ -11086,7 +11132,7 @@ static bool frame_write_message(int fd, const pb_message *m, const void *msg)
 /* The first thing that a helper which reads hostile bytes does: nobody's ids, no capabilities (the
  * kernel clears them when the last root id goes: capabilities(7)), no way to get them back by an
  * exec, no core dump and no ptrace that would show credentials. Without root there is nothing to
- * give up. */
+ * give up. The groups go first and the user last: who is nobody may change neither. */
 static int become_nobody(error *e)
 {
     struct rlimit none = { 0, 0 };
@@ -11227,7 +11273,8 @@ enum { ROLE_CODE = 8, ROLE_PROGRAM = 8 + ROLE_CODE * COUNT(role_calls) };
 
 /* A row as BPF, entered with the call's number in the accumulator and left with it. All machines
  * that we know have the low half of an argument first; what is above it in a number that the kernel
- * takes as an int, it does not look at either. */
+ * takes as an int, it does not look at either. The last two numbers of a BPF_JUMP are how many
+ * instructions are stepped over, when it holds and when it does not. */
 static size_t role_code(const role_call *c, struct sock_filter *to)
 {
     uint32_t at = offsetof(struct seccomp_data, args) + 8U * c->argument;
@@ -11250,7 +11297,9 @@ static size_t role_code(const role_call *c, struct sock_filter *to)
     return n;
 }
 
-/* Filters this process's calls, for good. -1: INTERNAL. Needs no_new_privs. */
+/* Filters this process's calls, for good. -1: INTERNAL. Needs no_new_privs. The first row that fits
+ * decides; what no row allows ends the whole process, not only the thread, so that no half of a
+ * helper can go on and answer. */
 static int role_filter_set(unsigned role, error *e)
 {
     struct sock_filter code[ROLE_PROGRAM] = {
@@ -11356,6 +11405,8 @@ static int tls_arguments(const FetchSetup *s, const tls_peer *to, arena *a,
     return 0;
 }
 
+/* All of the helper's environment. Fetch itself was started with an empty one (helper_start), so
+ * nothing of the daemon's is handed on by accident. */
 static void tls_environment(const tls_peer *to, bool tunnel, arena *a, char *env[8])
 {
     const FetchHost *h = to->trust;
@@ -11402,7 +11453,12 @@ static int tls_connect(const FetchSetup *s, const tls_peer *to, int under, int *
     return give_fd(&ours);
 }
 
-/* -- a session with a registry ----------------------------------------------------------------- */
+/* -- a session with a registry --------------------------------------------------------------------
+ *
+ * Who calls whom, from the top: fetch_serve chooses the host, fetch_from says how often it is
+ * asked, fetch_once is one try; fetch_follow logs in and goes where redirects lead; http_ask is one
+ * request and the header of its reply; fetch_open finds or makes the connection for it. A token
+ * server is asked by http_ask too: it has no login and no redirects of its own. */
 
 enum { FETCH_HOSTS = 8, FETCH_TRIES = 4, TOKEN_MAX = MIB };
 #define FETCH_PATIENCE (30 * NS_PER_SEC) /* the longest Retry-After that is waited for */
@@ -11451,7 +11507,8 @@ static const char *proxy_text(const http_proxy *p, char out[URL_SHOWN])
     return out;
 }
 
-/* What a status that is no success means for the caller. UNAVAILABLE is what a retry may cure. */
+/* What a status that is no success means for the caller. UNAVAILABLE is what a retry may cure. 407
+ * is a proxy's 401. */
 static int status_code(int status)
 {
     switch (status) {
@@ -11464,7 +11521,9 @@ static int status_code(int status)
 }
 
 /* Connects to the first address that answers. What came from the network may not name a link-local
- * address: `trusted` says that a configuration did. */
+ * address: `trusted` says that a configuration did. The address that is looked at is the one that
+ * is used: a name that means another address the next time it is asked for (DNS rebinding) gains
+ * nothing. */
 static int fetch_dial(const url_parts *u, bool trusted, int64_t patience, error *e)
 {
     ip_addresses list;
@@ -11559,7 +11618,9 @@ static http_conn *fetch_open(fetch_session *f, const http_request *q, bool trust
     return c;
 }
 
-/* To a proxy the target is the whole URL (RFC 9112, 3.2.2); through a tunnel of one it is not. */
+/* To a proxy the target is the whole URL (RFC 9112, 3.2.2); through a tunnel of one it is not.
+ * `identity`, for a digest is of the bytes that are stored: a server on the way that compresses
+ * them makes others of them. */
 static void http_write_request(const http_request *q, const http_proxy *via, buf *out)
 {
     char authority[AUTHORITY_TEXT];
@@ -11644,7 +11705,19 @@ static void fetch_note_retry(fetch_session *f, const http_reply *r)
     f->retry_after = retry_wait(http_field(r, "retry-after"), clock_wall());
 }
 
-/* -- proving who we are ------------------------------------------------------------------------ */
+/* -- proving who we are ---------------------------------------------------------------------------
+ *
+ * A registry that wants to know answers 401 and says how in WWW-Authenticate (RFC 9110, section
+ * 11.6.1). Basic: user and password, with each request. Bearer: a token, which another server gives
+ * out, the challenge's `realm`:
+ *
+ *   registry: 401, Bearer realm="https://auth.test/token",service="s",scope="repository:a/b:pull"
+ *   we:       GET https://auth.test/token?service=s&scope=repository%3Aa%2Fb%3Apull
+ *   it:       {"token": "..."}, which then goes to the registry: Authorization: Bearer ...
+ *
+ * Whoever has an account shows its password to the realm alone; who has none gets a token for what
+ * is public (distribution, spec/auth/token.md). But it is the registry that names the realm, so
+ * which realm may see the password is for us to say (realm_trusted). */
 
 /* The value of a parameter of a challenge (RFC 9110, 11.2): name=token or name="quoted". */
 static slice challenge_get(slice params, const char *wanted, arena *a)
@@ -11689,7 +11762,9 @@ static bool token_valid(slice token) /* what may stand in a header without endin
     return token.n > 0;
 }
 
-/* The query (or the form, with an identity token: the OAuth2 way) that asks for a pull token. */
+/* The query (or the form, with an identity token: the OAuth2 way) that asks for a pull token. Both
+ * are in distribution, spec/auth/: token.md and oauth.md. A challenge may leave the scope out; to
+ * pull is all that is ever wanted. */
 static void token_query(const fetch_session *f, slice challenge, slice identity, buf *out)
 {
     slice service = challenge_get(challenge, "service", f->a),
@@ -11711,6 +11786,8 @@ static bool realm_trusted(const url_parts *realm, const url_parts *registry)
     return realm->tls || (!registry->tls && !strcasecmp(realm->host, registry->host));
 }
 
+/* The token is `token`, or `access_token` as OAuth2 has it. When it ends (`expires_in`) is not
+ * looked at: the registry will answer 401, and a new one is asked for. */
 static int token_parse(fetch_session *f, fetch_host *h, slice body, error *e)
 {
     json *tree = json_parse(body, f->a, e);
@@ -11723,7 +11800,9 @@ static int token_parse(fetch_session *f, fetch_host *h, slice body, error *e)
 }
 
 /* Gets a token for pulling from the server that the challenge names (distribution's token
- * authentication): GET with Basic, or POST with the identity token. */
+ * authentication): GET with Basic, or POST with the identity token. -1: PERMISSION_DENIED also for
+ * a realm in clear; UNAVAILABLE when it may be asked again; most else is UNAUTHENTICATED:
+ * credentials are where the reader should look. */
 static int token_fetch(fetch_session *f, fetch_host *h, const url_parts *registry, slice challenge,
                        error *e)
 {
@@ -11766,7 +11845,9 @@ static int token_fetch(fetch_session *f, fetch_host *h, const url_parts *registr
                : 0;
 }
 
-/* Answers a 401: finds the challenge that we can meet and makes the Authorization value for it. */
+/* Answers a 401: finds the challenge that we can meet and makes the Authorization value for it.
+ * Bearer is preferred: a token is for one repository and some minutes, a password for all and for
+ * ever. */
 static int fetch_authorize(fetch_session *f, fetch_host *h, const url_parts *registry,
                            const http_reply *r, error *e)
 {
@@ -11788,7 +11869,13 @@ static int fetch_authorize(fetch_session *f, fetch_host *h, const url_parts *reg
     return f->session.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for credentials") : 0;
 }
 
-/* -- asking a registry ------------------------------------------------------------------------- */
+/* -- asking a registry ----------------------------------------------------------------------------
+ *
+ * No blob is ever held here: what comes from the server goes to the daemon, 64 KiB at a time, and
+ * cannot be taken back. So a try that was cut off is gone on with: the next asks for the rest
+ * (Range: RFC 9110, section 14.2), and of a server that gives all again it drops what the daemon
+ * has. If the two were not of one document, the daemon will see it by the digest, if it knows
+ * one. */
 
 /* The registry's own words for a refusal: {"errors": [{"code": ..., "message": ...}]}. */
 static const char *refusal_text(fetch_session *f, http_conn *c, http_reply *r)
@@ -11943,6 +12030,8 @@ static int fetch_copy(http_conn *c, http_reply *r, fetch_task *task, error *e)
                 task->ask.size);
 }
 
+/* One try. How far it came is in task->sent whatever its end, and the next goes on from there.
+ * Docker-Content-Digest is handed on as it is: the daemon, which has hashed the bytes, compares. */
 static int fetch_once(fetch_session *f, fetch_host *h, const url_parts *u, fetch_task *task,
                       error *e)
 {
@@ -11972,7 +12061,8 @@ static void sleep_ns(int64_t ns)
 
 /* Asks one host, again while there is hope: 0.1, 0.4, 1.6 s between the tries, or as long as the
  * server says. A try that brought a MiB starts the count anew, so a bad line ends a big layer late
- * but does end it. */
+ * but does end it. A mirror serves many registries and has to be told which is meant: `ns`, as
+ * containerd does (its docs/hosts.md). UNAVAILABLE is the one error that is tried again. */
 static int fetch_from(fetch_session *f, fetch_host *h, fetch_task *task, error *e)
 {
     url_parts u;
@@ -12025,6 +12115,8 @@ static int fetch_serve(fetch_session *f, fetch_task *task, error *e)
     return -1;
 }
 
+/* The rights go before the first byte is read. A token that came with the request is used from the
+ * beginning, without a challenge. */
 static int fetch_begin(fetch_session *f, error *e)
 {
     slice wire;
@@ -12089,6 +12181,8 @@ static int fetch_main(int argc, char **argv)
  *     skip_verify = true
  *     dial_timeout = "5s" */
 
+/* For a server on this machine, named without a scheme, http is meant: what is said to it goes over
+ * no network. */
 static bool host_is_loopback(slice authority)
 {
     slice host;
@@ -12265,6 +12359,8 @@ static void hosts_unknown(const hosts_reader *r, const json *table, bool top)
     }
 }
 
+/* One server more. [host."..."] and, for the registry itself, the top of the file have the same
+ * keys. -1: INVALID_ARGUMENT, RESOURCE_EXHAUSTED. */
 static int hosts_add(const hosts_reader *r, slice given, const json *table, error *e)
 {
     FetchSetup *setup = r->setup;
@@ -12609,7 +12705,12 @@ static slice id_hex(slice id)
     return slice_starts(id, "sha256:") ? (slice){ id.p + 7, id.n - 7 } : id;
 }
 
-/* -- read: what manifests and configs say ------------------------------------------------------ */
+/* -- read: what manifests and configs say ---------------------------------------------------------
+ *
+ * Three kinds of JSON document, image-index.md, manifest.md and config.md of the image-spec;
+ * docker's own differ from them in hardly more than the media types. What we do not know in one is
+ * passed over, as considerations.md of the image-spec demands. What we do use is checked here,
+ * while a mistake costs one helper: types, digests, sizes, NULs. */
 
 enum doc_kind { DOC_UNKNOWN, DOC_INDEX, DOC_MANIFEST, DOC_SCHEMA1, DOC_OTHER };
 
@@ -12666,6 +12767,9 @@ static int doc_classify(const json *doc, slice header, enum doc_kind *kind, erro
     return 0;
 }
 
+/* descriptor.md of the image-spec. `urls` would have us fetch from wherever the manifest's author
+ * likes, and for containerd that was a way to lose its credentials to him (CVE-2020-15157). A
+ * digest of another algorithm than SHA-256 is refused: file names are made of it. */
 static int doc_descriptor(const json *v, const char *what, Descriptor *out, error *e)
 {
     int64_t size = -1;
@@ -12730,7 +12834,7 @@ static bool entry_is_no_image(const json *entry)
 }
 
 /* The entry of an index that this machine should run: the highest level of the architecture that it
- * has, the first of equals. */
+ * has, the first of equals. -1: NOT_FOUND, with what there is instead; INVALID_ARGUMENT. */
 static int doc_choose(const json *index, slice platform, arena *a, ReadAnswer *out, error *e)
 {
     const json *entries = json_get(index, "manifests"), *best = NULL;
@@ -12767,6 +12871,10 @@ static bool layer_type_known(slice type)
     return false;
 }
 
+/* manifest.md. A config of another type belongs to something that is stored like an image and is
+ * none: a Helm chart, a signature. All is refused here that would be found out only after gigabytes
+ * have come: too many layers, a kind of layer that unpack cannot read. Without any layer overlay
+ * would have nothing to mount. -1: INVALID_ARGUMENT. */
 static int doc_manifest(const json *doc, arena *a, ReadAnswer *out, error *e)
 {
     const json *layers = json_get(doc, "layers");
@@ -12802,7 +12910,8 @@ static int doc_manifest(const json *doc, arena *a, ReadAnswer *out, error *e)
     return 0;
 }
 
-/* A list of texts, or of an object's keys. NULs are refused: no argument can hold one. */
+/* A list of texts, or of an object's keys. NULs are refused: no argument can hold one. Volumes is
+ * such an object: Go has no sets, and writes a table of nothings for one (config.md). */
 typedef struct { slice *p; size_t n; } slice_list;
 static int doc_texts(const json *v, const char *what, arena *a, slice_list *out, error *e)
 {
@@ -12841,7 +12950,9 @@ static int doc_labels(const json *labels, arena *a, ImageConfig *out, error *e)
     return 0;
 }
 
-/* The image config (image-spec, config.md): how to run it, and the layers it was made from. */
+/* The image config (image-spec, config.md): how to run it, and the layers it was made from. A list
+ * that is not there is an empty one. -1: INVALID_ARGUMENT; FAILED_PRECONDITION for the image of
+ * another system. */
 static int doc_config(const json *doc, arena *a, ReadAnswer *out, error *e)
 {
     slice_list env, entrypoint, cmd, volumes, diff_ids;
@@ -12937,6 +13048,8 @@ static int doc_rewrite(const ReadRequest *q, arena *a, ReadAnswer *out, error *e
     return same ? 0 : fail(e, GRPC_INVALID_ARGUMENT, "config: rootfs.diff_ids is ambiguous");
 }
 
+/* One request. What the server has called the document is told only when it is no JSON either: most
+ * often it is a page that wants somebody to log in. */
 static int doc_read(const ReadRequest *q, arena *a, ReadAnswer *out, error *e)
 {
     enum doc_kind kind = DOC_UNKNOWN;
@@ -12953,7 +13066,8 @@ static int doc_read(const ReadRequest *q, arena *a, ReadAnswer *out, error *e)
                              : doc_manifest(doc, a, out, e);
 }
 
-/* `krun read`: a ReadRequest comes in a frame, a ReadAnswer goes back, until fd 0 ends. */
+/* `krun read`: a ReadRequest comes in a frame, a ReadAnswer goes back, until fd 0 ends. Nothing of
+ * one request is there for the next: each has an arena of its own. */
 static int read_main(int argc, char **argv)
 {
     error e = { 0 };
@@ -12972,7 +13086,14 @@ static int read_main(int argc, char **argv)
     }
 }
 
-/* -- one directory, and few rights ------------------------------------------------------------- */
+/* -- one directory, and few rights ----------------------------------------------------------------
+ *
+ * Who makes or reads the files of a layer must be able to do so whoever owns them: it cannot become
+ * nobody. So these helpers stay root, in a chroot(2) of the one directory that they work on, with
+ * those capabilities that the work takes. CAP_SYS_CHROOT is given up, since with it a second chroot
+ * leads out of the first (chroot(2)); so would a descriptor of a directory outside, and they are
+ * given none. CAP_SYS_ADMIN, which some have to keep, is the right to much more than overlay's
+ * marks; mount(2), setns(2) and their like are kept from them by the filter of chapter 13. */
 
 /* Bits of the capabilities that making any file of an image takes: capabilities(7). SYS_ADMIN is
  * what the kernel asks for to set trusted.overlay.opaque, overlay's mark of a directory that hides
@@ -13014,7 +13135,8 @@ static int hide_devices(int fd, error *e)
     return 0;
 }
 
-/* Makes the directory `fd` all that this process can name, then drops rights to `capabilities`. */
+/* Makes the directory `fd` all that this process can name, then drops rights to `capabilities`. The
+ * way in comes first: it takes one of the rights that are dropped. */
 static int confine_to(int fd, uint32_t capabilities, error *e)
 {
     struct rlimit none = { 0, 0 };
@@ -13131,6 +13253,9 @@ static int walk_up(tree_walk *w, error *e)
     return failed;
 }
 
+/* The next entry of the lowest directory, or the way up at its end. What is gone between readdir(3)
+ * and fstatat(2) is no error here: of a layer the number of entries will tell, and in a container's
+ * own directory files come and go. */
 static int walk_step(tree_walk *w, error *e)
 {
     struct stat st;
@@ -13182,13 +13307,23 @@ static int seal_main(int argc, char **argv)
     return frame_write_message(STDOUT_FILENO, &UnpackAnswer_msg, &answer) ? 0 : 1;
 }
 
-/* -- unpack: a compressed tar stream into a directory ------------------------------------------ */
+/* -- unpack: a compressed tar stream into a directory ---------------------------------------------
+ *
+ * A layer has two digests: its descriptor's is of the bytes that the registry sends, and the daemon
+ * makes that; the diff-id in the config is of the tar that is inside (config.md, rootfs.diff_ids),
+ * and only who decompresses can make that. So unpack answers with it, and the daemon compares.
+ * Nothing is held in memory: decompressing runs ahead on a thread of its own, the other hashes and
+ * makes files. */
 
 /* A file that is still being written: `sizes` tells how far it has come, eight bytes little-endian
  * each time, and ends when the file does. So its writer never waits for us, and a download that was
  * cut off can go on from what lies there. */
 typedef struct { source source; int file, sizes; uint64_t at, end; } growing_source;
 
+/* Waits until there is something to read. Each eight bytes tell the whole size so far, not what was
+ * added, so of many only the last count. A write of so few is never split (pipe(7), PIPE_BUF), so
+ * eight or a multiple of it comes out. The end of the pipe is the end of the layer: whether it came
+ * too early, the daemon knows, which counts. */
 static ssize_t growing_read(source *s, uint8_t *p, size_t n, error *e)
 {
     growing_source *g = OWNER(s, growing_source, source);
@@ -13243,7 +13378,8 @@ static int unpack_stream(source *in, int root, UnpackAnswer *answer, char diff_i
 }
 
 /* `krun unpack`: fd 4 is the layer as the registry has it, fd 0 tells how much of it is there, fd 3
- * is the directory to fill; one UnpackAnswer goes to fd 1. */
+ * is the directory to fill; one UnpackAnswer goes to fd 1. The umask is 0, for modes come from the
+ * image. The seal is taken last, of what is on disk then and not of what was meant to be. */
 static int unpack_main(int argc, char **argv)
 {
     const uint32_t needed = CAP_BIT_CHOWN | CAP_BIT_DAC_OVERRIDE | CAP_BIT_FOWNER | CAP_BIT_FSETID |
@@ -13263,7 +13399,11 @@ static int unpack_main(int argc, char **argv)
     return frame_write_message(STDOUT_FILENO, &UnpackAnswer_msg, &answer) ? 0 : 1;
 }
 
-/* -- pack: a layer as a tar stream again ------------------------------------------------------- */
+/* -- pack: a layer as a tar stream again ----------------------------------------------------------
+ *
+ * The other direction, for `krun save`. The names, links and attributes in a layer are a stranger's
+ * too, so they are read with as little at stake as when they were written. It keeps two
+ * rights: to read any file, and to see overlay's marks (CAP_SYS_ADMIN, for trusted.*: xattr(7)). */
 
 enum { PACK_ROOT = 3 };
 
@@ -13368,6 +13508,10 @@ static slice archive_follow(slice name, slice target, arena *a)
     return arena_copy(a, buf_view(&path));
 }
 
+/* One pass over the headers, to know where each member's bytes lie: later they are wanted in
+ * another order than the archive has them. Links are kept by name: docker before version 25 writes
+ * a layer that two images have in common once, and for the other a link to it. Directories, devices
+ * and the like hold no bytes that anybody could ask for, and are passed over. */
 static int archive_index_tar(archive_view *ar, error *e)
 {
     tar_reader t;
@@ -13423,6 +13567,8 @@ static int archive_open(archive_view *ar, slice name, part_source *out, int *ope
     return fail(e, GRPC_NOT_FOUND, "the archive has no file %s", path);
 }
 
+/* All of a file, into the archive's arena. -1: INVALID_ARGUMENT if it has more than `max` bytes,
+ * and as archive_open. */
 static int archive_read(archive_view *ar, slice name, size_t max, slice *out, error *e)
 {
     part_source part;
@@ -13521,6 +13667,9 @@ static int archive_layout_image(archive_view *ar, const json *entry, ArchiveImag
     return doc_descriptor(entry, "index.json", out->manifest, e);
 }
 
+/* What images there are. Where there are both indexes, as docker writes them since version 25, the
+ * layout's is taken: its blobs have digests, while for docker's form every layer must be read once
+ * to give it one. -1: INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED. */
 static int archive_list(archive_view *ar, ArchiveIndex *out, error *e)
 {
     slice text;
@@ -13546,7 +13695,9 @@ static int archive_list(archive_view *ar, ArchiveIndex *out, error *e)
     return 0;
 }
 
-/* Makes the archive one that can be read anywhere: a compressed one is written out to the spool. */
+/* Makes the archive one that can be read anywhere: a compressed one is written out to the spool. A
+ * compressed one can be read only from the front. Both files are open before the rights go, and a
+ * descriptor stays good for whoever has it. */
 static int archive_begin(archive_view *ar, error *e)
 {
     struct stat st;
@@ -13571,7 +13722,8 @@ static int archive_begin(archive_view *ar, error *e)
     return got < 0 ? -1 : archive_index_tar(ar, e);
 }
 
-/* Sends a blob as fetch does. */
+/* Sends a blob as fetch does. -1: INVALID_ARGUMENT for a tag, NOT_FOUND, DATA_LOSS for more bytes
+ * than were asked for. That there are enough, and the right ones, is for the daemon to see. */
 static int archive_send(archive_view *ar, const FetchRequest *q, error *e)
 {
     uint8_t chunk[CHUNK];
@@ -13647,7 +13799,14 @@ static int archive_main(int argc, char **argv)
  *             images_fs_info
  * Bounds      a record 32 MiB */
 
-/* -- the store in memory ----------------------------------------------------------------------- */
+/* -- the store in memory --------------------------------------------------------------------------
+ *
+ * Two tables, of images and of layers, under one lock that is never held across what can block:
+ * ListImages and ImageStatus, which the kubelet asks for again and again, wait for no disk and no
+ * network. What is on disk changes under `writing`, which may be held for long.
+ *
+ * Nothing here is found by looking who refers to whom; all is counted. An image counts once at each
+ * of its layers, for as long as anybody holds it, and a container counts as well. */
 
 /* What images_open is told; borrowed until images_close. Texts that are not set are "" or NULL. */
 typedef struct {
@@ -13761,7 +13920,8 @@ static store_layer *layer_get(image_store *s, slice name)
     return *at;
 }
 
-/* What a layer takes on disk changes: when it comes (r), is damaged or goes (NULL). */
+/* What a layer takes on disk changes: when it comes (r), is damaged or goes (NULL). A record
+ * without a seal has only the sizes that the tar gave. */
 static void layer_measure(image_store *s, store_layer *l, const LayerRecord *r)
 {
     bool sealed = r && r->seal.entries;
@@ -13804,6 +13964,8 @@ static store_layer *layer_hold(image_store *s, slice name)
     return l;
 }
 
+/* One user less. A layer without users is not removed here: store_collect sees to it, in the
+ * background, for whoever calls this holds the lock. */
 static void layer_release(image_store *s, slice name)
 {
     store_layer *l = *layer_slot(s, name);
@@ -13850,7 +14012,8 @@ static bool image_has_name(const ImageRecord *r, slice full)
 }
 
 /* Finds an image by its whole ID, by a name (`full` is `given` normalised, or empty), or by the
- * beginning of an ID if only one begins so. Under the lock. */
+ * beginning of an ID if only one begins so. Under the lock. A name goes before the beginning of an
+ * ID, or "cafe" would mean another image as soon as some ID begins so. */
 static store_image *image_find(image_store *s, slice given, slice full)
 {
     store_image *by_name = NULL, *by_prefix = NULL;
@@ -13873,7 +14036,11 @@ static slice name_normalise(slice given, arena *a)
     return image_ref_parse(given, a, &ref, &ignored) == 0 ? ref.full : (slice){ NULL, 0 };
 }
 
-/* -- pins -------------------------------------------------------------------------------------- */
+/* -- pins -----------------------------------------------------------------------------------------
+ *
+ * When its disk gets full the kubelet removes images that no container uses, those unused for the
+ * longest time first. It leaves those that ListImages calls pinned (api.proto, Image.pinned): what
+ * a node cannot get again, or needs before it can get anything. */
 
 /* The setting image-pinned: names, completed as every name is; or patterns as CRI-O has them, with
  * a '*' in front, behind, or both, which stands for anything. What is neither is left out. */
@@ -13935,7 +14102,14 @@ static bool image_is_pinned(const image_store *s, const ImageRecord *r)
     return false;
 }
 
-/* -- flights ----------------------------------------------------------------------------------- */
+/* -- flights --------------------------------------------------------------------------------------
+ *
+ * Ten pods with the same image start at once, and the kubelet asks again for a pull that has taken
+ * too long for it: each would fetch the same bytes. So whoever wants something done looks whether a
+ * flight of that key is in the air. `refs` keep the flight's memory; `waiters`, of a pull, keep the
+ * work: when the last has gone away it is cancelled (pull_leave). A pull's flight brings the ID or
+ * the error to all of them; who has waited for a layer's looks afterwards whether the layer is
+ * there. A flight that has landed is on no list, so whoever comes then begins anew. */
 
 static void flight_unref(flight *f) /* under the lock */
 {
@@ -13966,6 +14140,8 @@ static flight *flight_join(image_store *s, const char *key, bool *first)
     return f;
 }
 
+/* Makes an eventfd readable, for good: nobody ever reads it. So any number of threads can poll(2)
+ * for it, together with what else they wait for, which a condition variable does not allow. */
 static void event_set(int fd)
 {
     uint64_t one = 1;
@@ -14025,7 +14201,12 @@ static void store_thread_ends(image_store *s) /* under the lock */
     if (--s->threads == 0) pthread_cond_broadcast(&s->idle);
 }
 
-/* -- layers that nobody needs ------------------------------------------------------------------ */
+/* -- layers that nobody needs ---------------------------------------------------------------------
+ *
+ * A layer may have a hundred thousand files, and removing it takes seconds: RemoveImage must not
+ * wait for that. So one thread, the sweeper, is started when there is something to remove and ends
+ * when there is nothing. It does not begin before images_collect: after a start the containers have
+ * first to claim what is theirs, or their layers would look unused. */
 
 /* Whether the layer can go: a damaged one that is being made anew has no user yet. Under the
  * lock. */
@@ -14052,7 +14233,9 @@ static bool layer_take_unused(image_store *s, store_layer *out)
     return false;
 }
 
-/* Removes a layer from disk: out of sight in one step, so that a kill leaves a .partial. */
+/* Removes a layer from disk: out of sight in one step, so that a kill leaves a .partial. The record
+ * goes before that: a directory that has none is put aside by the next start (open_clean), while
+ * one with a record counts as whole. */
 static void layer_delete(image_store *s, const store_layer *l)
 {
     error e;
@@ -14144,7 +14327,11 @@ static void store_collect(image_store *s)
     if (work) s->sweeping = store_thread(s, store_sweep, s);
 }
 
-/* -- records on disk --------------------------------------------------------------------------- */
+/* -- records on disk ------------------------------------------------------------------------------
+ *
+ * What must outlive the daemon is in files of JSON, which a person can read too. A new version of
+ * one is written beside the old and takes its place by rename(2), so there is always the old or the
+ * new. Disk first, memory second: what a caller has been told is in a file already. */
 
 enum { RECORD_VERSION = 1, RECORD_MAX = 32 * MIB };
 
@@ -14168,7 +14355,9 @@ static void record_text(const pb_message *m, const void *record, buf *out)
 
 typedef struct { int dir; const char *name; const pb_message *type; } record_file;
 
-/* Reads a record; its texts are the arena's. */
+/* Reads a record; its texts are the arena's. -1: NOT_FOUND, DATA_LOSS (the sum is wrong),
+ * INVALID_ARGUMENT, and what file_read says. A key that we do not know is passed over: a newer krun
+ * may have written it, and its `version` is to be seen by the caller. */
 static int record_read(record_file f, arena *a, void *out, error *e)
 {
     char digest[DIGEST_TEXT];
@@ -14260,7 +14449,8 @@ static int store_rewrite(image_store *s, const ImageRecord *r, error *e)
     return replaced ? 0 : -1;
 }
 
-/* Takes the tags of `r` away from every other image: a tag names one. Under `writing`. */
+/* Takes the tags of `r` away from every other image: a tag names one. Under `writing`. The list is
+ * read without `lock`: whoever changes it holds `writing` as well. */
 static int store_move_tags(image_store *s, const ImageRecord *r, error *e)
 {
     for (store_image *i = s->images; i; i = i->next) {
@@ -14307,7 +14497,8 @@ static int store_publish(image_store *s, ImageRecord *r, error *e)
     return failed ? -1 : 0;
 }
 
-/* Forgets an image and all its names. Under `writing`. */
+/* Forgets an image and all its names. Under `writing`. If its file cannot be removed nothing has
+ * changed. Layers go when nobody else counts on them. */
 static int store_forget(image_store *s, slice id, error *e)
 {
     char name[LAYER_NAME + 8];
@@ -14326,7 +14517,11 @@ static int store_forget(image_store *s, slice id, error *e)
     return 0;
 }
 
-/* -- what the services ask --------------------------------------------------------------------- */
+/* -- what the services ask ------------------------------------------------------------------------
+ *
+ * Whoever holds an image can read its record without a lock, since records never change. What is
+ * put into an answer is copied out of it (pb_copy), for the image may be gone when the answer is
+ * sent. */
 
 /* The image of that name, ID or beginning of an ID, which cannot go (nor its layers) before
  * image_drop; NULL if there is none. Memory only, from any thread. */
@@ -14365,6 +14560,9 @@ static void container_layers(image_store *s, const ContainerRecord *c,
     pthread_mutex_unlock(&s->lock);
 }
 
+/* Also a layer that is missing or damaged is claimed, and only a warning said: a container that
+ * runs has its root mounted whatever our tables say, and must still be seen, stopped and
+ * removed. */
 static void layer_claim(image_store *s, slice name)
 {
     store_layer *l = layer_hold(s, name);
@@ -14390,7 +14588,9 @@ static void image_layers_release(image_store *s, const ContainerRecord *c)
     container_layers(s, c, layer_unclaim);
 }
 
-/* The user of the config as CRI shows it: a number or a name, without the group. */
+/* The user of the config as CRI shows it: a number or a name, without the group. It is one of
+ * the two and never both (api.proto): by it the kubelet decides whether runAsNonRoot allows the
+ * image. */
 static void image_user(const ImageRecord *r, Image *out, Int64Value *uid)
 {
     uint64_t number;
@@ -14491,7 +14691,8 @@ static int image_remove(image_store *s, slice name, error *e)
 }
 
 /* Marks an image as pinned, for good, or takes the mark away; *now is whether it is pinned then,
- * for whatever reason. */
+ * for whatever reason. -1: NOT_FOUND, FAILED_PRECONDITION (the mark of the built-in image stays),
+ * INTERNAL. */
 static int image_pin(image_store *s, slice name, bool pin, bool *now, error *e)
 {
     int failed = 0;
@@ -14561,7 +14762,15 @@ static int images_fs_info(image_store *s, const tree_sum *containers, arena *a,
  * Gives       image_pull, image_pull_watched, pull_run (for other sources), helper_*
  * Bounds      three layers at once; image-verify 60 s; those of chapters 13 and 14 */
 
-/* -- helper processes, as the daemon sees them ------------------------------------------------- */
+/* -- helper processes, as the daemon sees them ----------------------------------------------------
+ *
+ * The daemon's end of the pipes. A helper may break, hang or lie, and that must cost the one
+ * request and nothing else: each wait ends when the work is cancelled, each length is held against
+ * a bound before memory is taken, and the end of a helper is never waited for without a signal that
+ * ends it. None of this is called with a lock held.
+ *
+ * There is no clock here. What a helper waits for has one of its own (HTTP_STALL), and what it
+ * computes ends. */
 
 /* A role of krun's that was started, and two pipes to it. Every wait on it also ends when cancel_fd
  * (borrowed; -1 for none) gets readable. */
@@ -14582,7 +14791,10 @@ static void helper_stop(helper *h)
     *h = helper_none;
 }
 
-/* Starts `krun <role>`; `extra` become its descriptors 3 and 4, -1 for none. */
+/* Starts `krun <role>`; `extra` become its descriptors 3 and 4, -1 for none. Its environment is
+ * empty, and what it says on its standard error goes where ours does. To it we write without
+ * blocking: one that does not read must not keep us from being cancelled. -1: RESOURCE_EXHAUSTED,
+ * INTERNAL. */
 static int helper_start(helper *h, const char *role, const int extra[2], int cancel_fd, error *e)
 {
     int in[2], out[2], program = self_program(e);
@@ -14631,6 +14843,7 @@ static int helper_ended(const helper *h, error *e)
     return fail(e, GRPC_INTERNAL, "krun %s ended before it answered", h->role);
 }
 
+/* All n bytes. -1: CANCELLED; INTERNAL when it has ended before, with the reason. */
 static int helper_read(const helper *h, void *p, size_t n, error *e)
 {
     for (uint8_t *at = p; n;) {
@@ -14671,6 +14884,8 @@ static int helper_send(const helper *h, const pb_message *m, const void *msg, er
     return helper_write(h, size, 4, e) < 0 ? -1 : helper_write(h, wire.p, wire.n, e);
 }
 
+/* One frame, decoded into the arena. -1: RESOURCE_EXHAUSTED also for a frame longer than any may
+ * be. */
 static int helper_receive(const helper *h, const pb_message *m, arena *a, void *out, error *e)
 {
     uint8_t size[4];
@@ -14703,7 +14918,9 @@ static void sink_open(blob_sink *s, buf *memory)
     sha256_init(&s->hash);
 }
 
-/* Hashes what has got to its place, and says that it is there. */
+/* Hashes what has got to its place, and says that it is there. After the write and never before:
+ * unpack reads up to what it was told and takes a file that is shorter for damage
+ * (growing_read). */
 static int sink_count(blob_sink *s, const uint8_t *p, size_t n, error *e)
 {
     uint8_t told[8];
@@ -14714,6 +14931,8 @@ static int sink_count(blob_sink *s, const uint8_t *p, size_t n, error *e)
     return s->unpack ? helper_write(s->unpack, told, sizeof told, e) : 0;
 }
 
+/* What is hashed is what came, not what then lies in the file. That the disk gives back the same is
+ * seen by the diff-id, which unpack makes of what it has read there. */
 static int sink_add(blob_sink *s, const uint8_t *p, size_t n, error *e)
 {
     if (s->memory) buf_add(s->memory, p, n);
@@ -14739,7 +14958,10 @@ static int sink_resume(blob_sink *s, error *e)
     return 0;
 }
 
-/* Asks a source (fetch or archive) for a blob and hands on its bytes. `answer` is the arena's. */
+/* Asks a source (fetch or archive) for a blob and hands on its bytes. `answer` is the arena's. -1:
+ * what the source answers; INTERNAL for one that breaks the rules; CANCELLED; what the sink says,
+ * also EPIPE (helper_write). Then the rest of the body is still in the pipe, and the source is of
+ * no more use. */
 static int source_get(const helper *from, const FetchRequest *q, blob_sink *to, arena *a, error *e)
 {
     uint8_t size[4], *chunk = arena_alloc(a, CHUNK);
@@ -14802,7 +15024,9 @@ static bool seal_broken(const tree_sum *want, const tree_sum *got, char why[WHY]
     return n || want->bytes != got->bytes || want->sum != got->sum;
 }
 
-/* Forgets every image that has this layer: the kubelet then sees that it must pull. */
+/* Forgets every image that has this layer: the kubelet then sees that it must pull. One at a time,
+ * since store_forget takes the lock itself. Under `writing` from the first to the last, so that
+ * none of them comes back meanwhile. */
 static void images_forget_layer(image_store *s, slice layer)
 {
     error e = { 0 };
@@ -14870,7 +15094,8 @@ static bool layer_grab(image_store *s, const char *name)
 }
 
 /* The thorough look, for who has the layer's flight. 1: it is whole and has one more user; 0: it is
- * damaged or missing, as *e says; -1: it could not be told. */
+ * damaged or missing, as *e says; -1: it could not be told. The walk is done without the lock; the
+ * user that is counted before it keeps `l` in the table. */
 static int layer_examine(image_store *s, const char *name, int cancel_fd, error *e)
 {
     char why[WHY] = "";
@@ -14917,7 +15142,13 @@ static int layer_check(image_store *s, slice layer, int cancel_fd, error *e)
     }
 }
 
-/* -- one pull or load -------------------------------------------------------------------------- */
+/* -- one pull or load -----------------------------------------------------------------------------
+ *
+ * A source gives blobs by their digests; `krun read` says what the documents among them mean;
+ * threads get layers, each as in the next section; and the record, written last, makes it an
+ * image. Until then there are only layers that nobody counts on but the pull, so one that fails
+ * leaves nothing to undo: it releases them (pull_end), and the sweeper removes those that no
+ * other wants. */
 
 /* What a pull knows and holds. The source is a fetch, or the archive of a load. The members below
  * `lock` are shared by the threads that get its layers. */
@@ -14956,13 +15187,16 @@ static int reader_ask(const helper *reader, const ReadRequest *q, arena *a, Read
     return out->code ? fail(e, out->code, "%.*s", PR(out->message)) : 0;
 }
 
+/* Asks the pull's own reader; the answer lives as long as the pull. */
 static int pull_read(pull_state *p, const ReadRequest *q, ReadAnswer *out, error *e)
 {
     return reader_ask(&p->reader, q, &p->a, out, e);
 }
 
 /* Gets a small blob into memory and holds it against its descriptor; without one (a tag) any digest
- * is right. Its digest goes to `digest`. */
+ * is right. Its digest goes to `digest`. -1: DATA_LOSS when they differ, and what source_get says.
+ * A descriptor says for certain what a document must be. Docker-Content-Digest comes from the same
+ * server as the bytes, so it shows a mistake on the way and no more. */
 static int pull_document(pull_state *p, const FetchRequest *q, const Descriptor *want,
                          ReadRequest *out, error *e)
 {
@@ -15023,7 +15257,10 @@ static slice platform_ours(arena *a)
 
 enum { INDEX_DEPTH = 2 };
 
-/* From what was asked for down to the manifest of this machine's platform. */
+/* From what was asked for down to the manifest of this machine's platform. An index may list
+ * indexes (image-index.md); INDEX_DEPTH is the bound, or each could lead to one more. The type in a
+ * descriptor is believed before that of the reply: the first is under a digest, the second is
+ * whatever the server says. */
 static int pull_manifest(pull_state *p, slice reference, const Descriptor *known, error *e)
 {
     Descriptor want, *must = NULL;
@@ -15045,6 +15282,9 @@ static int pull_manifest(pull_state *p, slice reference, const Descriptor *known
     return fail(e, GRPC_INVALID_ARGUMENT, "an index in an index in an index");
 }
 
+/* The config has the diff-ids, the manifest the blobs, of the same layers in the same order, bottom
+ * first (config.md). That there are as many of one as of the other is all that can be seen now;
+ * whether they belong together shows when a layer is unpacked. */
 static int pull_config(pull_state *p, error *e)
 {
     ReadRequest q;
@@ -15080,7 +15320,17 @@ static int dir_each(image_store *s, int fd, int (*each)(image_store *, const cha
     return failed;
 }
 
-/* -- one layer --------------------------------------------------------------------------------- */
+/* -- one layer ------------------------------------------------------------------------------------
+ *
+ * How a layer comes to be, and what lies on disk at each step:
+ *
+ *   layer_need     is it there, or does somebody make it? Else it is ours to make
+ *   spool_open     blobs/<digest>.part                 what has come, also of an earlier try
+ *   layer_begin    layers/<diff-id>-<salt>.partial     the directory that unpack fills
+ *   layer_stream   (both grow)                         then both digests are compared
+ *   layer_commit   layers/<diff-id>.json, then the directory gets its name
+ *
+ * Up to the rename a kill leaves only what the next start removes, or goes on with. */
 
 /* A blob while it comes, in blobs/<digest>.part: so that a download goes on where it was cut off,
  * also by the end of the daemon, and is never slower than the network. It goes when its layer is
@@ -15099,6 +15349,8 @@ static void spool_close(blob_spool *b)
     b->part[0] = '\0';
 }
 
+/* A file that no directory has, and that ends with its last descriptor however we end (open(2),
+ * O_TMPFILE). It is opened once more for unpack, for a descriptor that only reads. */
 static int spool_open_nameless(const image_store *s, blob_spool *b, error *e)
 {
     char self[64];
@@ -15110,7 +15362,9 @@ static int spool_open_nameless(const image_store *s, blob_spool *b, error *e)
     return fail_sys(e, GRPC_INTERNAL, "open a file in blobs/ again"), spool_close(b), -1;
 }
 
-/* Opens what there is of a blob, or begins it; `fresh` throws away what there is. */
+/* Opens what there is of a blob, or begins it; `fresh` throws away what there is. The lock
+ * (flock(2)) is of b->write alone, as b->read is an open of its own: so it does not go to unpack,
+ * and goes with us even at kill -9. -1: INTERNAL. */
 static int spool_open(const image_store *s, const Descriptor *d, bool fresh, blob_spool *b,
                       error *e)
 {
@@ -15184,7 +15438,9 @@ static LayerRecord layer_record(slice diff_id, const UnpackAnswer *a)
 }
 
 /* The bytes from the source through the hash to where unpack reads them, and both digests held
- * against what the manifest and the config promise. */
+ * against what the manifest and the config promise. -1: DATA_LOSS for bytes that are others than
+ * promised; what the source and unpack say. When unpack has stopped and the write to it failed, its
+ * answer is what is told: it knows why. */
 static int layer_stream(const helper *from, helper *unpack, const layer_plan *l, LayerRecord *out,
                         error *e)
 {
@@ -15271,7 +15527,9 @@ static int layer_fill(pull_state *p, const helper *from, layer_plan *l, LayerRec
     }
 }
 
-/* Names what was filled: its record first, then the rename, which is what makes the layer be. */
+/* Names what was filled: its record first, then the rename, which is what makes the layer be.
+ * Nothing is synced here: store_publish does it once for all layers, and before that no image
+ * counts on them. */
 static int layer_commit(image_store *s, const layer_plan *l, const LayerRecord *r, error *e)
 {
     char file[LAYER_NAME + 16];
@@ -15287,6 +15545,8 @@ static int layer_commit(image_store *s, const layer_plan *l, const LayerRecord *
     return 0;
 }
 
+/* Makes a layer and holds it for the pull. What it leaves of the blob on its way out is for
+ * spool_end to say. -1: as layer_fill; INTERNAL when it cannot be named. */
 static int layer_make(pull_state *p, helper *from, layer_plan *l, error *e)
 {
     LayerRecord r = { 0 };
@@ -15378,6 +15638,8 @@ static void *pull_layers_thread(void *arg)
     return NULL;
 }
 
+/* All layers, on this thread and up to two more. Fewer threads than wanted are no error. A load has
+ * one source, which is one stream of answers, so it has one thread. */
 static int pull_layers(pull_state *p, error *e)
 {
     pthread_t more[LAYERS_AT_ONCE - 1];
@@ -15414,6 +15676,10 @@ typedef struct {
     const ImportSource *import; /* NULL: it comes from nowhere in the import directory */
 } pull_wish;
 
+/* Makes the image of what has come. Its ID is the config's digest, which names what it is and not
+ * how it was compressed: so containerd has it too, and an image pushed to two registries is one
+ * image here. As RepoDigests it has the digest of what was asked for, an index's too, since that is
+ * what can be pulled again. -1: as store_publish. */
 static int pull_record(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], error *e)
 {
     slice digest_name = slice_of(arena_printf(&p->a, "%.*s@%s", PR(w->name), p->digest));
@@ -15513,6 +15779,9 @@ static int verify_refused(const verify_question *q, int status, const verify_out
                 text.n ? ": " : "", PR(buf_view(&text)));
 }
 
+/* Runs the program once, in a session of its own so that all it starts can be ended with it. It
+ * gets an environment of four variables and nothing of ours. 0: yes. -1: no, it could not be asked,
+ * or CANCELLED. */
 static int verify_run(const verify_question *q, error *e)
 {
     int ends[2];
@@ -15566,6 +15835,7 @@ static int pull_verify(pull_state *p, const pull_wish *w, error *e)
     return verify_ask(&q, e);
 }
 
+/* Ends the helpers and releases the layers: by now an image counts on them, or they may go. */
 static void pull_end(pull_state *p)
 {
     helper_stop(&p->source);
@@ -15606,7 +15876,8 @@ static int pull_show(pull_state *p, error *e)
     return 0;
 }
 
-/* The whole of a pull, once its source is there. */
+/* The whole of a pull, once its source is there. The order is that of the price: what is refused by
+ * the manifest or by image-verify costs no layer. */
 static int pull_run(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], error *e)
 {
     if (p->reader.pidfd < 0 &&
@@ -15617,7 +15888,13 @@ static int pull_run(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], err
     return pull_record(p, w, id, e);
 }
 
-/* -- PullImage --------------------------------------------------------------------------------- */
+/* -- PullImage ------------------------------------------------------------------------------------
+ *
+ * A call of the CRI is a waiter, no more: it joins a flight and leaves it (pull_join, pull_leave).
+ * The work is done by a thread of the store. A kubelet that gives up a call and makes it again
+ * finds the same pull further on, as long as anybody waited in between; if nobody did it was
+ * cancelled, and the blobs' beginnings are there only if the network or the daemon's end had cut
+ * them off (layer_cut_off). */
 
 /* A pull on its own thread: it outlives the call that began it if others have joined. */
 typedef struct { image_store *store; flight *f; arena a; PullImageRequest request; } pull_order;
@@ -15696,6 +15973,9 @@ static void pull_log(const pull_state *p, slice name, const char *id, int64_t ns
              p->f->nlayers - fetched);
 }
 
+/* The whole of an order: what can be told without a helper comes first, a bad name, a bad
+ * hosts.toml, bad credentials. A digest in the reference is the descriptor of what must come
+ * (`known`), and then the image gets no tag from it. */
 static int pull_order_run(pull_order *o, char id[DIGEST_TEXT], error *e)
 {
     pull_state p;
@@ -15746,7 +16026,7 @@ static void *pull_thread(void *arg)
     return NULL;
 }
 
-/* The thread takes over the caller's reference to f. Under the lock. */
+/* Gives the pull a thread, which has a reference to f of its own. Under the lock. */
 static bool pull_begin_thread(image_store *s, flight *f, const PullImageRequest *in)
 {
     pull_order *o = calloc(1, sizeof *o);
@@ -15760,7 +16040,9 @@ static bool pull_begin_thread(image_store *s, flight *f, const PullImageRequest 
     return free(o), false;
 }
 
-/* Two pulls are the same one if they want the same name with the same credentials. */
+/* Two pulls are the same one if they want the same name with the same credentials. With other
+ * credentials it is another pull: whoever joined one would be told that he may have what he has no
+ * right to. The key has their hash, for keys get into errors. */
 static char *pull_key(const image_ref *ref, const AuthConfig *auth, arena *a)
 {
     sha256 h;
@@ -15828,7 +16110,8 @@ typedef struct {
 
 enum { PULL_TICK_MS = 200 };
 
-/* Brings *now up to date. Whether anything has changed. */
+/* Brings *now up to date. Whether anything has changed. Once there, the list of layers stays as
+ * long as the flight, to which the caller has a reference; so it is read without the lock. */
 static bool pull_look(image_store *s, const flight *f, arena *a, KrunPullProgress *now)
 {
     pthread_mutex_lock(&s->lock);
@@ -15887,7 +16170,12 @@ static int image_pull_watched(image_store *s, const PullImageRequest *in, int ca
  *             import_open, import_close
  * Bounds      256 images an archive; those of chapters 13 and 14 */
 
-/* -- krun load --------------------------------------------------------------------------------- */
+/* -- krun load ------------------------------------------------------------------------------------
+ *
+ * `krun archive` stands where `krun fetch` does in a pull, and is asked in the same words; so
+ * all that chapter 16 checks is checked here too, and a layer that is there already is not
+ * unpacked again. What a load has and a pull has not is names, which an archive gives to its
+ * images itself. */
 
 /* The full name that a load gives for what the archive says: a reference as it is; a mere tag, or
  * nothing, becomes localhost/<the file's name>:<tag>. Empty when no name can be made of it. */
@@ -15924,7 +16212,9 @@ static bool load_note(arena *a, slice_list *list, const slice *more, size_t n)
     return grown;
 }
 
-/* One image. The helper is lent to its pull, and taken back. */
+/* One image. The helper is lent to its pull, and taken back. A name with a digest is left out: the
+ * digest is of what a registry had, which need not be what the archive has. -1: INVALID_ARGUMENT,
+ * as pull_run. */
 static int load_one(load_state *l, const ArchiveImage *given, error *e)
 {
     pull_state p;
@@ -15959,6 +16249,10 @@ static int load_all(load_state *l, error *e)
     return 0;
 }
 
+/* Opens the archive and loads what is in it. The path is opened with the rights of the daemon and
+ * not with those of who asks: one reason more for a socket that is root's alone. O_NONBLOCK: a FIFO
+ * of that name would hold us before it could be refused. The spool has no name and ends with us.
+ * -1: INVALID_ARGUMENT, NOT_FOUND, INTERNAL, as load_one. */
 static int load_run(load_state *l, error *e)
 {
     const char *path = l->path;
@@ -16071,6 +16365,8 @@ static int save_member(save_state *s, const char *name, slice bytes, error *e)
     return save_padding(s, bytes.n, e);
 }
 
+/* What is in the archive already: by its digest, or with `of` what that layer was packed into. A
+ * layer that ten images have in common is written once. */
 static const save_blob *save_find(const save_state *s, slice digest, slice of)
 {
     for (const save_blob *b = s->blobs; b; b = b->next)
@@ -16122,6 +16418,9 @@ static int save_pack(const helper *pack, tar_sink *copy, uint64_t max, save_blob
     return 0;
 }
 
+/* Packs a layer once to know its digest and once to write it. The second time there can come no
+ * more than the first (save_pack's `max`), so a layer that grows meanwhile does not overrun the
+ * member whose size is written already; one that changes otherwise ends the save. */
 static const save_blob *save_packed_by(save_state *s, const helper *pack, slice diff_id, error *e)
 {
     save_blob first, again;
@@ -16182,6 +16481,9 @@ static const save_blob *save_kept(save_state *s, const Descriptor *d, error *e)
     return save_padding(s, d->size, e) < 0 ? NULL : made;
 }
 
+/* Each layer as it was sent, if it was kept, else packed. `kept` at the end: all of them were, so
+ * the old manifest and config still say the truth. One packed layer is enough for new ones, which
+ * then have the digest of that tar as its diff-id. */
 static int save_layers(save_state *s, save_image *i, error *e)
 {
     size_t n = i->config.diff_ids.n;
@@ -16233,6 +16535,8 @@ static int save_new_documents(save_state *s, save_image *i, error *e)
     return (i->new_manifest = save_document(s, buf_view(&text), e)) ? 0 : -1;
 }
 
+/* The documents as they came, byte for byte: their digests stay, and with them the ID and whatever
+ * has been signed. */
 static int save_old_documents(save_state *s, save_image *i, error *e)
 {
     i->type = i->manifest.media_type;
@@ -16308,6 +16612,9 @@ static int save_one(save_state *s, const ImageRecord *r, slice given, error *e)
     return 0;
 }
 
+/* The whole archive. index.json and manifest.json come last, for only then is it known what is
+ * in them; who reads a layout looks for them by name (image-layout.md), wherever in the tar they
+ * are. */
 static int save_all(save_state *s, const slice *names, const ImageRecord *const *records, size_t n,
                     error *e)
 {
@@ -16369,6 +16676,8 @@ typedef struct {
     buf config;
 } self_image;
 
+/* The header, the config and both digests. The program lies between head and tail and is hashed
+ * there where it is mapped: no copy of it is made. */
 static bool self_describe(self_image *self, arena *a)
 {
     slice none = { NULL, 0 }, ours = platform_ours(a);
@@ -16411,6 +16720,8 @@ static int self_unpack(const self_image *self, int file, helper *unpack, LayerRe
     return 0;
 }
 
+/* As layer_make, with ourselves for a source: no manifest promises a digest of a blob here, and
+ * there is nothing of an earlier try to go on with. */
 static int self_make_layer(image_store *s, const self_image *self, error *e)
 {
     error ignored;
@@ -16467,6 +16778,8 @@ static int self_publish(image_store *s, const self_image *self, error *e)
     return store_publish(s, &r, e);
 }
 
+/* The new one first, then the old one goes: at no moment is there none. The name moves with the tag
+ * (store_move_tags). */
 static int self_install(image_store *s, const self_image *self, slice old_id, error *e)
 {
     if (self_layer(s, self, e) < 0) return -1;
@@ -16595,7 +16908,23 @@ static int images_check(check_run *c, const KrunCheckImagesRequest *in,
     return failed;
 }
 
-/* -- opening the store ------------------------------------------------------------------------- */
+/* -- opening the store ----------------------------------------------------------------------------
+ *
+ * What a kill or a power cut can leave, and what becomes of it:
+ *
+ *   layers/<diff-id> and its .json     a layer; looked at before its first use
+ *   only one of the two                the record goes; the directory is put aside, as a container
+ *                                      may still run in it
+ *   layers/<diff-id>-<salt>.partial    goes
+ *   images/.<name>.tmp                 goes
+ *   images/<ID>.json, unreadable       put aside as bad-<time>-..., for a person to look at
+ *   images/<ID>.json, a layer missing  goes: the kubelet pulls it again
+ *   blobs/<digest>.part                stays for a day
+ *   blobs/<digest> of no layer         goes
+ *
+ * Layers are read before images, which count on them, and what is left over of them goes after
+ * that. -1 is only for what a person must see to: a record of a newer krun, a disk that fails, too
+ * few descriptors. */
 
 static bool name_is_record(const char *name, slice *hex) /* <64 digits>.json */
 {
@@ -16676,6 +17005,9 @@ static bool record_has_layers(image_store *s, const ImageRecord *r)
     return true;
 }
 
+/* A record that cannot be read is put aside and not removed: unlike a layer's, it says what nobody
+ * else knows, an image's names and pins. One of a newer krun ends the start: if it were passed
+ * over, the sweeper would remove the layers that only it counts on. */
 static int open_image(image_store *s, const char *name, error *e)
 {
     slice hex;
@@ -17072,7 +17404,9 @@ static void *import_run(void *arg)
     return NULL;
 }
 
-/* Has the thread look at a name. Under the lock. */
+/* Has the thread look at a name. Under the lock. One that waits already is not added again: a
+ * layout of a thousand files is one name. The thread is started when there is a name and ends when
+ * there is none. */
 static void import_push(image_import *m, const char *name, bool whole)
 {
     bool first;
@@ -17091,7 +17425,9 @@ static void import_push(image_import *m, const char *name, bool whole)
     m->running = NULL;
 }
 
-/* One event. Under the lock. */
+/* One event. Under the lock. What a full queue has lost nobody can say (IN_Q_OVERFLOW), so then
+ * everything is looked at. A watch that has ended leads to a look at its name, which begins a new
+ * one if the directory is there again. */
 static void import_event(image_import *m, const struct inotify_event *event, const char *name)
 {
     import_watch **at = &m->watches, *w;
@@ -17112,6 +17448,8 @@ static void import_event(image_import *m, const struct inotify_event *event, con
     if (*w->name && !created) import_push(m, w->name, true);
 }
 
+/* The loop's thread. read(2) gives whole events only (inotify(7)); they are copied out of the
+ * buffer, where they need not be aligned. */
 static void import_ready(watch *w, uint32_t events)
 {
     image_import *m = OWNER(w, image_import, notify);
