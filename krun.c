@@ -10436,7 +10436,8 @@ static bool dns_take_reply(slice reply, dns_question *q, uint16_t port, ip_addre
     slice head, skipped;
     if (reply.n < q->n || memcmp(reply.p, q->packet, 2) || !(reply.p[2] & 0x80)) return false;
     if (reply.p[4] != 0 || reply.p[5] != 1) return false;
-    if (strncasecmp((const char *)reply.p + 12, (const char *)q->packet + 12, q->n - 12))
+    if (strncasecmp((const char *)reply.p + 12, (const char *)q->packet + 12, q->n - 16) ||
+        memcmp(reply.p + q->n - 4, q->packet + q->n - 4, 4)) /* type and class */
         return false;
     unsigned records = reply.p[6] * 256U + reply.p[7], type;
     unsigned rcode = reply.p[3] & 15;
@@ -11136,10 +11137,10 @@ static bool frame_write_message(int fd, const pb_message *m, const void *msg)
 static int become_nobody(error *e)
 {
     struct rlimit none = { 0, 0 };
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (geteuid() == 0 && (setgroups(0, NULL) < 0 || setresgid(65534, 65534, 65534) < 0 ||
                            setresuid(65534, 65534, 65534) < 0))
         return fail_sys(e, GRPC_INTERNAL, "become nobody");
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* now, for a change of ids clears it: prctl(2) */
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return fail_sys(e, GRPC_INTERNAL, "no_new_privs");
     prctl(PR_SET_DUMPABLE, 0);
@@ -12210,7 +12211,7 @@ static int hosts_base(slice given, bool override_path, arena *a, slice *out, err
 
 static bool hosts_can(const json *capabilities, const char *what)
 {
-    bool can = !capabilities;
+    bool can = !capabilities || !capabilities->n; /* an empty list is all, as none is */
     for (size_t i = 0; capabilities && i < capabilities->n; i++)
         can = can || slice_is(json_text(&capabilities->items[i]), what);
     return can;
@@ -15289,13 +15290,14 @@ static int pull_config(pull_state *p, error *e)
 {
     ReadRequest q;
     const Descriptor *d = p->manifest.config;
-    if (!d || !p->manifest.layers.n)
-        return fail(e, GRPC_INTERNAL, "krun read: a manifest without config or layers");
+    size_t layers = p->manifest.layers.n;
+    if (!d || !layers || layers > LAYERS_MAX || d->size > CONFIG_MAX) /* it should have said so */
+        return fail(e, GRPC_INTERNAL, "krun read: a manifest without bounds");
     FetchRequest get = { .reference = d->digest, .size = d->size };
     if (pull_document(p, &get, d, &q, e) < 0) return -1;
     if (pull_read(p, &q, &p->config, e) < 0) return -1;
     p->config_json = q.body;
-    size_t ids = p->config.diff_ids.n, layers = p->manifest.layers.n;
+    size_t ids = p->config.diff_ids.n;
     if (ids != layers)
         return fail(e, GRPC_INVALID_ARGUMENT,
                     "config: rootfs.diff_ids has %zu entries for %zu layers", ids, layers);
@@ -15362,16 +15364,29 @@ static int spool_open_nameless(const image_store *s, blob_spool *b, error *e)
     return fail_sys(e, GRPC_INTERNAL, "open a file in blobs/ again"), spool_close(b), -1;
 }
 
+/* Whether a layer that is there was unpacked from this blob, and the blob kept. Then it is not to
+ * be taken for another layer, which only a config that lies asks for. */
+static bool blob_has_layer(image_store *s, const char *blob)
+{
+    bool found = false;
+    pthread_mutex_lock(&s->lock);
+    for (size_t b = 0; b < STORE_BUCKETS && !found; b++)
+        for (const store_layer *l = s->layers[b]; l && !found; l = l->next)
+            found = !strcmp(l->blob, blob) && !l->damaged[0];
+    pthread_mutex_unlock(&s->lock);
+    return found;
+}
+
 /* Opens what there is of a blob, or begins it; `fresh` throws away what there is. The lock
  * (flock(2)) is of b->write alone, as b->read is an open of its own: so it does not go to unpack,
  * and goes with us even at kill -9. -1: INTERNAL. */
-static int spool_open(const image_store *s, const Descriptor *d, bool fresh, blob_spool *b,
-                      error *e)
+static int spool_open(image_store *s, const Descriptor *d, bool fresh, blob_spool *b, error *e)
 {
     struct stat st;
     *b = (blob_spool){ .write = -1, .read = -1 };
     snprintf(b->name, sizeof b->name, "%.*s", PR(id_hex(d->digest)));
     snprintf(b->part, sizeof b->part, "%s.part", b->name);
+    if (blob_has_layer(s, b->name)) return spool_close(b), spool_open_nameless(s, b, e);
     renameat(s->blobs_fd, b->name, s->blobs_fd, b->part); /* kept, but its layer is not */
     b->write = openat(s->blobs_fd, b->part, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (b->write >= 0) b->read = openat(s->blobs_fd, b->part, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
@@ -15507,8 +15522,9 @@ static bool layer_cut_off(pull_state *p, const error *e)
 }
 
 /* Fills the .partial directory. What an earlier try has left of the blob may be damaged: then the
- * digest says so, and the second time all is asked for. */
-static int layer_fill(pull_state *p, const helper *from, layer_plan *l, LayerRecord *out, error *e)
+ * digest says so, and the second time all is asked for, from a source started anew: the old one may
+ * be in the middle of its answer. */
+static int layer_fill(pull_state *p, helper *from, layer_plan *l, LayerRecord *out, error *e)
 {
     bool fresh = !p->setup; /* an archive is here already */
     for (;;) {
@@ -15523,6 +15539,8 @@ static int layer_fill(pull_state *p, const helper *from, layer_plan *l, LayerRec
         if (!again) return -1;
         log_warn("layer %.*s: what an earlier try had left of it is no good (%s): asked for anew",
                  PR(l->blob->digest), e->text);
+        helper_stop(from);
+        if (pull_source(p, from, e) < 0) return -1;
         fresh = true;
     }
 }

@@ -195,6 +195,9 @@ TEST(dns_takes_addresses_and_no_more_than_the_reply_holds)
     other.packet[0] ^= 1;
     slice good = dns_reply_to(&q, cname_then_a, sizeof cname_then_a - 1, 2, 0, &reply);
     CHECK(!dns_take_reply(good, &other, 80, &out)); /* another id */
+    other = q;
+    other.packet[q.n - 3] = DNS_AAAA;
+    CHECK(!dns_take_reply(good, &other, 80, &out)); /* another type of the same name */
     for (size_t n = 0; n < q.n; n++) CHECK(!dns_take_reply((slice){ good.p, n }, &q, 80, &out));
     dns_take_reply(dns_reply_to(&q, "", 0, 0, 2, &reply), &q, 80, &out);
     CHECK(q.truncated && !q.answered);

@@ -81,7 +81,7 @@ TEST(hosts_toml_says_whom_to_ask)
     close(temp_dir(dir));
     put_hosts_toml(dir, "registry.k8s.io", "[host.\"http://127.0.0.1:5000\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
     put_hosts_toml(dir, "gcr.io", "server = \"http://127.0.0.1:7/\"\n[host.\"http://m1\"]\ncapabilities = [\"resolve\"]\n"
-                   "[host.\"http://m2/path\"]\ncapabilities = [\"pull\"]\noverride_path = true\n[host.\"h3:9/v2\"]\n");
+                   "[host.\"http://m2/path\"]\ncapabilities = [\"pull\"]\noverride_path = true\n[host.\"h3:9/v2\"]\ncapabilities = []\n");
     put_hosts_toml(dir, "own.example", "[host.\"https://own.example:443\"]\n[host.\"http://own.example\"]\n[host.\"https://own.example:1\"]\n");
     put_hosts_toml(dir, "ghcr.io_443_", "[host.\"http://underscored\"]\n");
     for (size_t i = 0; i < COUNT(rows); i++) {

@@ -634,6 +634,13 @@ TEST(image_blobs_are_kept_with_their_layer_when_asked)
     images_collect(x.s);
     CHECK(stat(blob, &st) == 0);
     CHECK_INT(files_in(&x, "blobs"), 1);
+    /* A config that gives the same blob another diff-id is refused, and takes the kept blob from nobody. */
+    fake lying;
+    fake_up(&lying, "{\"os\":\"linux\",\"rootfs\":{\"diff_ids\":[\"sha256:" ZEROS "\"]}}", NULL);
+    CHECK_INT(fake_pull(&lying, &x, ":1", NULL, &e), -1);
+    CHECK_INT(e.code, GRPC_DATA_LOSS);
+    CHECK(stat(blob, &st) == 0);
+    fake_down(&lying);
     remove_swept(&x, &f);
     CHECK_INT(files_in(&x, "blobs"), 0);
     fake_down(&f);
