@@ -29,6 +29,7 @@ need()
 
 need_for_check()
 {
+    need universal-ctags have_command ctags
     need clang have_command clang
     need libclang-rt-14-dev has_libfuzzer
     need zstd have_command zstd
@@ -46,16 +47,12 @@ need_for_check()
     need skopeo have_command skopeo
     need umoci have_command umoci
     need buildah have_command buildah
-    need zstd have_command zstd
     need busybox-static static_busybox
     need iproute2 have_command ip
     need iptables have_command iptables
     need util-linux have_command unshare
     need mount have_command mount
-    need skopeo have_command skopeo
-    need umoci have_command umoci
     need podman have_command podman
-    need zstd have_command zstd
 }
 
 # Debian 12's clang is 14; the package has its sanitizers too.
