@@ -14070,10 +14070,13 @@ static int images_configure(image_store *s, const image_options *o, error *e)
     for (size_t i = 0; i < COUNT(texts); i++)
         if (*texts[i]) *texts[i] = arena_str(&made->memory, slice_of(*texts[i]));
     pins_read(made);
-    if (!made->memory.oom) return s->settings = made, 0;
-    arena_free(&made->memory);
-    free(made);
-    return fail(e, GRPC_RESOURCE_EXHAUSTED, "settings for images: out of memory");
+    if (made->memory.oom) {
+        arena_free(&made->memory);
+        free(made);
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "settings for images: out of memory");
+    }
+    s->settings = made;
+    return 0;
 }
 
 static const image_options *image_now(const image_store *s) { return &s->settings->o; }
