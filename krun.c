@@ -15579,6 +15579,7 @@ static int layer_make(pull_state *p, helper *from, layer_plan *l, error *e)
     if (!failed) failed = layer_commit(p->store, l, &r, e);
     spool_end(p->store, &l->spool, r.blob.n > 0);
     if (failed) {
+        if (r.blob.n) unlinkat(p->store->blobs_fd, l->spool.name, 0); /* no layer, no blob */
         tree_remove(p->store->layers_fd, l->partial, &ignored);
         return fail_in(e, "layer %.*s", PR(l->blob->digest));
     }
