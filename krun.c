@@ -3788,8 +3788,8 @@ static void ahead_close(ahead_source *a)
  *
  * Defined by  POSIX.1-2024 pax(1), "ustar Interchange Format"; GNU tar manual, appendix "Tar
  *             Internals"; OCI image-spec, layer.md; kernel Documentation/filesystems/overlayfs.rst
- * Uses        1, 2 (open_inside, make_dir_inside, tree_remove), 5 (source, byte_reader)
- * Gives       tar_open, tar_next, tar_data, tar_unpack, tar_put_header, tar_pack
+ * Uses        1, 2 (open_inside, tree_remove), 5 (source, byte_reader)
+ * Gives       tar_open, tar_next, tar_data, tar_unpack, tar_put_header, tar_pack, tar_inherit
  * Bounds      names 4095 bytes, 1024 levels; pax header 1 MiB; extended attribute 64 KiB; 65,536
  *             pieces of a sparse file; 5 MiB of memory however large the archive */
 
@@ -4344,7 +4344,28 @@ static int tar_next(tar_reader *t, tar_entry *out, error *e)
 /* 0 stands for the default: 64 GiB and 4 million entries. Devices that are not allowed are left
  * out. */
 typedef struct { bool allow_devices; uint64_t max_bytes, max_entries; } tar_options;
-typedef struct { uint64_t bytes, entries; } tar_totals;
+
+/* `implied` counts directories that had to be made before the archive had an entry for them, or
+ * without one; `root` says whether it had one for the root. */
+typedef struct { uint64_t bytes, entries, implied; bool root; } tar_totals;
+
+/* Overlay's mark of a directory that hides what lies below it; and ours of one that no entry of
+ * the archive speaks of (see "inheriting"). No image can set either (tar_xattr_allowed), and what
+ * begins with trusted.overlay. overlay shows to nobody who looks through it. */
+static const char mark_opaque[] = "trusted.overlay.opaque";
+static const char mark_implied[] = "trusted.overlay.krun-implied";
+
+static bool has_mark(int directory, const char *mark)
+{
+    char value;
+    return fgetxattr(directory, mark, &value, 1) == 1 && value == 'y';
+}
+
+static int set_mark(int directory, const char *mark, error *e)
+{
+    if (fsetxattr(directory, mark, "y", 1, 0) == 0) return 0;
+    return fail_sys(e, GRPC_INTERNAL, "set %s", mark);
+}
 
 /* The directory that was written to last stays open: most entries lie where the one before does.
  * When it is left, it gets back the time that it had, for what we made in it was not its change. */
@@ -4355,6 +4376,7 @@ typedef struct {
     struct timespec parent_times[2];
     char parent_path[PATH_MAX];
     bool hides_lower;         /* the entry replaces a whiteout: what lies below must stay hidden */
+    tar_totals *totals;
 } unpacker;
 
 /* A path as its directory and its last name, both inside `text`. "" and "" is the root. */
@@ -4390,26 +4412,58 @@ static void unpack_leave(unpacker *u)
     u->parent = -1;
 }
 
-/* Opens a directory inside the root, and makes it (0755, root's) if the archive has not.
- * Borrowed. */
-static int unpack_enter(unpacker *u, const char *directory, error *e)
+/* Goes into a directory that is there. */
+static int unpack_go(unpacker *u, const char *directory, error *e)
 {
     struct stat st;
     if (u->parent >= 0 && !strcmp(u->parent_path, directory)) return u->parent;
     unpack_leave(u);
     const char *path = *directory ? directory : ".";
     u->parent = open_inside(u->root, path, O_RDONLY | O_DIRECTORY, e);
-    if (u->parent < 0 && e->code == GRPC_NOT_FOUND) {
-        OWNED_FD made = make_dir_inside(u->root, path, 0755, e);
-        if (made < 0) return -1;
-        u->parent = open_inside(u->root, path, O_RDONLY | O_DIRECTORY, e);
-    }
     if (u->parent < 0) return -1;
     if (fstat(u->parent, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat %s", path);
     u->parent_times[0] = st.st_atim;
     u->parent_times[1] = st.st_mtim;
     snprintf(u->parent_path, sizeof u->parent_path, "%s", directory);
     return u->parent;
+}
+
+/* Makes a directory that the archive has no entry for, or none yet: 0755, root's and marked. What
+ * is there already stays as it is. */
+static int unpack_imply_one(unpacker *u, int parent, const char *name, error *e)
+{
+    if (mkdirat(parent, name, 0755) < 0)
+        return errno == EEXIST ? 0 : fail_sys(e, GRPC_INTERNAL, "mkdir");
+    u->totals->implied++;
+    OWNED_FD fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    return fd < 0 ? fail_sys(e, GRPC_INTERNAL, "open") : set_mark(fd, mark_implied, e);
+}
+
+/* The same for all that is missing of a path. */
+static int unpack_imply(unpacker *u, const char *directory, error *e)
+{
+    char path[PATH_MAX];
+    char *name = path;
+    snprintf(path, sizeof path, "%s", directory);
+    for (bool more = true; more;) {
+        char *end = name + strcspn(name, "/");
+        more = *end;
+        *end = '\0';
+        if (name > path) name[-1] = '\0'; /* now there are two texts: the way and the name */
+        int parent = unpack_go(u, name > path ? path : "", e);
+        if (parent < 0 || unpack_imply_one(u, parent, name, e) < 0) return -1;
+        if (name > path) name[-1] = '/';
+        if (more) *end = '/', name = end + 1;
+    }
+    return 0;
+}
+
+/* Goes into a directory inside the root; makes it if it is not there. Borrowed. */
+static int unpack_enter(unpacker *u, const char *directory, error *e)
+{
+    int parent = unpack_go(u, directory, e);
+    if (parent >= 0 || e->code != GRPC_NOT_FOUND) return parent;
+    return unpack_imply(u, directory, e) < 0 ? -1 : unpack_go(u, directory, e);
 }
 
 static int unpack_set_xattrs(int fd, const tar_entry *entry, error *e)
@@ -4534,11 +4588,10 @@ static int unpack_hard_link(unpacker *u, const tar_entry *entry, const tar_path 
                                                                 : 0;
 }
 
-/* Marks a directory so that overlay shows nothing of the layers below in it (overlayfs.rst). */
-static int unpack_set_opaque(int directory, error *e)
+/* Now the archive has spoken of the directory: it inherits nothing from the layers below. */
+static void unpack_unmark(const unpacker *u, int directory)
 {
-    if (fsetxattr(directory, "trusted.overlay.opaque", "y", 1, 0) == 0) return 0;
-    return fail_sys(e, GRPC_INTERNAL, "set trusted.overlay.opaque");
+    if (u->totals->implied) fremovexattr(directory, mark_implied); /* ENODATA: it had none */
 }
 
 static int unpack_directory(unpacker *u, const tar_entry *entry, const tar_path *path, error *e)
@@ -4546,6 +4599,7 @@ static int unpack_directory(unpacker *u, const tar_entry *entry, const tar_path 
     if (!*path->name) { /* the root itself */
         unpack_leave(u);
         OWNED_FD root = open_inside(u->root, ".", O_RDONLY | O_DIRECTORY, e);
+        u->totals->root = true;
         return root < 0 ? -1 : unpack_dress(root, entry, e);
     }
     struct stat st;
@@ -4562,7 +4616,8 @@ static int unpack_directory(unpacker *u, const tar_entry *entry, const tar_path 
     if (made < 0) return fail_sys(e, GRPC_INTERNAL, "mkdir");
     OWNED_FD fd = openat(parent, path->name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0) return fail_sys(e, GRPC_INTERNAL, "open");
-    if (u->hides_lower && unpack_set_opaque(fd, e) < 0) return -1;
+    if (u->hides_lower && set_mark(fd, mark_opaque, e) < 0) return -1;
+    unpack_unmark(u, fd);
     return unpack_dress(fd, entry, e);
 }
 
@@ -4580,14 +4635,16 @@ static int unpack_whiteout(unpacker *u, const tar_path *path, error *e)
     /* A file of this layer stands where the directory was, and hides all that it held. umoci says
      * so for each file in it as well. */
     if (parent < 0) return e->sys == ENOTDIR ? 0 : -1;
-    if (opaque) return unpack_set_opaque(parent, e);
+    if (opaque) return set_mark(parent, mark_opaque, e);
     if (mknodat(parent, name, S_IFCHR, makedev(0, 0)) == 0) return 0;
     if (errno != EEXIST) return fail_sys(e, GRPC_INTERNAL, "make a whiteout");
     if (fstatat(parent, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
         return fail_sys(e, GRPC_INTERNAL, "stat");
     if (!S_ISDIR(st.st_mode)) return 0;
     OWNED_FD fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    return fd < 0 ? fail_sys(e, GRPC_INTERNAL, "open") : unpack_set_opaque(fd, e);
+    if (fd < 0) return fail_sys(e, GRPC_INTERNAL, "open");
+    unpack_unmark(u, fd); /* it is another directory than the one below */
+    return set_mark(fd, mark_opaque, e);
 }
 
 static int unpack_entry(unpacker *u, tar_reader *t, const tar_entry *entry, error *e)
@@ -4631,6 +4688,12 @@ static ssize_t limit_source_read(source *s, uint8_t *p, size_t n, error *e)
     return got;
 }
 
+static int unpack_mark_root(const unpacker *u, error *e) /* the archive had no entry for it */
+{
+    OWNED_FD root = open_inside(u->root, ".", O_RDONLY | O_DIRECTORY, e);
+    return root < 0 ? -1 : set_mark(root, mark_implied, e);
+}
+
 /* Unpacks a layer into the directory `root`, which should be empty, in the form that overlay takes
  * as a lower directory. Reads `in` to its end, so that a hash over it is complete.
  * in, root borrowed.   t   what was unpacked; also after a failure
@@ -4642,7 +4705,7 @@ static int tar_unpack(source *in, int root, const tar_options *o, tar_totals *t,
 {
     tar_reader reader;
     tar_entry entry;
-    unpacker u = { .root = root, .allow_devices = o->allow_devices, .parent = -1 };
+    unpacker u = { .root = root, .allow_devices = o->allow_devices, .parent = -1, .totals = t };
     uint64_t max_bytes = o->max_bytes ? o->max_bytes : UINT64_C(64) << 30;
     uint64_t max_entries = o->max_entries ? o->max_entries : 4000000;
     limit_source limited = { { limit_source_read }, in, max_bytes + max_entries * 4 * KIB };
@@ -4650,7 +4713,7 @@ static int tar_unpack(source *in, int root, const tar_options *o, tar_totals *t,
     *t = (tar_totals){ 0 };
     if (tar_open(&reader, &limited.source, e) < 0) return -1;
     while ((got = tar_next(&reader, &entry, e)) > 0) {
-        if (entry.size > max_bytes - t->bytes || t->entries >= max_entries) {
+        if (entry.size > max_bytes - t->bytes || t->entries + t->implied >= max_entries) {
             got = fail(e, GRPC_RESOURCE_EXHAUSTED,
                        "the layer is larger than %" PRIu64 " bytes or %" PRIu64 " entries",
                        max_bytes, max_entries);
@@ -4663,6 +4726,7 @@ static int tar_unpack(source *in, int root, const tar_options *o, tar_totals *t,
     }
     unpack_leave(&u);
     if (got == 0) got = source_drain(&limited.source, e);
+    if (got == 0 && !t->root) got = unpack_mark_root(&u, e);
     tar_close(&reader);
     return got;
 }
@@ -4876,15 +4940,13 @@ static void pack_whiteout(packer *k, const char *directory, int n, const char *n
 /* A file or a directory: what can be opened, and have attributes. */
 static int pack_open(packer *k, tar_entry *entry, error *e)
 {
-    char opaque;
     OWNED_ARENA a = arena_make(TAR_ENTRY_MEMORY);
     const char *path = k->n ? k->path : ".";
     OWNED_FD fd = open_inside(k->root, path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, e);
     if (fd < 0 || pack_xattrs(fd, &a, entry, e) < 0) return -1;
-    tar_put_header(&k->out, entry);
+    if (entry->type == '0' || !has_mark(fd, mark_implied)) tar_put_header(&k->out, entry);
     if (entry->type == '0') return pack_bytes(k, fd, entry->size, e);
-    if (fgetxattr(fd, "trusted.overlay.opaque", &opaque, 1) == 1 && opaque == 'y')
-        pack_whiteout(k, k->path, (int)k->n, ".wh..opq");
+    if (has_mark(fd, mark_opaque)) pack_whiteout(k, k->path, (int)k->n, ".wh..opq");
     return 0;
 }
 
@@ -4927,8 +4989,9 @@ static int pack_file(packer *k, int fd, const struct stat *st, error *e)
     return tar_put_header(&k->out, &entry), 0;
 }
 
-/* The names in a directory, sorted: pointers in *list to what is the arena's. */
-static int pack_list(packer *k, arena *a, buf *list, error *e)
+/* The names in a directory, sorted: pointers in *list to what is the arena's. `directories`: those
+ * of files may be left out (d_type of readdir(3) need not be known). */
+static int pack_list(const packer *k, bool directories, arena *a, buf *list, error *e)
 {
     int fd = open_inside(k->root, k->n ? k->path : ".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW, e);
     DIR *d = fd < 0 ? NULL : fdopendir(fd);
@@ -4936,7 +4999,8 @@ static int pack_list(packer *k, arena *a, buf *list, error *e)
     errno = 0;
     for (struct dirent *entry; (entry = readdir(d)); errno = 0) {
         const char *name = entry->d_name;
-        if (!strcmp(name, ".") || !strcmp(name, "..")) continue;
+        bool other = entry->d_type != DT_DIR && entry->d_type != DT_UNKNOWN;
+        if (!strcmp(name, ".") || !strcmp(name, "..") || (directories && other)) continue;
         name = arena_str(a, slice_of(name));
         buf_add(list, &name, sizeof name);
     }
@@ -4964,6 +5028,21 @@ static int pack_one(packer *k, struct stat *st, error *e)
     return pack_open(k, &entry, e);
 }
 
+/* k->path, whose first n bytes are a directory's, becomes that of what has this name in it. */
+static int pack_down(packer *k, size_t n, const char *name, error *e)
+{
+    if (strlen(name) + 2 > sizeof k->path - n)
+        return fail(e, GRPC_INTERNAL, "the name of what is in it is too long");
+    k->n = n + (size_t)snprintf(k->path + n, sizeof k->path - n, "%s%s", n ? "/" : "", name);
+    return 0;
+}
+
+static void pack_up(packer *k, size_t n)
+{
+    k->n = n;
+    k->path[n] = '\0';
+}
+
 /* The same and all that is below it. After a failure k->path says where it was. */
 static int pack_tree(packer *k, error *e)
 {
@@ -4973,16 +5052,10 @@ static int pack_tree(packer *k, error *e)
     size_t n = k->n;
     if (pack_one(k, &st, e) < 0) return -1;
     if (!S_ISDIR(st.st_mode)) return 0;
-    if (pack_list(k, &a, &list, e) < 0) return -1;
-    for (size_t i = 0; i < list.n / sizeof(char *); i++) {
-        const char *name = ((char **)(void *)list.p)[i];
-        if (strlen(name) + 2 > sizeof k->path - n)
-            return fail(e, GRPC_INTERNAL, "the name of what is in it is too long");
-        k->n = n + (size_t)snprintf(k->path + n, sizeof k->path - n, "%s%s", n ? "/" : "", name);
-        if (pack_tree(k, e) < 0) return -1;
-    }
-    k->n = n;
-    k->path[n] = '\0';
+    if (pack_list(k, false, &a, &list, e) < 0) return -1;
+    for (size_t i = 0; i < list.n / sizeof(char *); i++)
+        if (pack_down(k, n, ((char **)(void *)list.p)[i], e) < 0 || pack_tree(k, e) < 0) return -1;
+    pack_up(k, n);
     return 0;
 }
 
@@ -5000,6 +5073,171 @@ static int tar_pack(int root, tar_sink *to, error *e)
     arena_free(&k.names);
     buf_free(&k.out);
     return failed ? fail_in(e, "pack %s", k.n ? k.path : "/") : 0;
+}
+
+/* -- inheriting --------------------------------------------------------------------------------
+ *
+ * A layer may have "d/x" and no entry for d: whoever unpacks one layer over the other puts x into
+ * the d that is there, and its owner, mode and times stay (layer.md, "Applying Changesets"). We
+ * unpack each layer by itself, for it belongs to many images, and have to make a d for x; and of
+ * the two overlay shows the upper one, 0755 and root's. /tmp would lose its 1777.
+ *
+ * So what we had to make is marked, and an image in which it matters gets one more layer on top:
+ * directories only, each with the attributes of the topmost layer that has an entry for it. */
+
+/* Layers, the bottom one first, and what is found out about them. `k` is the place in the walk
+ * through one of them and takes the headers at the end. */
+typedef struct { const int *layers; size_t n; packer k; arena a; buf paths; } inheritance;
+
+/* A directory in all layers: descriptors, or -1. `said`: of the topmost that an entry speaks of,
+ * as far as it can be seen from above; `made`: of the topmost above that which we had to make. */
+typedef struct { int said, made; } inherit_dir;
+
+static void inherit_close(inherit_dir *d)
+{
+    close_fd(&d->said);
+    close_fd(&d->made);
+}
+#define OWNED_INHERIT_DIR __attribute__((cleanup(inherit_close))) inherit_dir
+
+/* Opens a directory in one layer; *fd is -1 if it has none. *covers: what the layers below have
+ * under that path is not seen, for something else stands here or a directory on the way is
+ * opaque. */
+static int inherit_open(int layer, const char *path, int *fd, bool *covers, error *e)
+{
+    char name[NAME_MAX + 1];
+    slice rest = slice_of(path);
+    OWNED_FD at = open_inside(layer, ".", O_RDONLY | O_DIRECTORY, e);
+    *fd = -1;
+    while (at >= 0 && rest.n) {
+        slice part = slice_cut(&rest, '/');
+        snprintf(name, sizeof name, "%.*s", PR(part));
+        *covers = *covers || has_mark(at, mark_opaque);
+        int next = open_inside(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, e);
+        close_fd(&at);
+        at = next;
+        if (at < 0 && e->code == GRPC_NOT_FOUND) return 0;
+        if (at < 0 && (e->sys == ENOTDIR || e->sys == ELOOP)) return *covers = true, 0;
+    }
+    *fd = give_fd(&at);
+    return *fd < 0 ? -1 : 0;
+}
+
+static int inherit_find(const inheritance *h, const char *path, inherit_dir *out, error *e)
+{
+    bool covers = false;
+    for (size_t i = h->n; i-- > 0 && out->said < 0 && !covers;) {
+        OWNED_FD fd = -1;
+        if (inherit_open(h->layers[i], path, &fd, &covers, e) < 0) return -1;
+        if (fd >= 0 && !has_mark(fd, mark_implied)) out->said = give_fd(&fd);
+        else if (fd >= 0 && out->made < 0) out->made = give_fd(&fd);
+    }
+    return 0;
+}
+
+/* 1 if the directory that overlay shows should look otherwise, 0 if not. Of "/" the time does not
+ * count: a container's is that of its own writable layer, and many images would get a layer for
+ * it. */
+static int inherit_differs(const inherit_dir *d, bool is_root, arena *a, error *e)
+{
+    struct stat said, made;
+    tar_entry xattrs = { 0 };
+    if (d->said < 0 || d->made < 0) return 0;
+    if (fstat(d->said, &said) < 0 || fstat(d->made, &made) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "stat");
+    if (pack_xattrs(d->said, a, &xattrs, e) < 0) return -1;
+    bool time = said.st_mtim.tv_sec != made.st_mtim.tv_sec ||
+                said.st_mtim.tv_nsec != made.st_mtim.tv_nsec;
+    return said.st_mode != made.st_mode || said.st_uid != made.st_uid ||
+           said.st_gid != made.st_gid || xattrs.nxattrs || (time && !is_root);
+}
+
+/* Notes k->path if it has to be mended, and all directories above it: without entries for them
+ * they would be implied again. */
+static int inherit_look(inheritance *h, error *e)
+{
+    OWNED_INHERIT_DIR d = { -1, -1 };
+    OWNED_ARENA a = arena_make(TAR_ENTRY_MEMORY);
+    if (inherit_find(h, h->k.path, &d, e) < 0) return -1;
+    int differs = inherit_differs(&d, !h->k.n, &a, e);
+    if (differs < 0) return -1;
+    for (size_t n = 0; differs && n <= h->k.n; n++) {
+        if (n && n < h->k.n && h->k.path[n] != '/') continue;
+        const char *path = arena_str(&h->a, (slice){ (const uint8_t *)h->k.path, n });
+        buf_add(&h->paths, &path, sizeof path);
+    }
+    if (h->a.oom || h->paths.oom) return pack_no_memory(e);
+    return 0;
+}
+
+/* Looks at every marked directory of the layer h->k.root, from h->k.path down. */
+static int inherit_walk(inheritance *h, error *e)
+{
+    OWNED_ARENA a = arena_make((size_t)1 << 30);
+    OWNED_BUF list = { 0 };
+    packer *k = &h->k;
+    size_t n = k->n;
+    OWNED_FD fd = open_inside(k->root, n ? k->path : ".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW, e);
+    if (fd < 0) return e->sys == ENOTDIR || e->sys == ELOOP ? 0 : -1;
+    if (has_mark(fd, mark_implied) && inherit_look(h, e) < 0) return -1;
+    close_fd(&fd);
+    if (pack_list(k, true, &a, &list, e) < 0) return -1;
+    for (size_t i = 0; i < list.n / sizeof(char *); i++)
+        if (pack_down(k, n, ((char **)(void *)list.p)[i], e) < 0 || inherit_walk(h, e) < 0)
+            return -1;
+    pack_up(k, n);
+    return 0;
+}
+
+/* The header of one directory, as the image should show it. */
+static int inherit_put(inheritance *h, const char *path, error *e)
+{
+    struct stat st;
+    tar_entry entry;
+    OWNED_INHERIT_DIR d = { -1, -1 };
+    OWNED_ARENA a = arena_make(TAR_ENTRY_MEMORY);
+    packer *k = &h->k;
+    k->n = (size_t)snprintf(k->path, sizeof k->path, "%s", path);
+    if (inherit_find(h, path, &d, e) < 0) return -1;
+    int fd = d.said >= 0 ? d.said : d.made;
+    if (fstat(fd, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat");
+    pack_describe(k, &st, &entry);
+    if (pack_xattrs(fd, &a, &entry, e) < 0) return -1;
+    tar_put_header(&k->out, &entry);
+    return k->out.n >= PACK_CHUNK ? pack_flush(k, e) : 0;
+}
+
+/* All that was noted, each once and a directory before what is in it: sorting does both. */
+static int inherit_put_all(inheritance *h, error *e)
+{
+    const char *const *paths = (const void *)h->paths.p;
+    size_t n = h->paths.n / sizeof *paths;
+    if (!n) return 0;
+    qsort(h->paths.p, n, sizeof *paths, pack_compare);
+    for (size_t i = 0; i < n; i++)
+        if ((!i || strcmp(paths[i], paths[i - 1])) && inherit_put(h, paths[i], e) < 0) return -1;
+    tar_put_end(&h->k.out);
+    return pack_flush(&h->k, e);
+}
+
+/* Writes to `to` the layer that must lie on top of these, the bottom one first, for directories to
+ * look as if each layer had been unpacked over the one before; nothing if they do already.
+ * layers  open directories, borrowed.   implied[i]: layer i has marked ones other than its root
+ * Returns 0; -1: RESOURCE_EXHAUSTED, INTERNAL
+ * Needs   what tar_pack needs */
+static int tar_inherit(const int *layers, const bool *implied, size_t n, tar_sink *to, error *e)
+{
+    inheritance h = { .layers = layers, .n = n, .k = { .to = to }, .a = arena_make(64 * MIB) };
+    int failed = inherit_look(&h, e);
+    for (size_t i = 1; i < n && !failed; i++) { /* below the bottom one is nothing to inherit */
+        h.k.root = layers[i];
+        if (implied[i]) failed = inherit_walk(&h, e);
+    }
+    if (!failed) failed = inherit_put_all(&h, e);
+    arena_free(&h.a);
+    buf_free(&h.paths);
+    buf_free(&h.k.out);
+    return failed ? fail_in(e, "attributes of %s", h.k.n ? h.k.path : "/") : 0;
 }
 
 /* == 8. Protobuf =============================================================================
@@ -7409,7 +7647,8 @@ typedef struct {
     uint32_t version;
     slice id;                           /* sha256:<digest of the configuration> */
     LIST(slice) repo_tags, repo_digests;
-    LIST(slice) layers;                 /* names below root/layers, bottom first */
+    LIST(slice) layers;                 /* names below root/layers, bottom first; the topmost may
+                                           be one that we made (chapter 16, inherit) */
     uint64_t size;                      /* bytes unpacked */
     ImageConfig *config;
     bool pinned;                        /* built in, or by `krun pin` */
@@ -7417,6 +7656,7 @@ typedef struct {
     slice config_json, manifest_digest; /* config_json: as the registry sent it */
     slice manifest;                     /* likewise; empty in older records */
     LIST(ImportSource) imports;
+    slice chain_id;                     /* of its diff-ids; empty in older records */
 } ImageRecord;
 PB_TABLE(ImageRecord,
     PB(1, UINT32, ImageRecord, version),
@@ -7431,7 +7671,8 @@ PB_TABLE(ImageRecord,
     PB(10, STRING, ImageRecord, config_json),
     PB(11, STRING, ImageRecord, manifest_digest),
     PB(12, BYTES, ImageRecord, manifest),
-    PB_SUBS(13, ImportSource, ImageRecord, imports));
+    PB_SUBS(13, ImportSource, ImageRecord, imports),
+    PB(14, STRING, ImageRecord, chain_id));
 
 /* What a daemon that comes back must know of a pod. */
 typedef struct {
@@ -11162,7 +11403,8 @@ static int become_nobody(error *e)
  *   archive  that, and of a layout directory to read any file in it, by a path or by another
  *   unpack   to make, change and remove any file in the directory that it fills; device nodes too,
  *            but not to open one (hide_devices)
- *   pack     to read any file of the layer that it packs; seal of the one that it looks at
+ *   pack     to read any file of the layer that it packs; seal of the one that it looks at,
+ *   inherit  (which has pack's filter) of all layers of the store
  *   fetch    to talk to any host that this machine reaches, and read the files that all may read;
  *            with a tls_helper, any call (fetch_begin says why) with nobody's rights
  * None of them can run a program, gain a right, or reach a process: no execve, no mount, setns,
@@ -11193,6 +11435,7 @@ static const role_call role_calls[] = {
     ROLE_CALL(openat2, ROLE_UNPACK | ROLE_ARCHIVE | ROLE_PACK), ROLE_CALL(openat, ROLE_UNPACK),
     ROLE_CALL(fchown, ROLE_UNPACK), ROLE_CALL(fchmod, ROLE_UNPACK),
     ROLE_CALL(utimensat, ROLE_UNPACK), ROLE_CALL(fsetxattr, ROLE_UNPACK),
+    ROLE_CALL(fremovexattr, ROLE_UNPACK),
     ROLE_CALL(mkdirat, ROLE_UNPACK), ROLE_CALL(mknodat, ROLE_UNPACK),
     ROLE_CALL(symlinkat, ROLE_UNPACK), ROLE_CALL(linkat, ROLE_UNPACK),
     ROLE_CALL(fchownat, ROLE_UNPACK), ROLE_CALL(fchmodat, ROLE_UNPACK),
@@ -12597,6 +12840,7 @@ static int auth_file_find(const json *tree, const image_ref *ref, AuthConfig *ou
  *   seal    chrooted into a layer; reads the attributes of all that is in it
  *   archive `krun load`: nobody; offers an archive file or a layout directory as a registry would
  *   pack    `krun save`: chrooted into a layer; may read all of it: a layer as an archive again
+ *   inherit chrooted into the directory of all layers; may read them: attributes of directories
  * Which system calls each may make stands in chapter 13, and what that leaves to it.
  *
  * What they answer is checked by the daemon (chapter 16), which hashes and compares but parses
@@ -12604,8 +12848,8 @@ static int auth_file_find(const json *tree, const image_ref *ref, AuthConfig *ou
  *
  * Defined by  OCI image-spec 1.1 (manifest, index, config, layout), docker's image archive
  * Uses        1-6, 8, 9, 13
- * Gives       read_main, unpack_main, seal_main, archive_main, pack_main and their messages;
- *             tree_seal
+ * Gives       read_main, unpack_main, seal_main, archive_main, pack_main, inherit_main and their
+ *             messages; tree_seal
  * Bounds      those of chapter 13; a layer 64 GiB and 4 M entries; archive entries 64 Ki */
 
 /* -- messages between the daemon and its helpers ----------------------------------------------- */
@@ -12670,9 +12914,11 @@ typedef struct { uint64_t entries, bytes, sum, disk, inodes; } tree_sum;
     PB((n) + 3, UINT64, T, seal.disk, .json = "disk_bytes"),     \
     PB((n) + 4, UINT64, T, seal.inodes, .json = "disk_inodes")
 
-/* How an unpack ended: the SHA-256 of the tar stream and what lies on disk. */
+/* How an unpack ended: the SHA-256 of the tar stream and what lies on disk. `implied` directories
+ * had no entry (or none yet) when they were made; has_root: the root had one. */
 typedef struct {
     int32_t code; slice message, diff_id; uint64_t bytes, entries; tree_sum seal;
+    uint64_t implied; bool has_root;
 } UnpackAnswer;
 PB_TABLE(UnpackAnswer,
     PB(1, INT32, UnpackAnswer, code),
@@ -12680,7 +12926,9 @@ PB_TABLE(UnpackAnswer,
     PB(3, STRING, UnpackAnswer, diff_id),
     PB(4, UINT64, UnpackAnswer, bytes),
     PB(5, UINT64, UnpackAnswer, entries),
-    PB_SEAL(6, UnpackAnswer));
+    PB_SEAL(6, UnpackAnswer),
+    PB(11, UINT64, UnpackAnswer, implied),
+    PB(12, BOOL, UnpackAnswer, has_root));
 
 /* A layer's own record, layers/<diff-id>.json: what ImageFsInfo adds up instead of walking. Records
  * of the first krun have no seal (no entries, not even the root); their layers are not checked.
@@ -12691,6 +12939,8 @@ typedef struct {
     uint64_t bytes, entries;
     tree_sum seal;
     slice blob;
+    uint64_t implied; /* as in UnpackAnswer */
+    bool has_root;
 } LayerRecord;
 PB_TABLE(LayerRecord,
     PB(1, UINT32, LayerRecord, version),
@@ -12698,7 +12948,20 @@ PB_TABLE(LayerRecord,
     PB(3, UINT64, LayerRecord, bytes),
     PB(4, UINT64, LayerRecord, entries),
     PB_SEAL(5, LayerRecord),
-    PB(10, STRING, LayerRecord, blob));
+    PB(10, STRING, LayerRecord, blob),
+    PB(11, UINT64, LayerRecord, implied),
+    PB(12, BOOL, LayerRecord, has_root));
+
+/* The layers of an image, the bottom one first, and whether each has marked directories below its
+ * root: what `inherit` is told before it is asked. */
+typedef struct { slice name; bool implied; } InheritLayer;
+PB_TABLE(InheritLayer,
+    PB(1, STRING, InheritLayer, name),
+    PB(2, BOOL, InheritLayer, implied));
+
+typedef struct { LIST(InheritLayer) layers; } InheritSetup;
+PB_TABLE(InheritSetup,
+    PB_SUBS(1, InheritLayer, InheritSetup, layers));
 
 /* The digits of "sha256:<hex>": what the store's files are called. */
 static slice id_hex(slice id)
@@ -13374,7 +13637,8 @@ static int unpack_stream(source *in, int root, UnpackAnswer *answer, char diff_i
     sha256_end(&hash.hash, digest);
     digest_text(digest, diff_id);
     *answer = (UnpackAnswer){
-        .diff_id = slice_of(diff_id), .bytes = totals.bytes, .entries = totals.entries };
+        .diff_id = slice_of(diff_id), .bytes = totals.bytes, .entries = totals.entries,
+        .implied = totals.implied, .has_root = totals.root };
     return 0;
 }
 
@@ -13418,6 +13682,22 @@ static int pack_frames(tar_sink *to, slice bytes, error *e)
     return 0;
 }
 
+static int pack_begin(error *e)
+{
+    const uint32_t needed = CAP_BIT_DAC_READ_SEARCH | CAP_BIT_SYS_ADMIN;
+    if (hide_devices(PACK_ROOT, e) < 0 || confine_to(PACK_ROOT, needed, e) < 0) return -1;
+    return role_filter(ROLE_PACK, e);
+}
+
+/* Ends the frames of a blob, or of none for an error. False: nobody listens. */
+static bool pack_answer(int failed, const error *e)
+{
+    FetchAnswer answer = { 0 };
+    if (failed) answer = (FetchAnswer){ .code = e->code, .message = slice_of(e->text) };
+    return frame_write(STDOUT_FILENO, (slice){ NULL, 0 }) &&
+           frame_write_message(STDOUT_FILENO, &FetchAnswer_msg, &answer);
+}
+
 /* `krun pack`: fd 3 is a layer's directory. For every request, whatever it says, all of it is sent
  * as fetch sends a blob. */
 static int pack_main(int argc, char **argv)
@@ -13425,20 +13705,52 @@ static int pack_main(int argc, char **argv)
     error e = { 0 };
     tar_sink out = { pack_frames };
     (void)argc, (void)argv;
-    const uint32_t needed = CAP_BIT_DAC_READ_SEARCH | CAP_BIT_SYS_ADMIN;
-    bool confined = hide_devices(PACK_ROOT, &e) == 0 && confine_to(PACK_ROOT, needed, &e) == 0 &&
-                    role_filter(ROLE_PACK, &e) == 0;
+    bool confined = pack_begin(&e) == 0;
     for (;;) {
         slice wire;
-        FetchAnswer answer = { 0 };
         OWNED_ARENA a = arena_make(MIB);
         if (frame_read(STDIN_FILENO, &a, &wire) != 1) return 0;
-        if (!confined || tar_pack(PACK_ROOT, &out, &e) < 0)
-            answer = (FetchAnswer){ .code = e.code, .message = slice_of(e.text) };
-        if (!frame_write(STDOUT_FILENO, (slice){ NULL, 0 }) ||
-            !frame_write_message(STDOUT_FILENO, &FetchAnswer_msg, &answer))
-            return 1;
+        if (!pack_answer(!confined || tar_pack(PACK_ROOT, &out, &e) < 0, &e)) return 1;
     }
+}
+
+/* Opens the layers and sends what tar_inherit makes of them. The daemon knows the names, and they
+ * are of its own making; what is no name in fd 3 is refused all the same. */
+static int inherit_send(const InheritSetup *q, error *e)
+{
+    int layers[LAYERS_MAX];
+    bool implied[LAYERS_MAX];
+    char name[NAME_MAX + 1];
+    size_t n = 0;
+    tar_sink out = { pack_frames };
+    int failed = q->layers.n <= LAYERS_MAX
+                     ? 0 : fail(e, GRPC_INVALID_ARGUMENT, "%zu layers", q->layers.n);
+    for (; !failed && n < q->layers.n; n++) {
+        const InheritLayer *l = &q->layers.p[n];
+        snprintf(name, sizeof name, "%.*s", PR(l->name));
+        implied[n] = l->implied;
+        layers[n] = open_inside(PACK_ROOT, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, e);
+        if (layers[n] < 0) break;
+    }
+    if (!failed) failed = n < q->layers.n || tar_inherit(layers, implied, n, &out, e) < 0;
+    while (n) close(layers[--n]);
+    return failed ? -1 : 0;
+}
+
+/* `krun inherit`: fd 3 is the directory of all layers. An InheritSetup comes, then a request that
+ * may say anything; the layer to put on top of these goes back as fetch sends a blob. */
+static int inherit_main(int argc, char **argv)
+{
+    error e = { 0 };
+    slice wire;
+    InheritSetup setup;
+    OWNED_ARENA a = arena_make(MIB);
+    (void)argc, (void)argv;
+    int failed = pack_begin(&e);
+    if (frame_read(STDIN_FILENO, &a, &wire) != 1) return 1;
+    if (!failed) failed = pb_decode(&InheritSetup_msg, wire, &a, &setup, &e);
+    if (frame_read(STDIN_FILENO, &a, &wire) != 1) return 1;
+    return pack_answer(failed || inherit_send(&setup, &e) < 0, &e) ? 0 : 1;
 }
 
 /* -- archive: images in a file or a directory -----------------------------------------------------
@@ -13834,6 +14146,7 @@ typedef struct store_layer {
     unsigned users, containers; /* the second are among the first */
     uint64_t bytes, entries;    /* on disk */
     tree_sum seal;
+    bool implied, has_root;     /* it has marked directories; an entry for its root */
     bool unchecked;             /* it may have changed while no daemon was there */
     bool aside;                 /* a damaged directory of that name was put aside */
     char damaged[96];
@@ -13942,6 +14255,8 @@ static store_layer *layer_add(image_store *s, slice name, const LayerRecord *r, 
     if (!l) return NULL;
     layer_measure(s, l, r);
     snprintf(l->blob, sizeof l->blob, "%.*s", PR(id_hex(r->blob)));
+    l->implied = r->implied > 0;
+    l->has_root = r->has_root;
     l->users += users;
     l->unchecked = false;
     l->damaged[0] = '\0';
@@ -14639,19 +14954,27 @@ static int images_list(image_store *s, slice filter, arena *a, ListImagesRespons
     return failed;
 }
 
-/* {"chainID": ..., "imageSpec": <the config>}: what containerd's verbose status has. The chain ID
- * names a stack of layers: sha256(chain of those below + " " + diff-id), image-spec, config.md. */
-static slice image_info(const ImageRecord *r, arena *a)
+/* The chain ID names a stack of layers: sha256(chain of those below + " " + diff-id), image-spec,
+ * config.md. `ids`: with or without "sha256:" in front. */
+static void chain_id(const slice *ids, size_t n, char chain[DIGEST_TEXT])
 {
-    char chain[DIGEST_TEXT] = "";
-    OWNED_BUF text = { 0 };
-    for (size_t i = 0; i < r->layers.n; i++) {
+    chain[0] = '\0';
+    for (size_t i = 0; i < n; i++) {
         char diff_id[DIGEST_TEXT], pair[2 * DIGEST_TEXT];
-        snprintf(diff_id, sizeof diff_id, "sha256:%.*s", PR(r->layers.p[i]));
+        snprintf(diff_id, sizeof diff_id, "sha256:%.*s", PR(id_hex(ids[i])));
         snprintf(pair, sizeof pair, "%s %s", chain, diff_id);
         if (i) sha256_text(slice_of(pair), (slice){ NULL, 0 }, (slice){ NULL, 0 }, chain);
-        else memcpy(chain, diff_id, sizeof chain);
+        else memcpy(chain, diff_id, DIGEST_TEXT);
     }
+}
+
+/* {"chainID": ..., "imageSpec": <the config>}: what containerd's verbose status has. */
+static slice image_info(const ImageRecord *r, arena *a)
+{
+    char chain[DIGEST_TEXT];
+    OWNED_BUF text = { 0 };
+    if (r->chain_id.n) snprintf(chain, sizeof chain, "%.*s", PR(r->chain_id));
+    else chain_id(r->layers.p, r->layers.n, chain);
     buf_printf(&text, "{\"chainID\":\"%s\",\"imageSpec\":", chain);
     buf_slice(&text, slice_trim(r->config_json));
     buf_byte(&text, '}');
@@ -14993,7 +15316,7 @@ static int source_get(const helper *from, const FetchRequest *q, blob_sink *to, 
  * CreateContainer, or by a pull that finds it there. Who looks has the flight of its name, so that
  * two users wait for one walk, and a pull that has to make it anew waits for the end of it. */
 
-enum { WHY = sizeof ((store_layer *)0)->damaged };
+enum { WHY = sizeof ((store_layer *)0)->damaged, INHERIT_MAX = 64 * MIB };
 
 /* What lies in a layer. -1: DATA_LOSS when the layer is at fault, another code when we are. */
 static int layer_walk(image_store *s, const char *name, int cancel_fd, tree_sum *out, error *e)
@@ -15173,6 +15496,7 @@ typedef struct {
     bool got[LAYERS_MAX];      /* those that we hold */
     bool failed;
     error why;                 /* of the first that failed */
+    char attributes[LAYER_NAME]; /* the layer of inherited attributes, which we hold; or "" */
 } pull_state;
 
 /* Starts a source of the pull's kind. */
@@ -15329,7 +15653,7 @@ static int dir_each(image_store *s, int fd, int (*each)(image_store *, const cha
  *
  * How a layer comes to be, and what lies on disk at each step:
  *
- *   layer_need     is it there, or does somebody make it? Else it is ours to make
+ *   layer_share    is it there, or does somebody make it? Else it is ours to make
  *   spool_open     blobs/<digest>.part                 what has come, also of an earlier try
  *   layer_begin    layers/<diff-id>-<salt>.partial     the directory that unpack fills
  *   layer_stream   (both grow)                         then both digests are compared
@@ -15452,7 +15776,8 @@ static layer_plan layer_plan_of(slice diff_id, const Descriptor *blob)
 static LayerRecord layer_record(slice diff_id, const UnpackAnswer *a)
 {
     return (LayerRecord){ .version = RECORD_VERSION, .diff_id = diff_id, .bytes = a->bytes,
-                          .entries = a->entries, .seal = a->seal };
+                          .entries = a->entries, .seal = a->seal, .implied = a->implied,
+                          .has_root = a->has_root };
 }
 
 /* The bytes from the source through the hash to where unpack reads them, and both digests held
@@ -15566,6 +15891,15 @@ static int layer_commit(image_store *s, const layer_plan *l, const LayerRecord *
     return 0;
 }
 
+/* A layer that is whole and named: it has one user. */
+static int layer_arrive(image_store *s, const layer_plan *l, const LayerRecord *r, error *e)
+{
+    pthread_mutex_lock(&s->lock);
+    bool added = layer_add(s, slice_of(l->name), r, 1);
+    pthread_mutex_unlock(&s->lock);
+    return added ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
+}
+
 /* Makes a layer and holds it for the pull. What it leaves of the blob on its way out is for
  * spool_end to say. -1: as layer_fill; INTERNAL when it cannot be named. */
 static int layer_make(pull_state *p, helper *from, layer_plan *l, error *e)
@@ -15581,12 +15915,9 @@ static int layer_make(pull_state *p, helper *from, layer_plan *l, error *e)
     if (failed) {
         if (r.blob.n) unlinkat(p->store->blobs_fd, l->spool.name, 0); /* no layer, no blob */
         tree_remove(p->store->layers_fd, l->partial, &ignored);
-        return fail_in(e, "layer %.*s", PR(l->blob->digest));
+        return -1;
     }
-    pthread_mutex_lock(&p->store->lock);
-    bool added = layer_add(p->store, slice_of(l->name), &r, 1);
-    pthread_mutex_unlock(&p->store->lock);
-    return added ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "layer %s: out of memory", l->name);
+    return layer_arrive(p->store, l, &r, e);
 }
 
 static void progress_set(layer_progress *p, int32_t state) /* EXISTS has nothing to fetch */
@@ -15596,41 +15927,53 @@ static void progress_set(layer_progress *p, int32_t state) /* EXISTS has nothing
     p->state = state;
 }
 
-/* For who has the layer's flight: finds it whole, or makes it. */
-static int layer_obtain(pull_state *p, helper *from, layer_plan *l, error *e)
-{
-    int whole = layer_examine(p->store, l->name, p->cancel_fd, e);
-    if (whole < 0) return fail_in(e, "layer %.*s", PR(l->blob->digest));
-    if (whole) return progress_set(l->progress, KrunLayerState_EXISTS), 0;
-    progress_set(l->progress, KrunLayerState_DOWNLOADING);
-    if (layer_make(p, from, l, e) < 0) return -1;
-    return progress_set(l->progress, KrunLayerState_DONE), 0;
-}
+/* How a layer is made that is not there: -1 and *e, or it has one more user. */
+typedef struct layer_maker { int (*make)(struct layer_maker *, error *e); } layer_maker;
 
-/* Makes sure that layer i is there, and holds it. Who comes while another is making or removing it
- * waits for that, then looks again: should the other have failed, it is tried here, since this pull
- * may have better sources. */
-static int layer_need(pull_state *p, helper *from, size_t i, error *e)
+/* Makes sure that a layer is there, and holds it. Who comes while another is making or removing it
+ * waits for that, then looks again: should the other have failed, it is tried here, since this
+ * maker may have better sources. 0: it was there; 1: it has been made; -1 and *e. */
+static int layer_share(image_store *s, const char *name, int cancel_fd, layer_maker *m, error *e)
 {
-    image_store *s = p->store;
-    layer_plan l = layer_plan_of(p->config.diff_ids.p[i], &p->manifest.layers.p[i]);
-    l.progress = p->f && p->f->layers ? &p->f->layers[i] : NULL;
     for (;;) {
         bool first = false;
-        if (layer_grab(s, l.name)) return progress_set(l.progress, KrunLayerState_EXISTS), 0;
+        if (layer_grab(s, name)) return 0;
         pthread_mutex_lock(&s->lock);
-        flight *f = flight_join(s, l.name, &first);
+        flight *f = flight_join(s, name, &first);
         pthread_mutex_unlock(&s->lock);
-        if (!f)
-            return fail(e, GRPC_RESOURCE_EXHAUSTED, "layer %s: out of memory or descriptors",
-                        l.name);
-        int failed = first ? layer_obtain(p, from, &l, e) : flight_wait(f, p->cancel_fd, e);
+        if (!f) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory or descriptors");
+        int whole = first ? layer_examine(s, name, cancel_fd, e) : flight_wait(f, cancel_fd, e);
+        int done = whole < 0 ? -1 : 0;
+        if (first && whole == 0) done = m->make(m, e) < 0 ? -1 : 1;
         pthread_mutex_lock(&s->lock);
         if (first) flight_land(s, f, NULL);
         flight_unref(f);
         pthread_mutex_unlock(&s->lock);
-        if (failed || first) return failed;
+        if (done < 0 || first) return done;
     }
+}
+
+typedef struct { layer_maker maker; pull_state *p; helper *from; layer_plan l; } pulled_layer;
+
+static int pulled_layer_make(layer_maker *m, error *e)
+{
+    pulled_layer *want = OWNER(m, pulled_layer, maker);
+    progress_set(want->l.progress, KrunLayerState_DOWNLOADING);
+    return layer_make(want->p, want->from, &want->l, e);
+}
+
+/* Layer i of the image. */
+static int layer_need(pull_state *p, helper *from, size_t i, error *e)
+{
+    const Descriptor *blob = &p->manifest.layers.p[i];
+    pulled_layer want = { { pulled_layer_make }, p, from,
+                          layer_plan_of(p->config.diff_ids.p[i], blob) };
+    want.l.progress = p->f && p->f->layers ? &p->f->layers[i] : NULL;
+    int made = layer_share(p->store, want.l.name, p->cancel_fd, &want.maker, e);
+    if (made < 0 && e->code == GRPC_CANCELLED) return -1;
+    if (made < 0) return fail_in(e, "layer %.*s", PR(blob->digest));
+    progress_set(want.l.progress, made ? KrunLayerState_DONE : KrunLayerState_EXISTS);
+    return 0;
 }
 
 /* Gets one layer after the other until none is left or one has failed. */
@@ -15673,13 +16016,137 @@ static int pull_layers(pull_state *p, error *e)
     return p->failed ? -1 : 0;
 }
 
+/* -- layers of our own ----------------------------------------------------------------------------
+ *
+ * Two kinds of layer come from no registry: that of the built-in image (chapter 17), and the one
+ * that lies on top of an image whose layers do not speak of all their directories (chapter 6,
+ * "inheriting"). Their tars are written by us, but go through unpack as any other's. */
+
+/* A tar that lies whole in a file, and the layer that is to be made of it. The first three are for
+ * the caller to fill, before own_layer_hold. */
+typedef struct {
+    blob_spool spool;
+    uint64_t bytes;
+    char diff_id[DIGEST_TEXT];
+    image_store *store;
+    int cancel_fd;
+    layer_maker maker;
+    layer_plan l;
+} own_layer;
+
+static int own_layer_unpack(const own_layer *own, helper *unpack, LayerRecord *out, error *e)
+{
+    uint8_t told[8];
+    UnpackAnswer answer;
+    OWNED_ARENA a = arena_make(MIB);
+    for (int i = 0; i < 8; i++) told[i] = (uint8_t)(own->bytes >> (8 * i));
+    if (helper_write(unpack, told, sizeof told, e) < 0) return -1;
+    close_fd(&unpack->to);
+    if (helper_receive(unpack, &UnpackAnswer_msg, &a, &answer, e) < 0) return -1;
+    if (answer.code) return fail(e, answer.code, "%.*s", PR(answer.message));
+    if (!slice_eq(answer.diff_id, own->l.diff_id))
+        return fail(e, GRPC_DATA_LOSS, "its diff-id is %.*s", PR(answer.diff_id));
+    *out = layer_record(own->l.diff_id, &answer);
+    return 0;
+}
+
+static int own_layer_make(layer_maker *m, error *e)
+{
+    error ignored;
+    LayerRecord r = { 0 };
+    helper unpack = helper_none;
+    own_layer *own = OWNER(m, own_layer, maker);
+    int failed = layer_begin(own->store, &own->l, own->cancel_fd, &unpack, e);
+    if (!failed) failed = own_layer_unpack(own, &unpack, &r, e);
+    helper_stop(&unpack);
+    if (!failed) failed = layer_commit(own->store, &own->l, &r, e);
+    if (!failed) return layer_arrive(own->store, &own->l, &r, e);
+    tree_remove(own->store->layers_fd, own->l.partial, &ignored);
+    return -1;
+}
+
+/* Makes sure that the layer is there, and holds it. -1: as layer_share. */
+static int own_layer_hold(own_layer *own, error *e)
+{
+    own->maker.make = own_layer_make;
+    own->l = layer_plan_of(slice_of(own->diff_id), NULL);
+    own->l.spool = own->spool;
+    int made = layer_share(own->store, own->l.name, own->cancel_fd, &own->maker, e);
+    return made < 0 ? fail_in(e, "layer %s", own->l.name) : 0;
+}
+
+/* Whether the image may need a layer of inherited attributes: an upper layer has directories that
+ * it does not speak of, or the topmost has no entry for the root and another has. Fills *q. The
+ * layers are held. */
+static int inherit_ask(pull_state *p, const ImageRecord *r, InheritSetup *q, error *e)
+{
+    bool wanted = false, root = false;
+    image_store *s = p->store;
+    q->layers.n = 0;
+    q->layers.p = arena_alloc(&p->a, r->layers.n * sizeof *q->layers.p);
+    if (!q->layers.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
+    pthread_mutex_lock(&s->lock);
+    for (size_t i = 0; i < r->layers.n; i++) {
+        const store_layer *l = *layer_slot(s, r->layers.p[i]);
+        q->layers.p[q->layers.n++] = (InheritLayer){ r->layers.p[i], l && l->implied };
+        bool has_root = l && l->has_root, top = i + 1 == r->layers.n;
+        wanted = wanted || (i && l && l->implied) || (top && root && !has_root);
+        root = root || has_root;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return wanted;
+}
+
+/* Has the tar of that layer written; it has no bytes if there is no need. */
+static int inherit_write(pull_state *p, const InheritSetup *setup, own_layer *out, error *e)
+{
+    uint8_t hash[32];
+    helper h = helper_none;
+    blob_sink sink;
+    FetchRequest all = { .size = INHERIT_MAX };
+    OWNED_FD layers = openat(p->store->layers_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (layers < 0) return fail_sys(e, GRPC_INTERNAL, "open layers/");
+    sink_open(&sink, NULL);
+    sink.file = out->spool.write;
+    int failed = helper_start(&h, "inherit", (int[]){ layers, -1 }, p->cancel_fd, e) < 0 ||
+                 helper_send(&h, &InheritSetup_msg, setup, e) < 0 ||
+                 source_get(&h, &all, &sink, &p->a, e) < 0;
+    helper_stop(&h);
+    sha256_end(&sink.hash, hash);
+    digest_text(hash, out->diff_id);
+    out->bytes = sink.bytes;
+    return failed ? -1 : 0;
+}
+
+/* Puts a layer of attributes on top of the image's, if it needs one. */
+static int pull_inherit(pull_state *p, ImageRecord *r, error *e)
+{
+    InheritSetup setup;
+    own_layer own = { .store = p->store, .cancel_fd = p->cancel_fd };
+    int wanted = inherit_ask(p, r, &setup, e);
+    if (wanted <= 0) return wanted;
+    if (spool_open_nameless(p->store, &own.spool, e) < 0) return -1;
+    int failed = inherit_write(p, &setup, &own, e);
+    fault_point("pull.inherit");
+    if (!failed && own.bytes) failed = own_layer_hold(&own, e);
+    spool_close(&own.spool);
+    if (failed) return fail_in(e, "attributes of directories");
+    if (!own.bytes) return 0;
+    snprintf(p->attributes, sizeof p->attributes, "%s", own.l.name);
+    r->layers.p[r->layers.n++] = slice_of(p->attributes); /* record_layers has left room */
+    return 0;
+}
+
+/* -- the record -------------------------------------------------------------------------------- */
+
 /* The names of the layers, bottom first, each once: overlay refuses a directory given twice.
- * Only the topmost counts: it has all that the lower one has, and hides it. */
+ * Only the topmost counts: it has all that the lower one has, and hides it. There is room for one
+ * more. */
 static int record_layers(const pull_state *p, arena *a, ImageRecord *r, error *e)
 {
     size_t n = p->config.diff_ids.n;
     const slice *ids = p->config.diff_ids.p;
-    r->layers.p = arena_alloc(a, n * sizeof *r->layers.p);
+    r->layers.p = arena_alloc(a, (n + 1) * sizeof *r->layers.p);
     if (!r->layers.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
     for (size_t i = 0; i < n; i++)
         if (!list_has(ids + i + 1, n - i - 1, ids[i])) r->layers.p[r->layers.n++] = id_hex(ids[i]);
@@ -15704,6 +16171,7 @@ typedef struct {
  * what can be pulled again. -1: as store_publish. */
 static int pull_record(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], error *e)
 {
+    char chain[DIGEST_TEXT];
     slice digest_name = slice_of(arena_printf(&p->a, "%.*s@%s", PR(w->name), p->digest));
     ImageRecord r = { .version = RECORD_VERSION,
                       .id = p->manifest.config->digest,
@@ -15722,7 +16190,9 @@ static int pull_record(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], 
     ImportSource import = w->import ? *w->import : (ImportSource){ 0 };
     r.imports.p = &import, r.imports.n = w->import != NULL;
     for (size_t i = 0; i < p->manifest.layers.n; i++) r.size += p->manifest.layers.p[i].size;
-    if (record_layers(p, &p->a, &r, e) < 0) return -1;
+    chain_id(p->config.diff_ids.p, p->config.diff_ids.n, chain);
+    r.chain_id = slice_of(chain);
+    if (record_layers(p, &p->a, &r, e) < 0 || pull_inherit(p, &r, e) < 0) return -1;
     if (p->a.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
     snprintf(id, DIGEST_TEXT, "%.*s", PR(r.id));
     return store_publish(p->store, &r, e);
@@ -15865,6 +16335,7 @@ static void pull_end(pull_state *p)
     pthread_mutex_lock(&p->store->lock);
     for (size_t i = 0; i < p->config.diff_ids.n && i < LAYERS_MAX; i++)
         if (p->got[i]) layer_release(p->store, id_hex(p->config.diff_ids.p[i]));
+    if (*p->attributes) layer_release(p->store, slice_of(p->attributes));
     store_collect(p->store);
     pthread_mutex_unlock(&p->store->lock);
     arena_free(&p->a);
@@ -16718,68 +17189,21 @@ static bool self_describe(self_image *self, arena *a)
     return !self->head.oom && !self->tail.oom && !self->config.oom;
 }
 
-/* Writes the tar to the file that an unpack is reading, and takes its answer. */
-static int self_unpack(const self_image *self, int file, helper *unpack, LayerRecord *out,
-                       error *e)
-{
-    UnpackAnswer answer;
-    OWNED_ARENA a = arena_make(MIB);
-    blob_sink sink;
-    sink_open(&sink, NULL);
-    sink.file = file;
-    sink.unpack = unpack;
-    if (sink_add(&sink, self->head.p, self->head.n, e) < 0 ||
-        sink_add(&sink, self->program.p, self->program.n, e) < 0 ||
-        sink_add(&sink, self->tail.p, self->tail.n, e) < 0)
-        return -1;
-    close_fd(&unpack->to);
-    unpack->to = -1;
-    if (helper_receive(unpack, &UnpackAnswer_msg, &a, &answer, e) < 0) return -1;
-    if (answer.code) return fail(e, answer.code, "%.*s", PR(answer.message));
-    if (!slice_is(answer.diff_id, self->diff_id))
-        return fail(e, GRPC_DATA_LOSS, "its diff-id is %.*s", PR(answer.diff_id));
-    *out = layer_record(slice_of(self->diff_id), &answer);
-    return 0;
-}
-
-/* As layer_make, with ourselves for a source: no manifest promises a digest of a blob here, and
- * there is nothing of an earlier try to go on with. */
-static int self_make_layer(image_store *s, const self_image *self, error *e)
-{
-    error ignored;
-    LayerRecord r = { 0 };
-    helper unpack = helper_none;
-    layer_plan l = layer_plan_of(slice_of(self->diff_id), NULL);
-    int failed = spool_open_nameless(s, &l.spool, e) < 0 || layer_begin(s, &l, -1, &unpack, e) < 0;
-    if (!failed) failed = self_unpack(self, l.spool.write, &unpack, &r, e);
-    spool_close(&l.spool);
-    helper_stop(&unpack);
-    if (!failed) failed = layer_commit(s, &l, &r, e);
-    if (failed) tree_remove(s->layers_fd, l.partial, &ignored);
-    if (failed) return -1;
-    pthread_mutex_lock(&s->lock);
-    bool added = layer_add(s, slice_of(l.name), &r, 1);
-    pthread_mutex_unlock(&s->lock);
-    return added ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a layer");
-}
-
 /* Holds the layer, made first if need be. */
 static int self_layer(image_store *s, const self_image *self, error *e)
 {
-    const char *name = self->diff_id + strlen("sha256:");
-    bool first = false;
-    if (layer_grab(s, name)) return 0;
-    pthread_mutex_lock(&s->lock);
-    flight *f = flight_join(s, name, &first);
-    pthread_mutex_unlock(&s->lock);
-    if (!f) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory or descriptors");
-    int whole = first ? layer_examine(s, name, -1, e) : fail(e, GRPC_ABORTED, "it is in use");
-    int failed = whole == 0 ? self_make_layer(s, self, e) : whole < 0;
-    pthread_mutex_lock(&s->lock);
-    if (first) flight_land(s, f, NULL);
-    flight_unref(f);
-    pthread_mutex_unlock(&s->lock);
-    return failed ? -1 : 0;
+    own_layer own = { .store = s, .cancel_fd = -1 };
+    const slice parts[] = { buf_view(&self->head), self->program, buf_view(&self->tail) };
+    int failed = 0;
+    if (layer_grab(s, self->diff_id + strlen("sha256:"))) return 0;
+    if (spool_open_nameless(s, &own.spool, e) < 0) return -1;
+    for (size_t i = 0; i < COUNT(parts) && !failed; own.bytes += parts[i++].n)
+        if (write_all(own.spool.write, parts[i].p, parts[i].n) < 0)
+            failed = fail_sys(e, GRPC_INTERNAL, "write its layer");
+    memcpy(own.diff_id, self->diff_id, sizeof own.diff_id);
+    if (!failed) failed = own_layer_hold(&own, e);
+    spool_close(&own.spool);
+    return failed;
 }
 
 static int self_publish(image_store *s, const self_image *self, error *e)
@@ -16792,6 +17216,7 @@ static int self_publish(image_store *s, const self_image *self, error *e)
                       .id = slice_of(self->id),
                       .repo_tags = { &tag, 1 },
                       .layers = { &layer_name, 1 },
+                      .chain_id = slice_of(self->diff_id),
                       .size = self->head.n + self->program.n + self->tail.n + self->config.n,
                       .config = &config,
                       .pinned = true,
@@ -17533,10 +17958,10 @@ static void import_close(image_import *m)
  * Defined by  mount_namespaces(7), fsopen(2), move_mount(2), mount_setattr(2), openat2(2),
  *             Documentation/filesystems/overlayfs.rst; passwd(5), group(5)
  * Uses        1, 2, 9        Gives  rootfs_open_layers, rootfs_find_user, rootfs_build
- * Bounds      /etc/passwd and /etc/group 1 MiB, 4 KiB a line; 128 layers */
+ * Bounds      /etc/passwd and /etc/group 1 MiB, 4 KiB a line; 129 layers */
 
 enum {
-    ROOTFS_LAYERS_MAX = 128,
+    ROOTFS_LAYERS_MAX = LAYERS_MAX + 1, /* chapter 16 may put one of its own on top */
     ROOTFS_ACCOUNTS_MAX = MIB,     /* of /etc/passwd or /etc/group */
     ROOTFS_ACCOUNT_LINE = 4 * KIB,
     ROOTFS_TARGET_STEPS = 40,
@@ -17681,7 +18106,7 @@ static int overlay_again(int *dir, error *e) /* in the namespace that we are in 
 }
 
 /* Mounts the overlay at /proc of a mount namespace made for that, and returns a detached copy of
- * it. Named relative to /proc/thread-self/fd, 128 layers are 500 bytes: mount(2) takes a page. */
+ * it. Named relative to /proc/thread-self/fd, 129 layers are 600 bytes: mount(2) takes a page. */
 static int overlay_mount_here(overlay *o, error *e)
 {
     OWNED_BUF text = { 0 };
@@ -28911,6 +29336,7 @@ static const main_role main_roles[] = {
     { "archive", archive_main }, /* chapter 14: reads an archive for `krun load` */
     { "unpack", unpack_main },   /* chapter 14: fills one directory, chrooted into it */
     { "pack", pack_main },       /* chapter 14: reads one, for `krun save` */
+    { "inherit", inherit_main }, /* chapter 14: reads all, for directories without an entry */
     { "seal", seal_main },       /* chapter 14: looks whether a layer is still what it was */
 };
 

@@ -580,6 +580,121 @@ static void tar_read_through(slice bytes)
     tar_close(&t);
 }
 
+/* Unpacks rows into a directory of its own. -1: it needs rights that we have not. */
+static int layer_of_rows(const tar_row *rows, size_t n, char path[PATH_MAX], error *e)
+{
+    OWNED_FD root = temp_dir(path);
+    if (tar_unpack_rows(rows, n, root, e) == 0) return give_fd(&root);
+    CHECK_INT(e->sys, EPERM);
+    return -1;
+}
+
+static bool marked(int root, const char *path)
+{
+    OWNED_FD fd = openat(root, path, O_RDONLY | O_DIRECTORY);
+    return fd >= 0 && has_mark(fd, mark_implied);
+}
+
+TEST(tar_unpack_marks_what_the_archive_does_not_speak_of)
+{
+    if (geteuid() != 0) SKIP("needs root");
+    static const tar_row rows[] = {
+        { '5', "told/", "", 0700 },     { '0', "told/a/b/x", "", 0644 }, { '0', "told/a/y", "", 0644 },
+        { '0', "later/x", "", 0644 },   { '5', "later", "", 0750 },      { '0', "gone/x", "", 0644 },
+        { '0', ".wh.gone", "", 0 },     { '0', "emptied/x", "", 0644 },  { '0', "emptied/.wh..wh..opq", "", 0 },
+        { '2', "link", "told", 0777 },  { '0', "link/c/z", "", 0644 },   { '0', "replaced/x", "", 0644 },
+        { '0', "replaced", "", 0644 },
+    };
+    static const struct { const char *path; bool marked; } want[] = {
+        { ".", true }, { "told", false }, { "told/a", true }, { "told/a/b", true }, { "later", false },
+        { "gone", false }, { "emptied", true }, { "told/c", true },
+    };
+    char path[PATH_MAX];
+    error e = { 0 };
+    struct stat st;
+    OWNED_FD root = layer_of_rows(rows, COUNT(rows), path, &e);
+    if (root < 0) SKIP("needs CAP_SYS_ADMIN");
+    for (size_t i = 0; i < COUNT(want); i++)
+        if (marked(root, want[i].path) != want[i].marked) CHECK_TEXT(slice_of(want[i].path), "marked or not");
+    CHECK(fstatat(root, "told", &st, 0) == 0 && st.st_mtim.tv_sec == 1000 && st.st_mtim.tv_nsec == 5);
+    CHECK(fstatat(root, "told/a/b", &st, 0) == 0 && (st.st_mode & 07777) == 0755);
+    CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
+}
+
+TEST(tar_unpack_counts_directories_without_entries_too)
+{
+    OWNED_BUF archive = { 0 };
+    char path[PATH_MAX], name[64];
+    error e = { 0 };
+    tar_totals totals;
+    mem_source memory;
+    OWNED_FD root = temp_dir(path);
+    for (int i = 0; i < 20; i++) {
+        snprintf(name, sizeof name, "%d/a/b/c/d/e/f/g/h", i);
+        tar_put_header(&archive, &(tar_entry){ .type = '0', .name = slice_of(name), .mode = 0644 });
+    }
+    tar_put_end(&archive);
+    int done = tar_unpack(mem_source_open(&memory, buf_view(&archive)), root, &(tar_options){ .max_entries = 100 },
+                          &totals, &e);
+    if (done < 0 && e.sys == EPERM) SKIP("needs root");
+    CHECK_INT(done, -1);
+    CHECK_INT(e.code, GRPC_RESOURCE_EXHAUSTED);
+    CHECK(totals.entries + totals.implied >= 100 && totals.entries + totals.implied < 120);
+    CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
+}
+
+/* Gathers what is written. */
+typedef struct { tar_sink sink; buf all; } gather;
+static int gather_write(tar_sink *to, slice bytes, error *e)
+{
+    (void)e;
+    return buf_slice(&OWNER(to, gather, sink)->all, bytes), 0;
+}
+
+TEST(tar_inherit_gives_directories_what_the_topmost_entry_says)
+{
+    if (geteuid() != 0) SKIP("needs root");
+    static const tar_row low[] = {
+        { '5', ".", "", 0711 }, { '5', "d", "", 01777 }, { '5', "d/e", "", 0700 }, { '5', "o", "", 0700 },
+        { '5', "o/in", "", 0700 }, { '5', "w", "", 0700 }, { '0', "f", "", 0644 },
+    }, middle[] = {
+        { '0', "d/e/x", "", 0644 }, { '0', ".wh.w", "", 0 }, { '0', "o/.wh..wh..opq", "", 0 },
+    }, top[] = {
+        { '0', "d/y", "", 0644 }, { '0', "w/x", "", 0644 }, { '0', "o/in/x", "", 0644 }, { '0', "f/x", "", 0644 },
+        { '0', "new/x", "", 0644 },
+    };
+    static const struct { const char *name; uint32_t mode; } want[] = {
+        { "./", 0711 }, { "d/", 01777 }, { "d/e/", 0700 }, { "o/", 0700 },
+    };
+    char paths[3][PATH_MAX];
+    error e = { 0 };
+    int layers[3] = { layer_of_rows(low, COUNT(low), paths[0], &e), layer_of_rows(middle, COUNT(middle), paths[1], &e),
+                      layer_of_rows(top, COUNT(top), paths[2], &e) };
+    if (layers[2] < 0) SKIP("needs CAP_SYS_ADMIN");
+    gather out = { .sink = { gather_write } }, packed = { .sink = { gather_write } };
+    CHECK_INT(tar_inherit(layers, (bool[]){ false, true, true }, 3, &out.sink, &e), 0);
+    tar_reader t;
+    tar_entry entry;
+    mem_source memory;
+    size_t n = 0;
+    CHECK_INT(tar_open(&t, mem_source_open(&memory, buf_view(&out.all)), &e), 0);
+    for (; tar_next(&t, &entry, &e) > 0; n++) {
+        CHECK(entry.type == '5' && n < COUNT(want));
+        if (n >= COUNT(want)) break;
+        CHECK_TEXT(entry.name, want[n].name);
+        CHECK_INT(entry.mode, want[n].mode);
+    }
+    CHECK_INT(n, COUNT(want));
+    tar_close(&t);
+    out.all.n = 0;
+    CHECK_INT(tar_inherit(layers, (bool[]){ false }, 1, &out.sink, &e), 0);
+    CHECK_INT(out.all.n, 0); /* one layer: nothing to inherit from */
+    CHECK_INT(tar_pack(layers[2], &packed.sink, &e), 0);
+    CHECK(!memmem(packed.all.p, packed.all.n, "new/\0", 5) && memmem(packed.all.p, packed.all.n, "new/x", 5));
+    for (size_t i = 0; i < COUNT(layers); i++) close_fd(&layers[i]), tree_remove(AT_FDCWD, paths[i], &e);
+    buf_free(&out.all), buf_free(&packed.all);
+}
+
 TEST(tar_reader_survives_cuts_and_changed_bytes) /* T31 */
 {
     static const char *const names[] = { "tar-go/pax.tar", "tar-go/sparse-formats.tar",

@@ -48,8 +48,8 @@ class Tree:
         with open(source, "rb") as f:
             return self.file(path, f.read(), os.stat(source).st_mode & 0o777)
 
-    def directory(self, path, mode=0o755, owner=(0, 0)):
-        return self.add(path, tarfile.DIRTYPE, mode=mode, owner=owner)
+    def directory(self, path, mode=0o755, owner=(0, 0), **more):
+        return self.add(path, tarfile.DIRTYPE, mode=mode, owner=owner, **more)
 
     def link(self, path, target):
         return self.add(path, tarfile.SYMTYPE, mode=0o777, link=target)

@@ -34,9 +34,9 @@ def status(k, name):
     return k.cri.ImageStatus(image={"image": name}).image
 
 
-def runnable(title, files=1, size=100):
+def runnable(title, files=1, size=100, more=None):
     """A system in one layer and a second layer that is unlike all others."""
-    more = Tree()
+    more = more or Tree()
     for n in range(files):
         more.file(f"data/{n}", (f"{title} {n} " * size)[:size])
     return Image([images.busybox_tree(), more], {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]})
@@ -543,11 +543,12 @@ def store_steps():
 
 
 class StoreLife:
-    """Two images that share a layer come by pull and by load, one is damaged and comes again, both go."""
+    """Two images that share a layer come by pull and by load, one is damaged and comes again, both go.
+    Their upper layers do not speak of /tmp, so there is one of attributes on top."""
 
     def __init__(self, k):
         self.k = k
-        self.one, self.two = runnable("life 1"), runnable("life 2")
+        self.one, self.two = (runnable("life " + n, more=Tree().file("tmp/x", n)) for n in "12")
         self.name = k.fake.put(self.one, "life")
         self.archive = images.write_tar(images.docker_files(self.two, ["example.test/life:2"]),
                                         k.directory + "/life.tar")

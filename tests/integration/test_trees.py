@@ -192,15 +192,82 @@ def what_umoci_inserts_lands_among_what_was_there(k):
     skopeo(k, f"oci:{layout}:inserted", "docker://" + name)
     k.pull(name)
     got, want = krun_makes(k, name), umoci_makes(k, layout + ":inserted")
-    # These layers have no entries for the directories on the way. krun makes them in the layer, as
-    # podman does, and overlay shows the topmost; umoci unpacks over what is there.
-    implied = [(p, m) for p in (b".", b"change", b"change/kept", b"owned", b"tmp") for m in
-               ("mode", "owner", "mtime")]
-    implied += [(b"new-here" + more, "mtime") for more in (b"", b"/new", b"/new/deep")]
-    # And what overlay hides is still a name of its inode.
-    implied += [(p, "links") for p in (b"hard-a", b"hard-c", b"hard-fifo", b"hard-link")]
-    no_difference("krun's tree and umoci's", got, want, implied)
+    # Nobody says of what time a new directory without an entry is, and "/" is the container's own;
+    # what overlay hides is still a name of its inode.
+    other = [(b"new-here" + more, "mtime") for more in (b"", b"/new", b"/new/deep")] + [(b".", "mtime")]
+    other += [(p, "links") for p in (b"hard-a", b"hard-c", b"hard-fifo", b"hard-link")]
+    no_difference("krun's tree and umoci's", got, want, other)
+    equal(len(record(k, name)["layers"]), len(rows) + 2, "layers, with the one of attributes")
     drop(k, name)
+
+
+@test
+def directories_without_an_entry_look_as_the_layers_below_say(k):
+    """Of each row the layers of an image, and what its directories are then: mode and owner."""
+    low = Tree().directory(".", 0o711, (5, 6)).directory("d", 0o1777, (7, 8), pax={"SCHILY.xattr.user.a": "b"})
+    low.directory("d/e", 0o2750, (9, 9)).file("d/e/low", "1").link("link", "d").file("f", "1")
+    new = (0o755, (0, 0))
+    d, e, root = (0o1777, (7, 8)), (0o2750, (9, 9)), (0o711, (5, 6))
+    rows = {
+        "as it was": ((low, Tree().file("d/e/x", "2")), {"": root, "d": d, "d/e": e}, True),
+        "only the root": ((low, Tree().file("x", "2")), {"": root, "d": d}, True),
+        "two above each other": ((low, Tree().file("d/x", "2"), Tree().file("d/e/y", "3")),
+                                 {"d": d, "d/e": e}, True),
+        "one that speaks of it later": ((low, Tree().file("d/x", "2"), Tree().directory("./").directory("d", 0o700)),
+                                        {"": new, "d": (0o700, (0, 0))}, False),
+        "the entry comes after": ((low, Tree().file("d/x", "2").directory("d", 0o700).directory(".")),
+                                  {"d": (0o700, (0, 0))}, False),
+        "removed in between": ((low, Tree().file(".wh.d"), Tree().file("d/e/x", "3")),
+                               {"": root, "d": new, "d/e": new}, True),
+        "removed by the same layer": ((low, Tree().file("d/x", "2").file(".wh.d")), {"d": new}, True),
+        "emptied": ((low, Tree().file("d/.wh..wh..opq").file("d/x", "2")), {"d": d}, True),
+        "emptied above": ((low, Tree().file("d/.wh..wh..opq").file("d/e/x", "2")), {"d": d, "d/e": new}, True),
+        "in the place of a file": ((low, Tree().file("f/x", "2")), {"f": new}, True),
+        "in the place of a link": ((low, Tree().file("link/x", "2")), {"link": new}, True),
+        "nothing to inherit": ((Tree().file("a/b/c", "1"), Tree().file("a/b/d", "2")), {"a": new, "a/b": new}, False),
+    }
+    for title, (layers, want, more) in rows.items():
+        name = images.push(Image(list(layers), {"Labels": {"t": title}}), REAL[:-1], "trees/implied", "1")
+        k.pull(name)
+        equal(len(record(k, name)["layers"]), len(layers) + more, f"{title}: layers")
+        with Mounted(k, name) as top:
+            for path, expected in want.items():
+                st = os.stat(f"{top}/{path}")
+                equal((st.st_mode & 0o7777, (st.st_uid, st.st_gid)), expected, f"{title}: /{path}")
+            if title == "as it was":
+                equal(os.getxattr(top + "/d", "user.a"), b"b", "its attributes")
+                equal(os.listxattr(top + "/d"), ["user.a"], "and no other")
+                equal(sorted(os.listdir(top + "/d/e")), ["low", "x"], "what is in it")
+        drop(k, name)
+
+
+@test
+def the_layer_of_attributes_is_shared_checked_mended_and_never_saved(k):
+    low = Tree().directory("d", 0o1777).file("d/low", "1")
+    upper = Tree().file("d/x", "2")
+    names = [images.push(Image([low, upper], {"Labels": {"n": n}}), REAL[:-1], "trees/heir", n) for n in "12"]
+    for name in names:
+        k.pull(name)
+    layers = record(k, names[0])["layers"]
+    equal((len(layers), record(k, names[1])["layers"]), (3, layers), "both have the same one")
+    info = json.loads(k.cri.ImageStatus(image={"image": names[0]}, verbose=True).info["info"])
+    ids = info["imageSpec"]["rootfs"]["diff_ids"]
+    equal(info["chainID"], images.digest(" ".join(ids).encode()), "the chain ID is of the image's own layers")
+    k.cri.RemoveImage(image={"image": names[0]})
+    os.chmod(f"{k.root}/layers/{layers[2]}/d", 0o700)
+    equal(k.cli("check", check_status=False).returncode, 1, "krun check sees that it has changed")
+    k.pull(names[1])
+    with Mounted(k, names[1]) as top:
+        equal(os.stat(top + "/d").st_mode & 0o7777, 0o1777, "mended")
+    saved = k.work + "/heir.tar"
+    k.cli("save", "-o", saved, names[1])
+    drop(k, names[1])
+    k.cli("load", saved)
+    with Mounted(k, names[1]) as top:
+        equal(os.stat(top + "/d").st_mode & 0o7777, 0o1777, "saved and loaded")
+    skopeo(k, "oci-archive:" + saved + ":" + names[1].rsplit("/", 1)[1].split(":")[1], f"oci:{k.work}/heir:1")
+    equal(len(tool("skopeo", "inspect", f"oci:{k.work}/heir:1", "--format", "{{range .Layers}}x{{end}}")), 2, "layers")
+    drop(k, names[1])
 
 
 # -- the same image in every form -----------------------------------------------------------------
