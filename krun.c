@@ -3791,7 +3791,8 @@ static void ahead_close(ahead_source *a)
  * Uses        1, 2 (open_inside, tree_remove), 5 (source, byte_reader)
  * Gives       tar_open, tar_next, tar_data, tar_unpack, tar_put_header, tar_pack, tar_inherit
  * Bounds      names 4095 bytes, 1024 levels; pax header 1 MiB; extended attribute 64 KiB; 65,536
- *             pieces of a sparse file; 5 MiB of memory however large the archive */
+ *             pieces of a sparse file; 5 MiB of memory however large the archive, but to pack one
+ *             that of the names in a directory, and 64 MiB for those in many layers */
 
 enum {
     TAR_BLOCK = 512, TAR_PAX_MAX = MIB, TAR_PIECES_MAX = 64 * KIB, TAR_DEPTH_MAX = 1024,
@@ -4428,42 +4429,56 @@ static int unpack_go(unpacker *u, const char *directory, error *e)
     return u->parent;
 }
 
-/* Makes a directory that the archive has no entry for, or none yet: 0755, root's and marked. What
- * is there already stays as it is. */
+/* Makes a directory that the archive has no entry for, or none yet: 0755, root's (whatever a
+ * set-group-ID bit above says) and marked; or not marked in the place of a whiteout, for then it is
+ * another than the one below. What is there already stays. */
 static int unpack_imply_one(unpacker *u, int parent, const char *name, error *e)
 {
-    if (mkdirat(parent, name, 0755) < 0)
-        return errno == EEXIST ? 0 : fail_sys(e, GRPC_INTERNAL, "mkdir");
+    struct stat st;
+    int made = mkdirat(parent, name, 0755);
+    bool hides = made < 0 && errno == EEXIST &&
+                 fstatat(parent, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISCHR(st.st_mode) &&
+                 st.st_rdev == 0;
+    if (made < 0 && errno == EEXIST && !hides) return 0;
+    if (hides && unlinkat(parent, name, 0) == 0) made = mkdirat(parent, name, 0755);
+    if (made < 0) return fail_sys(e, GRPC_INTERNAL, "mkdir");
     u->totals->implied++;
     OWNED_FD fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    return fd < 0 ? fail_sys(e, GRPC_INTERNAL, "open") : set_mark(fd, mark_implied, e);
+    if (fd < 0 || fchown(fd, 0, 0) < 0 || fchmod(fd, 0755) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "open");
+    return set_mark(fd, hides ? mark_opaque : mark_implied, e);
 }
 
-/* The same for all that is missing of a path. */
+/* The same for all that is missing of a path: up to what is there, and down again. */
 static int unpack_imply(unpacker *u, const char *directory, error *e)
 {
-    char path[PATH_MAX];
-    char *name = path;
-    snprintf(path, sizeof path, "%s", directory);
-    for (bool more = true; more;) {
-        char *end = name + strcspn(name, "/");
-        more = *end;
-        *end = '\0';
-        if (name > path) name[-1] = '\0'; /* now there are two texts: the way and the name */
-        int parent = unpack_go(u, name > path ? path : "", e);
-        if (parent < 0 || unpack_imply_one(u, parent, name, e) < 0) return -1;
-        if (name > path) name[-1] = '/';
-        if (more) *end = '/', name = end + 1;
+    char path[PATH_MAX], name[NAME_MAX + 1];
+    size_t whole = strlen(directory), n = whole;
+    int at = -1;
+    memcpy(path, directory, whole + 1);
+    while (at < 0 && n) {
+        while (n && path[n] != '/') n--;
+        path[n] = '\0';
+        at = unpack_go(u, path, e);
+        if (at < 0 && e->code != GRPC_NOT_FOUND && e->sys != ENOTDIR) return -1;
     }
-    return 0;
+    while (at >= 0 && n < whole) {
+        size_t from = n + (n > 0), length = strcspn(directory + from, "/");
+        snprintf(name, sizeof name, "%.*s", (int)length, directory + from);
+        if (unpack_imply_one(u, at, name, e) < 0) return -1;
+        n = from + length;
+        snprintf(path, sizeof path, "%.*s", (int)n, directory);
+        at = unpack_go(u, path, e);
+    }
+    return at;
 }
 
 /* Goes into a directory inside the root; makes it if it is not there. Borrowed. */
 static int unpack_enter(unpacker *u, const char *directory, error *e)
 {
     int parent = unpack_go(u, directory, e);
-    if (parent >= 0 || e->code != GRPC_NOT_FOUND) return parent;
-    return unpack_imply(u, directory, e) < 0 ? -1 : unpack_go(u, directory, e);
+    bool missing = parent < 0 && (e->code == GRPC_NOT_FOUND || e->sys == ENOTDIR);
+    return missing ? unpack_imply(u, directory, e) : parent;
 }
 
 static int unpack_set_xattrs(int fd, const tar_entry *entry, error *e)
@@ -4631,10 +4646,12 @@ static int unpack_whiteout(unpacker *u, const tar_path *path, error *e)
     if (!opaque && !strncmp(name, ".wh.", 4)) return 0; /* what aufs kept for itself */
     if (!*name || !strcmp(name, ".") || !strcmp(name, ".."))
         return tar_fail(e, "a whiteout of no name");
-    int parent = unpack_enter(u, path->directory, e);
-    /* A file of this layer stands where the directory was, and hides all that it held. umoci says
-     * so for each file in it as well. */
-    if (parent < 0) return e->sys == ENOTDIR ? 0 : -1;
+    int parent = unpack_go(u, path->directory, e);
+    /* A file of this layer stands where the directory was, or it is gone, with all that it held.
+     * umoci says so for each file in it as well. */
+    if (parent < 0 && e->sys == ENOTDIR) return 0;
+    if (parent < 0) parent = unpack_enter(u, path->directory, e);
+    if (parent < 0) return -1;
     if (opaque) return set_mark(parent, mark_opaque, e);
     if (mknodat(parent, name, S_IFCHR, makedev(0, 0)) == 0) return 0;
     if (errno != EEXIST) return fail_sys(e, GRPC_INTERNAL, "make a whiteout");
@@ -4886,8 +4903,9 @@ static int pack_compare(const void *a, const void *b)
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-/* The extended attributes that a layer may have, sorted; the arena's. */
-static int pack_xattrs(int fd, arena *a, tar_entry *entry, error *e)
+/* The extended attributes that a layer may have, sorted; the arena's. It has 128 KiB on the stack,
+ * and none of its callers, which go down into directories, may take that for each level. */
+__attribute__((noinline)) static int pack_xattrs(int fd, arena *a, tar_entry *entry, error *e)
 {
     char all[64 * KIB], value[TAR_XATTR_MAX]; /* XATTR_LIST_MAX, XATTR_SIZE_MAX: xattr(7) */
     OWNED_BUF names = { 0 };
@@ -5083,15 +5101,31 @@ static int tar_pack(int root, tar_sink *to, error *e)
  * the two overlay shows the upper one, 0755 and root's. /tmp would lose its 1777.
  *
  * So what we had to make is marked, and an image in which it matters gets one more layer on top:
- * directories only, each with the attributes of the topmost layer that has an entry for it. */
+ * directories only, each with the attributes of the topmost layer that has an entry for it. All
+ * layers are walked at once, from "/" down, each directory once; what that may cost is bounded,
+ * since an image chooses how many directories, how deep and in how many layers. */
 
-/* Layers, the bottom one first, and what is found out about them. `k` is the place in the walk
- * through one of them and takes the headers at the end. */
-typedef struct { const int *layers; size_t n; packer k; arena a; buf paths; } inheritance;
+enum { INHERIT_MEMORY = 64 * MIB, INHERIT_STEPS = 64 * MIB };
 
-/* A directory in all layers: descriptors, or -1. `said`: of the topmost that an entry speaks of,
- * as far as it can be seen from above; `made`: of the topmost above that which we had to make. */
-typedef struct { int said, made; } inherit_dir;
+/* The layers, the bottom one first; implied[i]: the archive of layer i did not speak of all its
+ * directories. `k` has the path of the walk and takes the headers. */
+typedef struct {
+    const int *layers;
+    const bool *implied;
+    size_t n;
+    packer k;
+    size_t level;                      /* components of the path */
+    uint8_t bottoms[PATH_MAX / 2 + 1]; /* the lowest layer that is seen, at each level of it */
+    size_t put;                        /* 1 + length of the longest part of it that has a header */
+    size_t memory;                     /* that lists of names may still take */
+    uint64_t steps;                    /* components of paths that may still be looked up */
+} inheritance;
+
+/* A directory in all layers that are seen. `said`: of the topmost that an entry speaks of; `made`:
+ * of the topmost above that one, which we had to make; descriptors, or -1. `inside`: the lowest
+ * layer that is seen in it, for there it is opaque, or below that something else is in its place.
+ * `walked`: the topmost layer in which it is walked through; as many as there are: none. */
+typedef struct { int said, made; size_t inside, walked; } inherit_dir;
 
 static void inherit_close(inherit_dir *d)
 {
@@ -5100,37 +5134,37 @@ static void inherit_close(inherit_dir *d)
 }
 #define OWNED_INHERIT_DIR __attribute__((cleanup(inherit_close))) inherit_dir
 
-/* Opens a directory in one layer; *fd is -1 if it has none. *covers: what the layers below have
- * under that path is not seen, for something else stands here or a directory on the way is
- * opaque. */
-static int inherit_open(int layer, const char *path, int *fd, bool *covers, error *e)
+/* Opens k->path in layer i. *fd is -1 if it has no such directory; *other: it has something else
+ * there. */
+static int inherit_open(inheritance *h, size_t i, int *fd, bool *other, error *e)
 {
-    char name[NAME_MAX + 1];
-    slice rest = slice_of(path);
-    OWNED_FD at = open_inside(layer, ".", O_RDONLY | O_DIRECTORY, e);
-    *fd = -1;
-    while (at >= 0 && rest.n) {
-        slice part = slice_cut(&rest, '/');
-        snprintf(name, sizeof name, "%.*s", PR(part));
-        *covers = *covers || has_mark(at, mark_opaque);
-        int next = open_inside(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, e);
-        close_fd(&at);
-        at = next;
-        if (at < 0 && e->code == GRPC_NOT_FOUND) return 0;
-        if (at < 0 && (e->sys == ENOTDIR || e->sys == ELOOP)) return *covers = true, 0;
-    }
-    *fd = give_fd(&at);
-    return *fd < 0 ? -1 : 0;
+    const packer *k = &h->k;
+    if (h->steps <= h->level)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "too many directories that layers do not speak of");
+    h->steps -= h->level + 1;
+    const int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW;
+    *fd = open_inside(h->layers[i], k->n ? k->path : ".", flags, e);
+    *other = *fd < 0 && (e->sys == ENOTDIR || e->sys == ELOOP);
+    return *fd >= 0 || *other || e->code == GRPC_NOT_FOUND ? 0 : -1;
 }
 
-static int inherit_find(const inheritance *h, const char *path, inherit_dir *out, error *e)
+/* Looks k->path up, from the top down. Of a lower layer's root the kernel ignores that it is
+ * opaque, so we do too; the bottom layer has nothing to inherit from. */
+static int inherit_find(inheritance *h, inherit_dir *out, error *e)
 {
-    bool covers = false;
-    for (size_t i = h->n; i-- > 0 && out->said < 0 && !covers;) {
+    size_t bottom = h->bottoms[h->level];
+    bool other = false;
+    *out = (inherit_dir){ -1, -1, bottom, h->n };
+    for (size_t i = h->n; i-- > bottom && !other;) {
         OWNED_FD fd = -1;
-        if (inherit_open(h->layers[i], path, &fd, &covers, e) < 0) return -1;
-        if (fd >= 0 && !has_mark(fd, mark_implied)) out->said = give_fd(&fd);
-        else if (fd >= 0 && out->made < 0) out->made = give_fd(&fd);
+        if (inherit_open(h, i, &fd, &other, e) < 0) return -1;
+        if (other) out->inside = MAX(out->inside, i + 1);
+        if (fd < 0) continue;
+        if (i && h->implied[i] && out->walked == h->n && i >= out->inside) out->walked = i;
+        if (h->k.n && has_mark(fd, mark_opaque)) out->inside = MAX(out->inside, i);
+        if (out->said >= 0) continue;
+        if (!has_mark(fd, mark_implied)) out->said = give_fd(&fd);
+        else if (out->made < 0) out->made = give_fd(&fd);
     }
     return 0;
 }
@@ -5138,68 +5172,28 @@ static int inherit_find(const inheritance *h, const char *path, inherit_dir *out
 /* 1 if the directory that overlay shows should look otherwise, 0 if not. Of "/" the time does not
  * count: a container's is that of its own writable layer, and many images would get a layer for
  * it. */
-static int inherit_differs(const inherit_dir *d, bool is_root, arena *a, error *e)
+static int inherit_differs(const inherit_dir *d, bool is_root, error *e)
 {
     struct stat said, made;
     tar_entry xattrs = { 0 };
+    OWNED_ARENA a = arena_make(TAR_ENTRY_MEMORY);
     if (d->said < 0 || d->made < 0) return 0;
     if (fstat(d->said, &said) < 0 || fstat(d->made, &made) < 0)
         return fail_sys(e, GRPC_INTERNAL, "stat");
-    if (pack_xattrs(d->said, a, &xattrs, e) < 0) return -1;
+    if (pack_xattrs(d->said, &a, &xattrs, e) < 0) return -1;
     bool time = said.st_mtim.tv_sec != made.st_mtim.tv_sec ||
                 said.st_mtim.tv_nsec != made.st_mtim.tv_nsec;
     return said.st_mode != made.st_mode || said.st_uid != made.st_uid ||
            said.st_gid != made.st_gid || xattrs.nxattrs || (time && !is_root);
 }
 
-/* Notes k->path if it has to be mended, and all directories above it: without entries for them
- * they would be implied again. */
-static int inherit_look(inheritance *h, error *e)
-{
-    OWNED_INHERIT_DIR d = { -1, -1 };
-    OWNED_ARENA a = arena_make(TAR_ENTRY_MEMORY);
-    if (inherit_find(h, h->k.path, &d, e) < 0) return -1;
-    int differs = inherit_differs(&d, !h->k.n, &a, e);
-    if (differs < 0) return -1;
-    for (size_t n = 0; differs && n <= h->k.n; n++) {
-        if (n && n < h->k.n && h->k.path[n] != '/') continue;
-        const char *path = arena_str(&h->a, (slice){ (const uint8_t *)h->k.path, n });
-        buf_add(&h->paths, &path, sizeof path);
-    }
-    if (h->a.oom || h->paths.oom) return pack_no_memory(e);
-    return 0;
-}
-
-/* Looks at every marked directory of the layer h->k.root, from h->k.path down. */
-static int inherit_walk(inheritance *h, error *e)
-{
-    OWNED_ARENA a = arena_make((size_t)1 << 30);
-    OWNED_BUF list = { 0 };
-    packer *k = &h->k;
-    size_t n = k->n;
-    OWNED_FD fd = open_inside(k->root, n ? k->path : ".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW, e);
-    if (fd < 0) return e->sys == ENOTDIR || e->sys == ELOOP ? 0 : -1;
-    if (has_mark(fd, mark_implied) && inherit_look(h, e) < 0) return -1;
-    close_fd(&fd);
-    if (pack_list(k, true, &a, &list, e) < 0) return -1;
-    for (size_t i = 0; i < list.n / sizeof(char *); i++)
-        if (pack_down(k, n, ((char **)(void *)list.p)[i], e) < 0 || inherit_walk(h, e) < 0)
-            return -1;
-    pack_up(k, n);
-    return 0;
-}
-
-/* The header of one directory, as the image should show it. */
-static int inherit_put(inheritance *h, const char *path, error *e)
+/* The header of k->path, as the image should show it. */
+static int inherit_put_one(packer *k, const inherit_dir *d, error *e)
 {
     struct stat st;
     tar_entry entry;
-    OWNED_INHERIT_DIR d = { -1, -1 };
     OWNED_ARENA a = arena_make(TAR_ENTRY_MEMORY);
-    packer *k = &h->k;
-    k->n = (size_t)snprintf(k->path, sizeof k->path, "%s", path);
-    if (inherit_find(h, path, &d, e) < 0) return -1;
-    int fd = d.said >= 0 ? d.said : d.made;
+    int fd = d->said >= 0 ? d->said : d->made;
     if (fstat(fd, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat");
     pack_describe(k, &st, &entry);
     if (pack_xattrs(fd, &a, &entry, e) < 0) return -1;
@@ -5207,37 +5201,108 @@ static int inherit_put(inheritance *h, const char *path, error *e)
     return k->out.n >= PACK_CHUNK ? pack_flush(k, e) : 0;
 }
 
-/* All that was noted, each once and a directory before what is in it: sorting does both. */
-static int inherit_put_all(inheritance *h, error *e)
+/* The header of a directory above k->path, whose path is `n` bytes of that. */
+static int inherit_put_above(inheritance *h, size_t level, size_t n, error *e)
 {
-    const char *const *paths = (const void *)h->paths.p;
-    size_t n = h->paths.n / sizeof *paths;
-    if (!n) return 0;
-    qsort(h->paths.p, n, sizeof *paths, pack_compare);
-    for (size_t i = 0; i < n; i++)
-        if ((!i || strcmp(paths[i], paths[i - 1])) && inherit_put(h, paths[i], e) < 0) return -1;
-    tar_put_end(&h->k.out);
-    return pack_flush(&h->k, e);
+    packer *k = &h->k;
+    size_t own_level = h->level, own_n = k->n;
+    char next = k->path[n];
+    OWNED_INHERIT_DIR d = { -1, -1, 0, 0 };
+    pack_up(k, n);
+    h->level = level;
+    int failed = inherit_find(h, &d, e) < 0 || inherit_put_one(k, &d, e) < 0;
+    k->path[n] = next;
+    k->n = own_n;
+    h->level = own_level;
+    return failed ? -1 : 0;
+}
+
+/* Headers for k->path and for the directories above it that have none: without one they would be
+ * implied again. */
+static int inherit_put(inheritance *h, const inherit_dir *d, error *e)
+{
+    const packer *k = &h->k;
+    size_t level = 0;
+    for (size_t n = 0; n < k->n; n++) {
+        if (n && k->path[n] != '/') continue;
+        if (n >= h->put && inherit_put_above(h, level, n, e) < 0) return -1;
+        level++;
+    }
+    h->put = k->n + 1;
+    return inherit_put_one(&h->k, d, e);
+}
+
+static int inherit_walk(inheritance *h, size_t from, error *e);
+
+/* Goes down into what layer i has in the directory k->path. A path too long for the kernel is one
+ * that nobody can use. */
+static int inherit_walk_layer(inheritance *h, size_t i, error *e)
+{
+    OWNED_BUF list = { 0 };
+    OWNED_ARENA a = arena_make(h->memory);
+    packer *k = &h->k;
+    size_t n = k->n, before = h->memory;
+    k->root = h->layers[i];
+    if (pack_list(k, true, &a, &list, e) < 0)
+        return e->code == GRPC_NOT_FOUND || e->sys == ENOTDIR || e->sys == ELOOP ? 0 : -1;
+    h->memory = a.left > list.cap ? a.left - list.cap : 0;
+    h->level++;
+    for (size_t c = 0; c < list.n / sizeof(char *); c++) {
+        const char *name = ((char **)(void *)list.p)[c];
+        if (pack_down(k, n, name, e) == 0 && inherit_walk(h, i, e) < 0) return -1;
+        pack_up(k, n);
+        h->put = MIN(h->put, n + 1);
+    }
+    h->level--;
+    h->memory = before;
+    return 0;
+}
+
+/* The directory k->path, which was met in layer `from`, and all that is below it: once, when it is
+ * met in the topmost layer that is walked. No descriptor stays open on the way down. */
+static int inherit_walk(inheritance *h, size_t from, error *e)
+{
+    inherit_dir d;
+    int failed = inherit_find(h, &d, e);
+    if (!failed && d.walked == from) {
+        int differs = inherit_differs(&d, !h->k.n, e);
+        failed = differs > 0 ? inherit_put(h, &d, e) : differs;
+    }
+    inherit_close(&d);
+    if (failed || d.walked != from || h->level + 1 == COUNT(h->bottoms)) return failed;
+    h->bottoms[h->level + 1] = (uint8_t)d.inside;
+    for (size_t i = h->n; i-- > MAX(d.inside, (size_t)1) && !failed;)
+        if (i <= from && h->implied[i]) failed = inherit_walk_layer(h, i, e);
+    return failed;
+}
+
+/* Puts the path that is at fault before an error; it came from outside. */
+static int inherit_fail(const packer *k, error *e)
+{
+    OWNED_BUF path = { 0 };
+    text_escape(&path, (slice){ (const uint8_t *)k->path, k->n }, 200);
+    return fail_in(e, "attributes of /%.*s", PR(buf_view(&path)));
 }
 
 /* Writes to `to` the layer that must lie on top of these, the bottom one first, for directories to
  * look as if each layer had been unpacked over the one before; nothing if they do already.
- * layers  open directories, borrowed.   implied[i]: layer i has marked ones other than its root
+ * layers  open directories, borrowed, at most 255.   implied[i]: layer i has marked ones other
+ *         than its root
  * Returns 0; -1: RESOURCE_EXHAUSTED, INTERNAL
  * Needs   what tar_pack needs */
 static int tar_inherit(const int *layers, const bool *implied, size_t n, tar_sink *to, error *e)
 {
-    inheritance h = { .layers = layers, .n = n, .k = { .to = to }, .a = arena_make(64 * MIB) };
-    int failed = inherit_look(&h, e);
-    for (size_t i = 1; i < n && !failed; i++) { /* below the bottom one is nothing to inherit */
-        h.k.root = layers[i];
-        if (implied[i]) failed = inherit_walk(&h, e);
-    }
-    if (!failed) failed = inherit_put_all(&h, e);
-    arena_free(&h.a);
-    buf_free(&h.paths);
+    inheritance h = { .layers = layers, .implied = implied, .n = n, .k = { .to = to },
+                      .memory = INHERIT_MEMORY, .steps = INHERIT_STEPS };
+    size_t from = n;
+    for (size_t i = n; i-- > 1 && from == n;)
+        if (implied[i]) from = i;
+    int failed = inherit_walk(&h, from, e);
+    if (failed) inherit_fail(&h.k, e);
+    if (!failed && h.put) tar_put_end(&h.k.out);
+    if (!failed) failed = pack_flush(&h.k, e);
     buf_free(&h.k.out);
-    return failed ? fail_in(e, "attributes of %s", h.k.n ? h.k.path : "/") : 0;
+    return failed;
 }
 
 /* == 8. Protobuf =============================================================================
@@ -15316,7 +15381,7 @@ static int source_get(const helper *from, const FetchRequest *q, blob_sink *to, 
  * CreateContainer, or by a pull that finds it there. Who looks has the flight of its name, so that
  * two users wait for one walk, and a pull that has to make it anew waits for the end of it. */
 
-enum { WHY = sizeof ((store_layer *)0)->damaged, INHERIT_MAX = 64 * MIB };
+enum { WHY = sizeof ((store_layer *)0)->damaged };
 
 /* What lies in a layer. -1: DATA_LOSS when the layer is at fault, another code when we are. */
 static int layer_walk(image_store *s, const char *name, int cancel_fd, tree_sum *out, error *e)
@@ -16075,6 +16140,34 @@ static int own_layer_hold(own_layer *own, error *e)
     return made < 0 ? fail_in(e, "layer %s", own->l.name) : 0;
 }
 
+/* Puts a layer, which the pull holds, on top of the image's; record_layers has left room. */
+static void inherit_add(pull_state *p, ImageRecord *r, const char *name)
+{
+    snprintf(p->attributes, sizeof p->attributes, "%s", name);
+    r->layers.p[r->layers.n++] = slice_of(p->attributes);
+}
+
+/* Whether the image is here already with these layers, with one of attributes or without: then
+ * what it needs was found out when it came. */
+static bool inherit_again(pull_state *p, ImageRecord *r)
+{
+    image_store *s = p->store;
+    char name[LAYER_NAME] = "";
+    pthread_mutex_lock(&s->lock);
+    const store_image *i = s->images;
+    while (i && !slice_eq(i->record.id, r->id)) i = i->next;
+    const ImageRecord *had = i ? &i->record : NULL;
+    bool same = had && had->chain_id.n && had->layers.n - r->layers.n <= 1;
+    for (size_t k = 0; same && k < r->layers.n; k++)
+        same = slice_eq(had->layers.p[k], r->layers.p[k]);
+    bool more = same && had->layers.n > r->layers.n;
+    if (more) snprintf(name, sizeof name, "%.*s", PR(had->layers.p[r->layers.n]));
+    pthread_mutex_unlock(&s->lock);
+    if (more && !layer_grab(s, name)) return false; /* it was damaged, or must be looked at */
+    if (more) inherit_add(p, r, name);
+    return same;
+}
+
 /* Whether the image may need a layer of inherited attributes: an upper layer has directories that
  * it does not speak of, or the topmost has no entry for the root and another has. Fills *q. The
  * layers are held. */
@@ -16096,6 +16189,8 @@ static int inherit_ask(pull_state *p, const ImageRecord *r, InheritSetup *q, err
     pthread_mutex_unlock(&s->lock);
     return wanted;
 }
+
+#define INHERIT_MAX (UINT64_C(8) << 30) /* on disk; the helper's own bounds are narrower */
 
 /* Has the tar of that layer written; it has no bytes if there is no need. */
 static int inherit_write(pull_state *p, const InheritSetup *setup, own_layer *out, error *e)
@@ -16123,17 +16218,15 @@ static int pull_inherit(pull_state *p, ImageRecord *r, error *e)
 {
     InheritSetup setup;
     own_layer own = { .store = p->store, .cancel_fd = p->cancel_fd };
-    int wanted = inherit_ask(p, r, &setup, e);
+    int wanted = inherit_again(p, r) ? 0 : inherit_ask(p, r, &setup, e);
     if (wanted <= 0) return wanted;
     if (spool_open_nameless(p->store, &own.spool, e) < 0) return -1;
     int failed = inherit_write(p, &setup, &own, e);
     fault_point("pull.inherit");
     if (!failed && own.bytes) failed = own_layer_hold(&own, e);
     spool_close(&own.spool);
-    if (failed) return fail_in(e, "attributes of directories");
-    if (!own.bytes) return 0;
-    snprintf(p->attributes, sizeof p->attributes, "%s", own.l.name);
-    r->layers.p[r->layers.n++] = slice_of(p->attributes); /* record_layers has left room */
+    if (failed) return -1;
+    if (own.bytes) inherit_add(p, r, own.l.name);
     return 0;
 }
 

@@ -599,13 +599,15 @@ TEST(tar_unpack_marks_what_the_archive_does_not_speak_of)
 {
     if (geteuid() != 0) SKIP("needs root");
     static const tar_row rows[] = {
-        { '5', "told/", "", 0700 },     { '0', "told/a/b/x", "", 0644 }, { '0', "told/a/y", "", 0644 },
+        { '5', "told/", "", 02700 },    { '0', "told/a/b/x", "", 0644 }, { '0', "told/a/y", "", 0644 },
         { '0', "later/x", "", 0644 },   { '5', "later", "", 0750 },      { '0', "gone/x", "", 0644 },
         { '0', ".wh.gone", "", 0 },     { '0', "emptied/x", "", 0644 },  { '0', "emptied/.wh..wh..opq", "", 0 },
         { '2', "link", "told", 0777 },  { '0', "link/c/z", "", 0644 },   { '0', "replaced/x", "", 0644 },
-        { '0', "replaced", "", 0644 },
+        { '0', "replaced", "", 0644 },  { '0', ".wh.hidden", "", 0 },    { '0', "hidden/in/x", "", 0644 },
+        { '0', ".wh.hides", "", 0 },    { '0', "hides/.wh.x", "", 0 },
     };
     static const struct { const char *path; bool marked; } want[] = {
+        { "hidden", false }, { "hidden/in", true },
         { ".", true }, { "told", false }, { "told/a", true }, { "told/a/b", true }, { "later", false },
         { "gone", false }, { "emptied", true }, { "told/c", true },
     };
@@ -618,6 +620,10 @@ TEST(tar_unpack_marks_what_the_archive_does_not_speak_of)
         if (marked(root, want[i].path) != want[i].marked) CHECK_TEXT(slice_of(want[i].path), "marked or not");
     CHECK(fstatat(root, "told", &st, 0) == 0 && st.st_mtim.tv_sec == 1000 && st.st_mtim.tv_nsec == 5);
     CHECK(fstatat(root, "told/a/b", &st, 0) == 0 && (st.st_mode & 07777) == 0755);
+    CHECK(fstatat(root, "told/a", &st, 0) == 0 && (st.st_mode & 07777) == 0755);
+    CHECK(fstatat(root, "hides", &st, 0) == 0 && S_ISCHR(st.st_mode));
+    OWNED_FD hidden = openat(root, "hidden", O_RDONLY | O_DIRECTORY);
+    CHECK(has_mark(hidden, mark_opaque));
     CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
 }
 
@@ -656,15 +662,17 @@ TEST(tar_inherit_gives_directories_what_the_topmost_entry_says)
     if (geteuid() != 0) SKIP("needs root");
     static const tar_row low[] = {
         { '5', ".", "", 0711 }, { '5', "d", "", 01777 }, { '5', "d/e", "", 0700 }, { '5', "o", "", 0700 },
-        { '5', "o/in", "", 0700 }, { '5', "w", "", 0700 }, { '0', "f", "", 0644 },
+        { '5', "o/in", "", 0700 }, { '5', "w", "", 0700 }, { '0', "f", "", 0644 }, { '5', "g", "", 0700 },
+        { '5', "g/h", "", 0711 }, { '5', "e", "", 0711 },
     }, middle[] = {
-        { '0', "d/e/x", "", 0644 }, { '0', ".wh.w", "", 0 }, { '0', "o/.wh..wh..opq", "", 0 },
+        { '0', "d/e/x", "", 0644 }, { '0', ".wh.w", "", 0 }, { '0', "o/.wh..wh..opq", "", 0 }, { '0', "g", "", 0644 },
     }, top[] = {
+        { '0', "g/h/x", "", 0644 }, { '0', "e/f/g/x", "", 0644 },
         { '0', "d/y", "", 0644 }, { '0', "w/x", "", 0644 }, { '0', "o/in/x", "", 0644 }, { '0', "f/x", "", 0644 },
         { '0', "new/x", "", 0644 },
     };
     static const struct { const char *name; uint32_t mode; } want[] = {
-        { "./", 0711 }, { "d/", 01777 }, { "d/e/", 0700 }, { "o/", 0700 },
+        { "./", 0711 }, { "d/", 01777 }, { "d/e/", 0700 }, { "e/", 0711 }, { "o/", 0700 },
     };
     char paths[3][PATH_MAX];
     error e = { 0 };

@@ -438,7 +438,8 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
 
 
 class Containerd(harness.Krun):
-    """Debian's containerd on directories of its own. Only for pulls: it gets no runc and no network."""
+    """A containerd on directories of its own: Debian's, or the program that KRUN_PEER names. Only for
+    pulls: it gets no runc and no network."""
 
     def __init__(self, directory):
         super().__init__(directory)
@@ -447,7 +448,7 @@ class Containerd(harness.Krun):
             f.write(CONTAINERD.format(d=directory))
 
     def command(self):
-        return ["containerd", "--config", self.directory + "/config.toml", "--log-level", "warn"]
+        return [os.environ.get("KRUN_PEER", "containerd"), "--config", self.directory + "/config.toml", "--log-level", "warn"]
 
     def remove_all(self):
         pass

@@ -4,6 +4,7 @@
 # in bench.json (--out FILE). Options go to bench.py: see its head. --compare FILE... only prints.
 #
 #   KRUN=FILE   the binary to measure (krun at the top of the repository)
+#   KRUN_PEER=FILE  with --peer containerd: its program (Debian's)
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 export PATH="$PATH:/usr/sbin:/sbin"

@@ -250,6 +250,8 @@ def the_layer_of_attributes_is_shared_checked_mended_and_never_saved(k):
         k.pull(name)
     layers = record(k, names[0])["layers"]
     equal((len(layers), record(k, names[1])["layers"]), (3, layers), "both have the same one")
+    k.pull(names[0])
+    equal(record(k, names[0])["layers"], layers, "pulled once more")
     info = json.loads(k.cri.ImageStatus(image={"image": names[0]}, verbose=True).info["info"])
     ids = info["imageSpec"]["rootfs"]["diff_ids"]
     equal(info["chainID"], images.digest(" ".join(ids).encode()), "the chain ID is of the image's own layers")
