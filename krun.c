@@ -4342,9 +4342,17 @@ static int tar_next(tar_reader *t, tar_entry *out, error *e)
 
 /* -- unpacking --------------------------------------------------------------------------------- */
 
+/* Is told of a file when it has some more bytes that could go to disk, and at its end. The
+ * descriptor is borrowed. */
+typedef struct tar_watch { void (*written)(struct tar_watch *, int fd); } tar_watch;
+
 /* 0 stands for the default: 64 GiB and 4 million entries. Devices that are not allowed are left
- * out. */
-typedef struct { bool allow_devices; uint64_t max_bytes, max_entries; } tar_options;
+ * out. `watch` may be NULL. */
+typedef struct {
+    bool allow_devices;
+    uint64_t max_bytes, max_entries;
+    tar_watch *watch;
+} tar_options;
 
 /* `implied` counts directories that had to be made before the archive had an entry for them, or
  * without one; `root` says whether it had one for the root. */
@@ -4372,7 +4380,7 @@ static int set_mark(int directory, const char *mark, error *e)
  * When it is left, it gets back the time that it had, for what we made in it was not its change. */
 typedef struct {
     int root;
-    bool allow_devices;
+    const tar_options *options;
     int parent;               /* -1: none */
     struct timespec parent_times[2];
     char parent_path[PATH_MAX];
@@ -4516,9 +4524,21 @@ static int unpack_clear(unpacker *u, int parent, const char *name, error *e)
     return 0;
 }
 
-/* The bytes of a file; a sparse one's pieces each to their place. */
-static int unpack_bytes_to(int fd, tar_reader *t, const tar_entry *entry, error *e)
+/* Of a file smaller than the first nobody is told, of a larger one after each of the second. */
+enum { WATCH_LEAST = 64 * KIB, WATCH_STRIDE = 4 * MIB };
+
+static void unpack_tell(const unpacker *u, int fd, uint64_t *unsaid, uint64_t least)
 {
+    if (*unsaid < least || !u->options->watch) return;
+    u->options->watch->written(u->options->watch, fd);
+    *unsaid = 0;
+}
+
+/* The bytes of a file; a sparse one's pieces each to their place. */
+static int unpack_bytes_to(const unpacker *u, int fd, tar_reader *t, const tar_entry *entry,
+                           error *e)
+{
+    uint64_t unsaid = 0;
     const tar_piece whole = { 0, entry->size };
     const tar_piece *pieces = entry->pieces ? entry->pieces : &whole;
     size_t n = entry->pieces ? entry->npieces : 1;
@@ -4530,8 +4550,11 @@ static int unpack_bytes_to(int fd, tar_reader *t, const tar_entry *entry, error 
             int got = tar_data(t, left, &bytes, e);
             if (got <= 0) return got < 0 ? -1 : tar_fail(e, "the archive is cut off");
             if (write_all(fd, bytes.p, bytes.n) < 0) return fail_sys(e, GRPC_INTERNAL, "write");
+            unsaid += bytes.n;
+            unpack_tell(u, fd, &unsaid, WATCH_STRIDE);
         }
     }
+    unpack_tell(u, fd, &unsaid, WATCH_LEAST);
     if (entry->pieces && ftruncate(fd, (off_t)entry->size) < 0)
         return fail_sys(e, GRPC_INTERNAL, "truncate");
     return 0;
@@ -4547,7 +4570,7 @@ static int unpack_regular(unpacker *u, tar_reader *t, const tar_entry *entry, co
         fd = openat(u->parent, name, flags, 0600);
     }
     if (fd < 0) return fail_sys(e, GRPC_INTERNAL, "create");
-    return unpack_bytes_to(fd, t, entry, e) < 0 ? -1 : unpack_dress(fd, entry, e);
+    return unpack_bytes_to(u, fd, t, entry, e) < 0 ? -1 : unpack_dress(fd, entry, e);
 }
 
 /* Makes a symbolic link, a device or a FIFO; -1 and errno. */
@@ -4676,7 +4699,7 @@ static int unpack_entry(unpacker *u, tar_reader *t, const tar_entry *entry, erro
     if (entry->type == '5') return unpack_directory(u, entry, &path, e);
     if (!*path.name) return tar_fail(e, "the root is no directory");
     if (entry->type == '1') return unpack_hard_link(u, entry, &path, e);
-    if ((entry->type == '3' || entry->type == '4') && !u->allow_devices) return 0;
+    if ((entry->type == '3' || entry->type == '4') && !u->options->allow_devices) return 0;
     if (unpack_enter(u, path.directory, e) < 0) return -1;
     return entry->type == '0' ? unpack_regular(u, t, entry, path.name, e)
                               : unpack_special(u, entry, path.name, e);
@@ -4722,7 +4745,7 @@ static int tar_unpack(source *in, int root, const tar_options *o, tar_totals *t,
 {
     tar_reader reader;
     tar_entry entry;
-    unpacker u = { .root = root, .allow_devices = o->allow_devices, .parent = -1, .totals = t };
+    unpacker u = { .root = root, .options = o, .parent = -1, .totals = t };
     uint64_t max_bytes = o->max_bytes ? o->max_bytes : UINT64_C(64) << 30;
     uint64_t max_entries = o->max_entries ? o->max_entries : 4000000;
     limit_source limited = { { limit_source_read }, in, max_bytes + max_entries * 4 * KIB };
@@ -11505,6 +11528,8 @@ static const role_call role_calls[] = {
     ROLE_CALL(symlinkat, ROLE_UNPACK), ROLE_CALL(linkat, ROLE_UNPACK),
     ROLE_CALL(fchownat, ROLE_UNPACK), ROLE_CALL(fchmodat, ROLE_UNPACK),
     ROLE_CALL(ftruncate, ROLE_UNPACK), /* sparse files */
+    ROLE_CALL(sync_file_range, ROLE_UNPACK), /* early_thread */
+    ROLE_CALL_IF(fcntl, ROLE_UNPACK, 1, UINT32_MAX, F_DUPFD_CLOEXEC),
     ROLE_CALL(lseek, ROLE_UNPACK | ROLE_SEAL),
     /* An entry in the place of another: tree_remove reads directories. */
     ROLE_CALL(unlinkat, ROLE_UNPACK), ROLE_CALL(renameat2, ROLE_UNPACK),
@@ -13677,25 +13702,76 @@ static source *growing_open(growing_source *g, int file, int sizes)
     return &g->source;
 }
 
+/* Has files written to disk as they are finished. A pull is answered when its layers are there
+ * (store_publish), but the kernel begins by itself only with what has been dirty for seconds
+ * (/proc/sys/vm/dirty_expire_centisecs): the disk would be idle first, and then all that there is
+ * to do. The thread only has it begun (sync_file_range(2)), which still costs time that who makes
+ * the files has not. A file for which there is no room in the queue is left to the end. */
+enum { EARLY_FILES = 64 };
+typedef struct {
+    tar_watch watch;
+    pthread_mutex_t lock; /* guards the rest */
+    pthread_cond_t more;
+    int files[EARLY_FILES];
+    unsigned first, n;
+} early_writer;
+
+static void *early_thread(void *arg)
+{
+    early_writer *w = arg;
+    pthread_mutex_lock(&w->lock);
+    for (;;) { /* it ends with the process */
+        while (!w->n) pthread_cond_wait(&w->more, &w->lock);
+        int fd = w->files[w->first++ % EARLY_FILES];
+        w->n--;
+        pthread_mutex_unlock(&w->lock);
+        sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+        close(fd);
+        pthread_mutex_lock(&w->lock);
+    }
+    return NULL;
+}
+
+static void early_write(tar_watch *told, int fd)
+{
+    early_writer *w = OWNER(told, early_writer, watch);
+    int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    pthread_mutex_lock(&w->lock);
+    bool room = own >= 0 && w->n < EARLY_FILES;
+    if (room) w->files[(w->first + w->n++) % EARLY_FILES] = own;
+    pthread_cond_signal(&w->more);
+    pthread_mutex_unlock(&w->lock);
+    if (own >= 0 && !room) close(own);
+}
+
+/* NULL, and nothing is lost, without a thread. *w must last as long as the process. */
+static tar_watch *early_open(early_writer *w)
+{
+    pthread_t thread;
+    *w = (early_writer){ .watch = { early_write } };
+    pthread_mutex_init(&w->lock, NULL);
+    pthread_cond_init(&w->more, NULL);
+    return pthread_create(&thread, NULL, early_thread, w) == 0 ? &w->watch : NULL;
+}
+
 enum { UNPACK_ROOT = 3, UNPACK_BLOB = 4 };
-static const tar_options unpack_limits = { .allow_devices = true,
-                                           .max_bytes = UINT64_C(64) << 30,
-                                           .max_entries = 4 * MIB };
 
 /* The whole stream is hashed, also what follows the archive's end: the diff-id is of all bytes. */
-static int unpack_stream(source *in, int root, UnpackAnswer *answer, char diff_id[DIGEST_TEXT],
-                         error *e)
+static int unpack_stream(source *in, UnpackAnswer *answer, char diff_id[DIGEST_TEXT], error *e)
 {
+    static early_writer early;
     hash_source hash;
     decompressor d;
     ahead_source ahead;
     tar_totals totals = { 0 };
     uint8_t digest[32];
+    const tar_options options = { .allow_devices = true, .max_bytes = UINT64_C(64) << 30,
+                                  .max_entries = 4 * MIB, .watch = early_open(&early) };
     source *plain = decompress_open(&d, in, e);
     if (!plain) return -1;
     source *hashed = hash_source_open(&hash, ahead_open(&ahead, plain));
     int failed =
-        tar_unpack(hashed, root, &unpack_limits, &totals, e) < 0 || source_drain(hashed, e) < 0;
+        tar_unpack(hashed, UNPACK_ROOT, &options, &totals, e) < 0 || source_drain(hashed, e) < 0;
     ahead_close(&ahead);
     decompress_close(&d);
     if (failed) return -1;
@@ -13723,7 +13799,7 @@ static int unpack_main(int argc, char **argv)
     source *in = growing_open(&blob, UNPACK_BLOB, STDIN_FILENO);
     if (hide_devices(UNPACK_ROOT, &e) < 0 || confine_to(UNPACK_ROOT, needed, &e) < 0 ||
         role_filter(ROLE_UNPACK, &e) < 0 ||
-        unpack_stream(in, UNPACK_ROOT, &answer, diff_id, &e) < 0 ||
+        unpack_stream(in, &answer, diff_id, &e) < 0 ||
         tree_seal(UNPACK_ROOT, SEAL_ENTRIES, &answer.seal, &e) < 0)
         answer = (UnpackAnswer){ .code = e.code, .message = slice_of(e.text) };
     return frame_write_message(STDOUT_FILENO, &UnpackAnswer_msg, &answer) ? 0 : 1;

@@ -627,6 +627,42 @@ TEST(tar_unpack_marks_what_the_archive_does_not_speak_of)
     CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
 }
 
+/* Notes how large a file was each time that it was told of. */
+typedef struct { tar_watch watch; off_t sizes[8]; size_t n; } told_sizes;
+static void told_size(tar_watch *w, int fd)
+{
+    struct stat st;
+    told_sizes *t = OWNER(w, told_sizes, watch);
+    if (t->n < COUNT(t->sizes) && fstat(fd, &st) == 0) t->sizes[t->n++] = st.st_size;
+}
+
+TEST(tar_unpack_tells_of_files_that_may_go_to_disk)
+{
+    static const uint64_t files[] = { 0, WATCH_LEAST - 1, WATCH_LEAST, 2 * WATCH_STRIDE + MIB, WATCH_STRIDE - 1 };
+    static const uint64_t want[] = { WATCH_LEAST, WATCH_STRIDE, 2 * WATCH_STRIDE, 2 * WATCH_STRIDE + MIB, WATCH_STRIDE - 1 };
+    OWNED_BUF archive = { 0 };
+    char path[PATH_MAX], name[2] = "a";
+    error e = { 0 };
+    tar_totals totals;
+    mem_source memory;
+    told_sizes told = { .watch = { told_size } };
+    OWNED_FD root = temp_dir(path);
+    for (size_t i = 0; i < COUNT(files); i++, name[0]++) {
+        tar_put_header(&archive, &(tar_entry){ .type = '0', .name = slice_of(name), .mode = 0644, .size = files[i] });
+        for (uint64_t k = 0; k < files[i]; k++) buf_byte(&archive, 'x');
+        tar_put_padding(&archive, files[i]);
+    }
+    tar_put_end(&archive);
+    int done = tar_unpack(mem_source_open(&memory, buf_view(&archive)), root, &(tar_options){ .watch = &told.watch },
+                          &totals, &e);
+    if (done < 0 && e.sys == EPERM) SKIP("needs root");
+    CHECK_INT(done, 0);
+    CHECK_INT(told.n, COUNT(want));
+    for (size_t i = 0; i < COUNT(want); i++) /* what is read at once is told of at once */
+        CHECK((uint64_t)told.sizes[i] >= want[i] && (uint64_t)told.sizes[i] < want[i] + MIB);
+    CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
+}
+
 TEST(tar_unpack_counts_directories_without_entries_too)
 {
     OWNED_BUF archive = { 0 };
