@@ -23776,6 +23776,7 @@ struct pod {
     int monitor;             /* pidfd of the monitor if it is our child, to be reaped; or -1 */
     watch link;              /* the connection on which the monitor tells of exits; fd -1: none */
     buf inbox;               /* what came over it and is no whole message yet */
+    pthread_mutex_t clearing; /* cgroup_clear: no other lock is taken while it is held */
     /* guarded by the runtime's lock: */
     enum pod_state state;
     container *containers;
@@ -23902,6 +23903,7 @@ static void pod_free(job *j) /* on the loop's thread: a reply that borrows from 
     assert(p->holds == 0);
     close_fd(&p->monitor);
     buf_free(&p->inbox);
+    pthread_mutex_destroy(&p->clearing);
     arena_free(&p->memory);
     free(p);
 }
@@ -24121,16 +24123,22 @@ static int cgroup_open(runtime *r, slice path, char text[PATH_MAX])
     return openat(r->cgroups.root, text, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 }
 
-/* Kills and removes what is left in a cgroup whose monitor is gone: no process stays unowned. */
-static void cgroup_clear(runtime *r, slice path)
+/* Kills and removes what is left in a cgroup whose monitor is gone: no process stays unowned. One
+ * at a time for a pod, for two that learn of its end come here for the same cgroup. The kernel may
+ * put off the word that it is empty by 10 ms, and never says it of one that is removed meanwhile
+ * (cgroup_file_notify in kernel/cgroup/cgroup.c): the other would wait for it in vain. */
+static void cgroup_clear(pod *p, slice path)
 {
     char text[PATH_MAX];
     error e;
+    runtime *r = p->runtime;
+    pthread_mutex_lock(&p->clearing);
     OWNED_FD cgroup = cgroup_open(r, path, text);
-    if (cgroup < 0) return;
-    if (cg_kill(cgroup, &e) < 0 || cg_wait_empty(cgroup, clock_mono() + KILL_PATIENCE, &e) < 0 ||
-        cg_remove(&r->cgroups, text, &e) < 0)
-        log_warn("cgroup %s: %s", text, e.text);
+    bool failed = cgroup >= 0 && (cg_kill(cgroup, &e) < 0 ||
+                                  cg_wait_empty(cgroup, clock_mono() + KILL_PATIENCE, &e) < 0 ||
+                                  cg_remove(&r->cgroups, text, &e) < 0);
+    pthread_mutex_unlock(&p->clearing);
+    if (failed) log_warn("cgroup %s: %s", text, e.text);
 }
 
 /* What is to be done when a pod's monitor has gone without being asked to, outside the lock: its
@@ -24146,13 +24154,13 @@ static void pod_orphaned(pod *p, const char *why)
         if (c) container_hold(c);
         unlock_state(r);
         if (!c) break;
-        cgroup_clear(r, c->record.spec->cgroup);
+        cgroup_clear(p, c->record.spec->cgroup);
         container_lost(c, why);
         lock_state(r);
         container_drop(c);
         unlock_state(r);
     }
-    if (p->record.spec->pid == NamespaceMode_POD) cgroup_clear(r, p->record.spec->cgroup);
+    if (p->record.spec->pid == NamespaceMode_POD) cgroup_clear(p, p->record.spec->cgroup);
 }
 
 /* Waits until the monitor has ended, and reaps it if it is our child. Its pidfd is closed. */
@@ -24617,6 +24625,7 @@ static pod *pod_new(runtime *r)
     p->runtime = r;
     p->memory = arena_make(4 * STATE_MAX);
     p->link.fd = p->monitor = -1;
+    pthread_mutex_init(&p->clearing, NULL);
     p->release.run = pod_free;
     return p;
 }
@@ -25028,7 +25037,7 @@ static int container_launch(container *c, error *e)
     if (!answered && e->code == GRPC_DEADLINE_EXCEEDED)
         return done; /* it may start yet: the link will tell */
     if (!answered)
-        cgroup_clear(c->pod->runtime, c->record.spec->cgroup); /* its monitor died on the way */
+        cgroup_clear(c->pod, c->record.spec->cgroup); /* its monitor died on the way */
     container_note_exit(c, &(ContainerExit){ .id = c->record.id,
                                              .exit_code = 128,
                                              .finished_at = clock_wall(),
@@ -25570,7 +25579,7 @@ static void pod_abandon(runtime *r, const char *id)
         p->record.spec->netns = slice_of(arena_printf(&p->memory, "/run/netns/krun-%s", id));
         slice own = slice_of(arena_printf(&p->memory, "krun/%s", id));
         pod_halt(p);
-        cgroup_clear(r, own);
+        cgroup_clear(p, own);
     }
     pod_free(&p->release);
 }

@@ -76,8 +76,9 @@ def dies(k, scenario, step):
     """Runs the scenario until something of krun's is killed. True if the step was passed at all."""
     try:
         scenario.run()
-    except (grpc.RpcError, Failure):
-        pass
+    except (grpc.RpcError, Failure) as error:
+        if isinstance(error, grpc.RpcError) and error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise Failure(f"a call hung after the death at {step}") from error
     try:
         k.process.wait(0.5)
     except Exception:  # pylint: disable=broad-except
