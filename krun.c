@@ -20709,7 +20709,10 @@ static int monitor_listen(const char *path, error *e)
     fchmod(s, 0600); /* bind(2) gives the file the socket's mode: it is never open to others */
     if (bind(s, (struct sockaddr *)&to, sizeof to) < 0)
         return fail_sys(e, GRPC_INTERNAL, "monitor: bind %s", path);
-    if (listen(s, 64) < 0) return fail_sys(e, GRPC_INTERNAL, "monitor: listen at %s", path);
+    /* Calls that find the monitor busy wait in this queue; where it is full, only for
+     * MONITOR_SEND_PATIENCE. */
+    if (listen(s, SOMAXCONN) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "monitor: listen at %s", path);
     return give_fd(&s);
 }
 
