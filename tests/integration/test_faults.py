@@ -19,7 +19,7 @@ def setup(k):
 
 
 # Of the store; a pod's life does not pass them. Groups store and airgap have lives that do.
-ELSEWHERE = {"import.settle", "layer.condemned", "layer.forgotten", "pull.blob"}
+ELSEWHERE = {"import.settle", "layer.condemned", "layer.forgotten", "pull.blob", "pull.inherit"}
 
 
 def steps():
