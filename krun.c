@@ -16163,8 +16163,8 @@ static int pull_layers(pull_state *p, error *e)
  * that lies on top of an image whose layers do not speak of all their directories (chapter 6,
  * "inheriting"). Their tars are written by us, but go through unpack as any other's. */
 
-/* A tar that lies whole in a file, and the layer that is to be made of it. The first three are for
- * the caller to fill, before own_layer_hold. */
+/* A tar that lies whole in a file, and the layer that is to be made of it. All but the last two are
+ * for the caller to fill, before own_layer_hold. */
 typedef struct {
     blob_spool spool;
     uint64_t bytes;
