@@ -4453,7 +4453,7 @@ static int unpack_imply_one(unpacker *u, int parent, const char *name, error *e)
     u->totals->implied++;
     OWNED_FD fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0 || fchown(fd, 0, 0) < 0 || fchmod(fd, 0755) < 0)
-        return fail_sys(e, GRPC_INTERNAL, "open");
+        return fail_sys(e, GRPC_INTERNAL, "owner and mode of a new directory");
     return set_mark(fd, hides ? mark_opaque : mark_implied, e);
 }
 
@@ -13855,8 +13855,8 @@ static int pack_main(int argc, char **argv)
     }
 }
 
-/* Opens the layers and sends what tar_inherit makes of them. The daemon knows the names, and they
- * are of its own making; what is no name in fd 3 is refused all the same. */
+/* Opens the layers and sends what tar_inherit makes of them. The names are the daemon's; whatever
+ * they were, they would lead to nothing outside of fd 3. */
 static int inherit_send(const InheritSetup *q, error *e)
 {
     int layers[LAYERS_MAX];
@@ -15341,6 +15341,14 @@ static int helper_write(const helper *h, const void *p, size_t n, error *e)
     return 0;
 }
 
+/* Tells an unpack how many bytes of its blob there are (growing_read). */
+static int helper_tell(const helper *unpack, uint64_t bytes, error *e)
+{
+    uint8_t told[8];
+    for (int i = 0; i < 8; i++) told[i] = (uint8_t)(bytes >> (8 * i));
+    return helper_write(unpack, told, sizeof told, e);
+}
+
 static int helper_send(const helper *h, const pb_message *m, const void *msg, error *e)
 {
     uint8_t size[4];
@@ -15391,12 +15399,10 @@ static void sink_open(blob_sink *s, buf *memory)
  * (growing_read). */
 static int sink_count(blob_sink *s, const uint8_t *p, size_t n, error *e)
 {
-    uint8_t told[8];
     sha256_add(&s->hash, p, n);
     s->bytes += n;
     if (s->progress) s->progress->done = s->bytes;
-    for (int i = 0; i < 8; i++) told[i] = (uint8_t)(s->bytes >> (8 * i));
-    return s->unpack ? helper_write(s->unpack, told, sizeof told, e) : 0;
+    return s->unpack ? helper_tell(s->unpack, s->bytes, e) : 0;
 }
 
 /* What is hashed is what came, not what then lies in the file. That the disk gives back the same is
@@ -16177,11 +16183,9 @@ typedef struct {
 
 static int own_layer_unpack(const own_layer *own, helper *unpack, LayerRecord *out, error *e)
 {
-    uint8_t told[8];
     UnpackAnswer answer;
     OWNED_ARENA a = arena_make(MIB);
-    for (int i = 0; i < 8; i++) told[i] = (uint8_t)(own->bytes >> (8 * i));
-    if (helper_write(unpack, told, sizeof told, e) < 0) return -1;
+    if (helper_tell(unpack, own->bytes, e) < 0) return -1;
     close_fd(&unpack->to);
     if (helper_receive(unpack, &UnpackAnswer_msg, &a, &answer, e) < 0) return -1;
     if (answer.code) return fail(e, answer.code, "%.*s", PR(answer.message));
