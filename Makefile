@@ -70,6 +70,12 @@ conformance: krun
 bench: krun
 	tests/bench/run.sh
 
+# Random work and random kills; then all that was acknowledged must be there, and nothing else. ROUNDS=300,
+# SEED=n; KRUN_NO_INSTALL=1 as above.
+crash: krun
+	tests/install.sh check
+	tests/crash/crash.py
+
 # A program that has krun inside.
 examples/embed: examples/embed.c krun.c krun.h Makefile
 	$(COMPILE) -DKRUN_NO_MAIN -o $@ examples/embed.c krun.c -lpthread
@@ -83,4 +89,4 @@ clean:
 	rm -f krun $(CROSS) tests/unit tests/unit-sanitized examples/embed
 	rm -f tests/fuzz/fuzz-clang tests/fuzz/fuzz-gcc
 
-.PHONY: cross unit fuzz check structure warnings demo conformance bench embed install clean
+.PHONY: cross unit fuzz check structure warnings demo conformance bench crash embed install clean
