@@ -9041,30 +9041,36 @@ static void h2_gone_away(h2 *h)
  * trailers with the status. It can have a deadline (grpc-timeout) and be cancelled (RST_STREAM).
  *
  * The server has one thread for the protocol, that of the event loop. A method is a row of a table
- * that also says where its handler runs: on the loop (it only looks at memory), on a short worker
- * or on a long one. Two pools, so that calls which wait for minutes can never use up the threads
- * that quick ones need. A handler is straight-line blocking code; it is asked to stop by
- * grpc_cancel_fd, and its slot is free when it has ended, not when its client has gone
- * (CVE-2023-44487). The client at the end of the chapter is for krun's own command line.
+ * that also says where its handler runs: on the loop (it only looks at memory) or on a worker of
+ * one of three pools, by what it waits for. So calls that wait for hours (a grace period, a
+ * command) can use up neither the threads of those that would end them nor of those that are quick;
+ * and not the connections either, for some are kept free of them. A handler is straight-line
+ * blocking code; it is asked to stop by grpc_cancel_fd, and its slot is free when it has ended, not
+ * when its client has gone (CVE-2023-44487). The client at the end of the chapter is for krun's own
+ * command line.
  *
  * Defined by  github.com/grpc/grpc: doc/PROTOCOL-HTTP2.md, doc/statuscodes.md
  * Uses        1, 2 (loop), 8 (pb_decode, pb_encode), 10
  * Gives       grpc_method, grpc_call, grpc_serve, grpc_shutdown, grpc_send, grpc_invoke
- * Bounds      a message 16 MiB; 64 connections, 250 calls each; 64 MiB of messages in memory beside
- *             the handlers' own; 10 s for a greeting, 30 s for half a frame, request or reply */
+ * Bounds      a message 16 MiB; 1024 connections (a quarter of RLIMIT_NOFILE if that is less), 7 of
+ *             8 with calls that wait, 250 calls each; 64 MiB of messages in memory beside the
+ *             handlers' own; 10 s for a greeting, 30 s for half a frame, request or reply */
 
 enum {
     GRPC_MESSAGE_MAX = 16 * MIB,
     GRPC_BUFFERED_MAX = 64 * MIB, /* requests and replies that wait, of all connections */
     GRPC_ARENA_MAX = 64 * MIB,    /* what one call's request may decode to, and its handler take */
-    GRPC_CONNS_MAX = 64,
-    GRPC_SHORT_MAX = 32, GRPC_LONG_MAX = 512,
+    GRPC_SPARE = 4 * MIB,         /* more of them, for messages of at most GRPC_BRIEF_MAX */
+    GRPC_CONNS_MAX = 1024,
+    GRPC_CONNS_KEPT = 8,          /* one connection in so many takes no call that waits */
+    GRPC_BRIEF_MAX = 64 * KIB,    /* a request whose kind the loop itself looks at */
     GRPC_STACK = 256 * KIB,
     GRPC_READ = 128 * KIB,        /* one recv(2) */
     GRPC_PREFIX = 5               /* of a message: a flag, the length */
 };
 #define GRPC_GREETING_TIME (10 * NS_PER_SEC)
 #define GRPC_STALL_TIME (30 * NS_PER_SEC)
+#define GRPC_WELCOME NS_PER_SEC /* in which who has connected should have greeted */
 #define GRPC_WORKER_IDLE (10 * NS_PER_SEC)
 #define GRPC_ACCEPT_PAUSE (100 * NS_PER_MS)
 #define GRPC_LONGEST_TIMEOUT (365 * 24 * 3600 * NS_PER_SEC)
@@ -9076,15 +9082,19 @@ typedef struct grpc_server grpc_server;
  * in call->arena. 0, or -1 and *e, whose code and text the client gets. */
 typedef int grpc_handler(grpc_call *call, const void *in, void *out, error *e);
 
-enum grpc_where { GRPC_ON_LOOP, GRPC_SHORT, GRPC_LONG };
+/* Where a handler runs, by what it may wait for: nothing; a file or the kernel; a disk, a program
+ * or a monitor, within patience of our own; and as long as somebody outside likes. */
+enum grpc_where { GRPC_ON_LOOP, GRPC_SHORT, GRPC_LONG, GRPC_WAITING };
+enum { GRPC_POOLS = GRPC_WAITING };
 
-/* One RPC. One that `streams` is LONG, leaves *out alone and calls grpc_send for each reply. */
+/* One RPC. One that `streams` is WAITING, leaves *out alone and calls grpc_send for each reply. */
 typedef struct {
     const char *path; /* "/runtime.v1.RuntimeService/Version" */
     const pb_message *in, *out;
     enum grpc_where where;
     bool streams;
     grpc_handler *run; /* NULL: answered with UNIMPLEMENTED */
+    bool (*brief)(const void *in); /* of a WAITING one: whether this request is but LONG; or NULL */
 } grpc_method;
 
 typedef struct {
@@ -9095,7 +9105,7 @@ typedef struct {
                                      "/runtime.v1alpha2." and "/runtime.v1."; or NULL */
     void *user;                   /* each call's */
     size_t max_message, max_buffered; /* 0: as above */
-    unsigned short_workers, long_workers, max_conns;
+    unsigned workers[GRPC_POOLS], max_conns;
 } grpc_options;
 
 /* -- a message on the wire --------------------------------------------------------------------- */
@@ -9163,13 +9173,16 @@ struct grpc_call {
     int64_t deadline; /* monotonic ns; 0: none */
     void *user;       /* grpc_options.user */
     const grpc_method *method;
+    enum grpc_where where; /* of this call */
     grpc_server *server;
+    void *in, *out;        /* NULL until the request is decoded */
     /* of the loop's thread; of the handler's while it runs: inbox, reply, status */
     struct grpc_conn *conn;
     h2_stream *stream; /* NULL when it is closed */
     enum grpc_phase phase;
     bool is_post, is_grpc, bad_timeout, compressed; /* what the header fields said */
     bool begun;                                     /* our first header block is out */
+    bool waits;                                     /* it counts among conn->waiting */
     timer due;
     size_t charged; /* to server->buffered */
     grpc_inbox inbox;
@@ -9200,6 +9213,7 @@ typedef struct grpc_conn {
     int64_t since, part_since, out_since; /* accepted; `part` began; the socket last took bytes */
     buf part;         /* the beginning of a frame */
     unsigned calls;   /* that are not freed yet: this struct outlives them */
+    unsigned waiting; /* of those that have a stream: the WAITING ones */
     bool leaving, gone; /* we have said that we end: first and second step */
     bool closed;
     h2 h2;
@@ -9213,7 +9227,7 @@ struct grpc_server {
     bool paused;    /* accept(2) has failed since it last worked */
     timer retry;
     grpc_conn *conns; /* newest first */
-    unsigned nconns;
+    unsigned nconns, nwaiting; /* all; those with a call that waits */
     size_t ncalls, buffered;
     uint8_t *scratch; /* GRPC_READ bytes, used within one event */
     int64_t stop_at;  /* shutting down: until then */
@@ -9222,7 +9236,7 @@ struct grpc_server {
     pthread_mutex_t lock;
     pthread_cond_t thread_gone;
     bool ending;      /* guarded by lock: idle workers end */
-    grpc_pool pool[2]; /* short, long */
+    grpc_pool pool[GRPC_POOLS]; /* that of `where` is at where - 1 */
 };
 
 /* -- worker threads ---------------------------------------------------------------------------- */
@@ -9250,7 +9264,19 @@ static void grpc_dequeue(grpc_pool *p, grpc_call *c)
 
 static grpc_pool *grpc_pool_of(const grpc_call *c)
 {
-    return &c->server->pool[c->method->where == GRPC_LONG];
+    return &c->server->pool[c->where - GRPC_SHORT];
+}
+
+/* Decodes the request, if that has not been done. On any thread. */
+static int grpc_take_request(grpc_call *c, error *e)
+{
+    const grpc_method *m = c->method;
+    if (c->in) return 0;
+    *e = (error){ 0 };
+    c->in = arena_alloc(&c->arena, m->in->size);
+    c->out = arena_alloc(&c->arena, m->out->size);
+    if (!c->in || !c->out) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
+    return pb_decode(m->in, buf_view(&c->inbox.body), &c->arena, c->in, e);
 }
 
 /* Decodes, handles, encodes; the outcome is in c->status and c->reply. On any thread. */
@@ -9259,12 +9285,9 @@ static void grpc_run(grpc_call *c)
     const grpc_method *m = c->method;
     size_t max = c->server->o.max_message;
     error *e = &c->status;
-    *e = (error){ 0 };
-    void *in = arena_alloc(&c->arena, m->in->size), *out = arena_alloc(&c->arena, m->out->size);
-    int done = in && out ? pb_decode(m->in, buf_view(&c->inbox.body), &c->arena, in, e)
-                         : fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
-    if (done >= 0) done = m->run(c, in, out, e);
-    if (done >= 0 && !m->streams) done = grpc_encode(m->out, out, max, &c->reply, e);
+    int done = grpc_take_request(c, e);
+    if (done >= 0) done = m->run(c, c->in, c->out, e);
+    if (done >= 0 && !m->streams) done = grpc_encode(m->out, c->out, max, &c->reply, e);
     if (done >= 0) e->code = GRPC_OK;
     else if (e->code == GRPC_OK) e->code = GRPC_UNKNOWN;
     arena_free(&c->arena);
@@ -9414,11 +9437,14 @@ static void grpc_answer(grpc_call *c, int http, const error *status)
     else h2_headers(s, buf_view(&block), true);
 }
 
+/* Counts n bytes more of the call's. False: all calls together have too many. A small message may
+ * still come when large ones have filled what there is for all. */
 static bool grpc_charge(grpc_call *c, size_t n)
 {
     c->charged += n;
     c->server->buffered += n;
-    return c->server->buffered <= c->server->o.max_buffered;
+    size_t spare = c->charged <= GRPC_BRIEF_MAX ? GRPC_SPARE : 0;
+    return c->server->buffered <= c->server->o.max_buffered + spare;
 }
 
 /* Sends c->reply as one message; `drained` comes when it is out. */
@@ -9712,6 +9738,34 @@ static void grpc_on_data(h2_stream *s, slice data)
     if (done < 0) grpc_answer(c, 200, e);
 }
 
+/* How many connections may have calls that wait. The others are for those who come to end them, or
+ * to look: they are answered within our own patience, and make room again. */
+static unsigned grpc_waiting_max(const grpc_options *o)
+{
+    return MAX(o->max_conns - (o->max_conns + GRPC_CONNS_KEPT - 1) / GRPC_CONNS_KEPT, 1U);
+}
+
+/* Sees where the call is to run. -1: what pb_decode says; RESOURCE_EXHAUSTED when it would wait,
+ * and too many connections wait already. */
+static int grpc_admit(grpc_call *c, error *e)
+{
+    const grpc_method *m = c->method;
+    grpc_server *s = c->server;
+    grpc_conn *k = c->conn;
+    bool look = m->brief && c->inbox.body.n <= GRPC_BRIEF_MAX;
+    c->where = m->where;
+    if (look && grpc_take_request(c, e) < 0) return -1;
+    if (look && m->brief(c->in)) c->where = GRPC_LONG;
+    if (c->where != GRPC_WAITING) return 0;
+    if (!k->waiting && s->nwaiting >= grpc_waiting_max(&s->o))
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "%u connections have calls that wait: no more of "
+                    "them until some have ended", s->nwaiting);
+    s->nwaiting += !k->waiting;
+    k->waiting++;
+    c->waits = true;
+    return 0;
+}
+
 static void grpc_on_end(h2_stream *s)
 {
     grpc_call *c = s->owner;
@@ -9722,8 +9776,12 @@ static void grpc_on_end(h2_stream *s)
         grpc_answer(c, 200, e);
         return;
     }
+    if (grpc_admit(c, e) < 0) {
+        grpc_answer(c, 200, e);
+        return;
+    }
     c->phase = GRPC_HANDLED;
-    if (c->method->where == GRPC_ON_LOOP) {
+    if (c->where == GRPC_ON_LOOP) {
         grpc_run(c);
         grpc_finish(c);
     } else if (!grpc_submit(c)) {
@@ -9753,6 +9811,7 @@ static void grpc_on_closed(h2_stream *s, uint32_t code)
     (void)code;
     if (!c) return;
     c->stream = NULL;
+    if (c->waits && --c->conn->waiting == 0) c->server->nwaiting--;
     loop_disarm(c->server->loop, &c->due);
     if (c->phase == GRPC_HANDLED) grpc_cancel(c);
     grpc_release(c);
@@ -9784,7 +9843,8 @@ static void grpc_conn_retire(grpc_conn *k)
 
 /* Room for one more: at the limit the oldest connection goes that has not said anything useful, or
  * the one that has been idle for longest. Clients that keep a connection for later connect again
- * when they need one; some never close any. */
+ * when they need one; some never close any. Who has only just come goes last: what he says may be
+ * on its way. A connection with a call in progress never goes. */
 static bool grpc_make_room(grpc_server *s)
 {
     grpc_conn *silent = NULL, *idle = NULL;
@@ -9793,7 +9853,8 @@ static bool grpc_make_room(grpc_server *s)
         if (!k->h2.greeted) silent = k;
         else if (!k->gone && !k->h2.nstreams && (!idle || k->h2.now <= idle->h2.now)) idle = k;
     }
-    if (silent) grpc_conn_close(silent);
+    bool new = silent && clock_mono() - silent->since < GRPC_WELCOME;
+    if (silent && !(new && idle)) grpc_conn_close(silent);
     else if (idle) grpc_conn_retire(idle);
     return s->nconns < s->o.max_conns;
 }
@@ -9915,7 +9976,7 @@ static int grpc_send(grpc_call *c, const void *out, error *e)
 {
     grpc_server *s = c->server;
     buf reply = { 0 };
-    assert(c->method->streams && c->method->where == GRPC_LONG);
+    assert(c->method->streams && c->where == GRPC_WAITING);
     if (grpc_encode(c->method->out, out, s->o.max_message, &reply, e) < 0) return -1;
     pthread_mutex_lock(&s->lock);
     bool post = !c->cancelled;
@@ -9932,6 +9993,15 @@ static int grpc_send(grpc_call *c, const void *out, error *e)
 }
 
 /* -- what the daemon calls, on the loop's thread ----------------------------------------------- */
+
+/* `most`, or one in `share` of the descriptors that we may have, if that is less: connections must
+ * leave some for what their calls need, and calls that wait for the next connection. */
+static unsigned grpc_share(unsigned most, unsigned share)
+{
+    struct rlimit files = { 1024, 1024 };
+    getrlimit(RLIMIT_NOFILE, &files);
+    return (unsigned)MIN(MAX(files.rlim_cur / share, (rlim_t)16), (rlim_t)most);
+}
 
 static void grpc_pool_open(grpc_pool *p, grpc_server *s, unsigned max)
 {
@@ -9955,7 +10025,8 @@ static void grpc_server_free(grpc_server *s)
     pthread_mutex_lock(&s->lock);
     s->ending = true;
     for (size_t i = 0; i < COUNT(s->pool); i++) pthread_cond_broadcast(&s->pool[i].work);
-    while (s->pool[0].threads || s->pool[1].threads) pthread_cond_wait(&s->thread_gone, &s->lock);
+    for (size_t i = 0; i < COUNT(s->pool); i++)
+        while (s->pool[i].threads) pthread_cond_wait(&s->thread_gone, &s->lock);
     pthread_mutex_unlock(&s->lock);
     for (size_t i = 0; i < COUNT(s->pool); i++) pthread_cond_destroy(&s->pool[i].work);
     pthread_cond_destroy(&s->thread_gone);
@@ -10023,6 +10094,7 @@ static void grpc_shutdown(grpc_server *s, int64_t deadline, void (*stopped)(grpc
  * that follows. *o is copied; what it points to must stay. The server, or NULL and *e. */
 static grpc_server *grpc_serve(loop *l, const grpc_options *o, error *e)
 {
+    static const unsigned workers[GRPC_POOLS] = { 32, 256, 512 };
     grpc_server *s = calloc(1, sizeof *s);
     uint8_t *scratch = malloc(GRPC_READ);
     if (!s || !scratch) {
@@ -10034,11 +10106,11 @@ static grpc_server *grpc_serve(loop *l, const grpc_options *o, error *e)
                         .listener = { -1, grpc_accept } };
     if (!s->o.max_message) s->o.max_message = GRPC_MESSAGE_MAX;
     if (!s->o.max_buffered) s->o.max_buffered = GRPC_BUFFERED_MAX;
-    if (!s->o.max_conns) s->o.max_conns = GRPC_CONNS_MAX;
+    if (!s->o.max_conns) s->o.max_conns = grpc_share(GRPC_CONNS_MAX, 4);
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->thread_gone, NULL);
-    grpc_pool_open(&s->pool[0], s, o->short_workers ? o->short_workers : GRPC_SHORT_MAX);
-    grpc_pool_open(&s->pool[1], s, o->long_workers ? o->long_workers : GRPC_LONG_MAX);
+    for (size_t i = 0; i < COUNT(s->pool); i++)
+        grpc_pool_open(&s->pool[i], s, o->workers[i] ? o->workers[i] : grpc_share(workers[i], 8));
     s->listener.fd = grpc_listen(o->socket_path, &s->socket, e);
     if (s->listener.fd >= 0 && loop_watch(l, &s->listener, EPOLLIN, e) == 0) return s;
     grpc_server_free(s);
@@ -25954,6 +26026,13 @@ static int service_stop(grpc_call *c, const void *in, void *out, error *e)
     return container_stop(service_runtime(c), ask->container_id, ask->timeout, c, e);
 }
 
+/* A stop without a grace period kills at once: it waits for the kernel alone, and ends those that
+ * wait for the same container. */
+static bool stop_is_brief(const void *in)
+{
+    return ((const StopContainerRequest *)in)->timeout <= 0;
+}
+
 static int service_remove(grpc_call *c, const void *in, void *out, error *e)
 {
     (void)out;
@@ -26312,20 +26391,20 @@ static const service services[] = {
     { "RemovePodSandbox",     GRPC_LONG,    service_remove_pod },
     { "PodSandboxStatus",     GRPC_ON_LOOP, service_pod_status },
     { "ListPodSandbox",       GRPC_ON_LOOP, service_list_pods },
-    { "StreamPodSandboxes",   GRPC_LONG,    service_stream_pods },
+    { "StreamPodSandboxes",   GRPC_WAITING, service_stream_pods },
     { "CreateContainer",      GRPC_LONG,    service_create },
     { "StartContainer",       GRPC_LONG,    service_start },
-    { "StopContainer",        GRPC_LONG,    service_stop },
+    { "StopContainer",        GRPC_WAITING, service_stop },
     { "RemoveContainer",      GRPC_LONG,    service_remove },
     { "ListContainers",       GRPC_ON_LOOP, service_list_containers },
-    { "StreamContainers",     GRPC_LONG,    service_stream_containers },
+    { "StreamContainers",     GRPC_WAITING, service_stream_containers },
     { "ContainerStatus",      GRPC_ON_LOOP, service_container_status },
     { "ReopenContainerLog",   GRPC_LONG,    service_reopen_log },
-    { "ExecSync",             GRPC_LONG,    service_exec_sync },
+    { "ExecSync",             GRPC_WAITING, service_exec_sync },
     { "ListImages",           GRPC_ON_LOOP, service_list_images },
-    { "StreamImages",         GRPC_LONG,    service_stream_images },
+    { "StreamImages",         GRPC_WAITING, service_stream_images },
     { "ImageStatus",          GRPC_ON_LOOP, service_image_status },
-    { "PullImage",            GRPC_LONG,    service_pull },
+    { "PullImage",            GRPC_WAITING, service_pull },
     { "RemoveImage",          GRPC_LONG,    service_remove_image },
     { "ImageFsInfo",          GRPC_LONG,    service_image_fs },
 };
@@ -26341,17 +26420,17 @@ static const service *service_find(const char *name) /* NULL: not built yet */
  * that are watched, looking for damage. */
 static const grpc_method services_own[] = {
     { .path = "/krun.v1.Krun/LoadImage", .in = &KrunLoadImageRequest_msg,
-      .out = &KrunLoadImageResponse_msg, .where = GRPC_LONG, .run = service_load_image },
+      .out = &KrunLoadImageResponse_msg, .where = GRPC_WAITING, .run = service_load_image },
     { .path = "/krun.v1.Krun/SaveImage", .in = &KrunSaveImageRequest_msg,
-      .out = &KrunSaveImageResponse_msg, .where = GRPC_LONG, .streams = true,
+      .out = &KrunSaveImageResponse_msg, .where = GRPC_WAITING, .streams = true,
       .run = service_save_image },
     { .path = "/krun.v1.Krun/PinImage", .in = &KrunPinImageRequest_msg,
       .out = &KrunPinImageResponse_msg, .where = GRPC_LONG, .run = service_pin_image },
     { .path = "/krun.v1.Krun/PullImage", .in = &PullImageRequest_msg,
-      .out = &KrunPullProgress_msg, .where = GRPC_LONG, .streams = true,
+      .out = &KrunPullProgress_msg, .where = GRPC_WAITING, .streams = true,
       .run = service_pull_watched },
     { .path = "/krun.v1.Krun/CheckImages", .in = &KrunCheckImagesRequest_msg,
-      .out = &KrunCheckImagesResponse_msg, .where = GRPC_LONG, .run = service_check_images },
+      .out = &KrunCheckImagesResponse_msg, .where = GRPC_WAITING, .run = service_check_images },
 };
 
 /* The paths that are served: all of cri.proto, those not built yet without a function, and our own.
@@ -26367,7 +26446,9 @@ static void services_methods(arena *a, grpc_method out[SERVICES_METHODS])
                                 .out = call->out,
                                 .streams = call->streams,
                                 .where = built ? built->where : GRPC_ON_LOOP,
-                                .run = built ? built->run : NULL };
+                                .run = built ? built->run : NULL,
+                                .brief = call->in == &StopContainerRequest_msg ? stop_is_brief
+                                                                               : NULL };
     }
     memcpy(out + COUNT(cri_rpcs), services_own, sizeof services_own);
 }

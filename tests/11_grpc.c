@@ -71,15 +71,17 @@ static int probe_stream(grpc_call *c, const void *in, void *out, error *e)
     return p->text.n ? fail(e, GRPC_ABORTED, "%.*s", PR(p->text)) : 0;
 }
 
+static bool probe_is_brief(const void *in) { return !((const Probe *)in)->n; }
+
 static const grpc_method probe_methods[] = {
-    { "/t.v1.T/Loop", &Probe_msg, &Probe_msg, GRPC_ON_LOOP, false, probe_echo },
-    { "/t.v1.T/Short", &Probe_msg, &Probe_msg, GRPC_SHORT, false, probe_echo },
-    { "/t.v1.T/Long", &Probe_msg, &Probe_msg, GRPC_LONG, false, probe_echo },
-    { "/t.v1.T/Sleep", &Probe_msg, &Probe_msg, GRPC_LONG, false, probe_sleep },
-    { "/t.v1.T/Stubborn", &Probe_msg, &Probe_msg, GRPC_LONG, false, probe_stubborn },
-    { "/t.v1.T/Fail", &Probe_msg, &Probe_msg, GRPC_SHORT, false, probe_fail },
-    { "/t.v1.T/Stream", &Probe_msg, &Probe_msg, GRPC_LONG, true, probe_stream },
-    { "/t.v1.T/Later", &Probe_msg, &Probe_msg, GRPC_LONG, false, NULL },
+    { "/t.v1.T/Loop", &Probe_msg, &Probe_msg, GRPC_ON_LOOP, false, probe_echo, NULL },
+    { "/t.v1.T/Short", &Probe_msg, &Probe_msg, GRPC_SHORT, false, probe_echo, NULL },
+    { "/t.v1.T/Long", &Probe_msg, &Probe_msg, GRPC_LONG, false, probe_echo, NULL },
+    { "/t.v1.T/Sleep", &Probe_msg, &Probe_msg, GRPC_WAITING, false, probe_sleep, probe_is_brief },
+    { "/t.v1.T/Stubborn", &Probe_msg, &Probe_msg, GRPC_LONG, false, probe_stubborn, NULL },
+    { "/t.v1.T/Fail", &Probe_msg, &Probe_msg, GRPC_SHORT, false, probe_fail, NULL },
+    { "/t.v1.T/Stream", &Probe_msg, &Probe_msg, GRPC_WAITING, true, probe_stream, NULL },
+    { "/t.v1.T/Later", &Probe_msg, &Probe_msg, GRPC_LONG, false, NULL, NULL },
 };
 
 /* A server on a thread, and a client of it. */
@@ -353,7 +355,7 @@ TEST(grpc_streams_that_are_reset_make_no_room_for_more_handlers) /* T13, below i
 
 TEST(grpc_cancels_what_a_vanished_client_has_asked_for)
 {
-    GRPC_TEST(t, .long_workers = 4);
+    GRPC_TEST(t, .workers = { 0, 0, 4 });
     OWNED_FD fd = raw_dial(&t);
     OWNED_BUF out = { 0 };
     buf_str(&out, h2_preface);
@@ -465,9 +467,81 @@ TEST(grpc_lets_the_longest_idle_connection_go_for_a_new_one)
     CHECK(!raw_hung_up(busy, 50));
 }
 
-TEST(grpc_long_calls_never_use_up_the_workers_of_short_ones)
+/* A connection with one call of Sleep, for n milliseconds as protobuf has it in hexadecimal. */
+static int sleeping_dial(grpc_test *t, const char *n)
 {
-    GRPC_TEST(t, .long_workers = 8, .short_workers = 2);
+    char message[32];
+    OWNED_BUF out = { 0 };
+    int fd = greeted_dial(t, &out);
+    snprintf(message, sizeof message, "%010zx10%s", 1 + strlen(n) / 2, n);
+    add_call(&out, 1, "/t.v1.T/Sleep", message);
+    CHECK_INT(write_all(fd, out.p, out.n), 0);
+    return fd;
+}
+
+TEST(grpc_connections_with_calls_that_wait_keep_nobody_out)
+{
+    int waiting[16];
+    GRPC_TEST(t, .max_conns = 16, .workers = { 2, 2, 16 });
+    Probe p;
+    grpc_hangup(t.client);
+    for (size_t i = 0; i < COUNT(waiting); i++) {
+        waiting[i] = sleeping_dial(&t, "e05d"); /* 12 s */
+        CHECK(soon(&probes_alive, (int)MIN(i + 1, (size_t)14)));
+    }
+    for (int i = 0; i < 50; i++) { /* each a client of its own, none of which hangs up */
+        if (i < 14) CHECK(!raw_hung_up(waiting[i], 0));
+        t.client = grpc_dial(t.path, &t.e);
+        CHECK_INT(ask(&t, i % 2 ? "Long" : "Short", (Probe){ .n = 1 }, &p, NS_PER_SEC), GRPC_OK);
+        CHECK_INT(ask(&t, "Sleep", (Probe){ 0 }, &p, NS_PER_SEC), GRPC_OK); /* a brief one */
+        CHECK_INT(ask(&t, "Sleep", (Probe){ .n = 1 }, &p, NS_PER_SEC), GRPC_RESOURCE_EXHAUSTED);
+        if (i < 49) grpc_hangup(t.client);
+    }
+    CHECK_INT(probes_alive, 14);
+    close(waiting[3]);
+    CHECK(soon(&probes_alive, 13));
+    CHECK_INT(ask(&t, "Sleep", (Probe){ .n = 1 }, &p, NS_PER_SEC), GRPC_OK);
+    for (size_t i = 0; i < COUNT(waiting); i++)
+        if (i != 3) close(waiting[i]);
+    CHECK(soon(&probes_alive, 0));
+    CHECK_INT(t.server->nwaiting, 0);
+}
+
+TEST(grpc_a_client_that_has_just_come_is_not_taken_for_a_silent_one)
+{
+    GRPC_TEST(t, .max_conns = 3);
+    Probe p;
+    OWNED_BUF out = { 0 };
+    CHECK_INT(ask(&t, "Loop", (Probe){ 0 }, &p, 0), GRPC_OK);
+    OWNED_FD idle = greeted_dial(&t, &out), fresh = raw_dial(&t);
+    for (int i = 0; i < 400 && t.server->nconns < 3; i++) poll(NULL, 0, 5);
+    OWNED_FD next = raw_dial(&t);
+    CHECK(raw_hung_up(idle, 1000) || raw_hung_up(t.client->fd, 1000));
+    CHECK(!raw_hung_up(fresh, 50));
+    CHECK(!raw_hung_up(next, 50));
+}
+
+TEST(grpc_small_messages_pass_when_large_ones_have_filled_the_room)
+{
+    GRPC_TEST(t, .max_buffered = 100 * KIB);
+    Probe p;
+    static uint8_t bytes[90 * KIB];
+    OWNED_BUF out = { 0 };
+    OWNED_FD fd = greeted_dial(&t, &out);
+    add_call(&out, 1, "/t.v1.T/Loop", "0000020000"); /* 128 KiB are promised */
+    out.p[out.n - 5 - H2_HEAD + 4] = 0;
+    for (size_t at = 0; at < sizeof bytes; at += 10 * KIB)
+        add_frame(&out, H2_DATA, 0, 1, (slice){ bytes + at, 10 * KIB });
+    CHECK_INT(write_all(fd, out.p, out.n), 0);
+    for (int i = 0; i < 400 && t.server->buffered < sizeof bytes; i++) poll(NULL, 0, 5);
+    Probe small = { { bytes, 20 * KIB }, 0, 0 }, large = { { bytes, 80 * KIB }, 0, 0 };
+    CHECK_INT(ask(&t, "Loop", small, &p, 0), GRPC_OK);
+    CHECK_INT(ask(&t, "Loop", large, &p, 0), GRPC_RESOURCE_EXHAUSTED);
+}
+
+TEST(grpc_calls_that_wait_never_use_up_the_workers_of_others)
+{
+    GRPC_TEST(t, .workers = { 2, 2, 8 });
     OWNED_FD fd = raw_dial(&t);
     OWNED_BUF out = { 0 };
     Probe p;
@@ -477,9 +551,12 @@ TEST(grpc_long_calls_never_use_up_the_workers_of_short_ones)
         add_call(&out, id, "/t.v1.T/Sleep", "000000000310e05d");
     CHECK_INT(write_all(fd, out.p, out.n), 0);
     CHECK(soon(&probes_alive, 8));
-    for (int i = 0; i < 20; i++)
+    for (int i = 0; i < 20; i++) {
         CHECK_INT(ask(&t, "Short", (Probe){ .n = 1 }, &p, NS_PER_SEC), GRPC_OK);
-    CHECK_INT(ask(&t, "Long", (Probe){ .n = 1 }, &p, 50 * NS_PER_MS), GRPC_DEADLINE_EXCEEDED);
+        CHECK_INT(ask(&t, "Long", (Probe){ .n = 1 }, &p, NS_PER_SEC), GRPC_OK);
+        CHECK_INT(ask(&t, "Sleep", (Probe){ 0 }, &p, NS_PER_SEC), GRPC_OK); /* a brief one */
+    }
+    CHECK_INT(ask(&t, "Sleep", (Probe){ .n = 1 }, &p, 50 * NS_PER_MS), GRPC_DEADLINE_EXCEEDED);
 }
 
 TEST(grpc_bytes_that_wait_are_bounded_for_all_together) /* R14 */

@@ -104,3 +104,25 @@ def errors_are_shown_with_their_text(k):
 def runtime_configuration_is_read(k):
     text = crictl(k, "runtime-config", status=None)
     check("CGROUPFS" in text.upper() or "cgroup" in text.lower(), f"crictl runtime-config: {text}")
+
+
+@test
+def all_containers_of_a_full_node_are_stopped_side_by_side(k):
+    crictl(k, "version")  # or the test is skipped
+    pod = k.pod()
+    ids = {pod.start().id for _ in range(110)}
+    ps = crictl(k, "ps", "-q").split()
+    equal(set(ps), ids, "crictl ps -q")
+    end = "unix://" + k.socket
+    command = ["xargs", "-P0", "-n1", CRICTL, "--config", "/dev/null", "--runtime-endpoint", end,
+               "--image-endpoint", end, "--timeout", f"{int(4 * DEADLINE)}s", "stop", "--timeout"]
+    slow = subprocess.Popen([*command, "3600"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE)
+    slow.stdin.write("\n".join(ps).encode())
+    slow.stdin.close()
+    until("the kubelet sees that all go on", lambda: crictl(k, "ps", "-q").split() == ps)
+    quick = subprocess.run([*command, "0"], input="\n".join(ps).encode(), timeout=4 * DEADLINE,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+    equal((quick.returncode, quick.stderr), (0, b""), "stopping all at once")
+    equal(crictl(k, "ps", "-q"), "", "what runs then")
+    equal((slow.wait(4 * DEADLINE), slow.stderr.read()), (0, b""), "those that waited")

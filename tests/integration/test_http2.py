@@ -9,7 +9,7 @@ import socket
 import struct
 import time
 
-from harness import TOP, check, equal, skip, test
+from harness import DEADLINE, TOP, Cri, check, equal, holds, pb, skip, test, until
 
 VERSION = "/runtime.v1.RuntimeService/Version"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -616,3 +616,63 @@ def silent_and_slow_clients_are_hung_up_on(path):
         c.goaway()
         check(not c.open, "the server has hung up")
     check(time.monotonic() - start < 16, "in about ten seconds")
+
+
+# -- many at once ----------------------------------------------------------------------------------
+
+STOP = "/runtime.v1.RuntimeService/StopContainer"
+
+
+def stops(k, container, n, timeout=3600):
+    """So many clients that wait for a container which does not end: a connection each."""
+    ask = pb.StopContainerRequest(container_id=container.id, timeout=timeout).SerializeToString()
+    crowd = [Conn(k.socket) for _ in range(n)]
+    for c in crowd:
+        c.send(call(path=STOP, body=message(ask)))
+    return crowd
+
+
+@test
+def two_hundred_stops_that_wait_leave_room_for_the_one_that_ends_them(k):
+    container = k.pod().start()
+    crowd = stops(k, container, 200)
+    until("the first of them has come", lambda: container.status().state == pb.CONTAINER_RUNNING)
+    for _ in range(30):  # each a client of its own
+        served(k.socket)
+    other = Cri(k.socket)
+    check(other.Status(_timeout=DEADLINE).status.conditions, "Status")
+    equal([c.id for c in other.ListContainers().containers], [container.id], "ListContainers")
+    holds(container.id[:12], k.cli("ps").stdout.decode(), "krun ps")
+    equal(container.run("echo", "in").stdout, b"in\n", "what an ExecSync beside them prints")
+    Conn(k.socket, greet=False)  # one that says nothing
+    other.StopContainer(container_id=container.id, timeout=0)
+    equal(container.status().exit_code, 137, "exit code")
+    for c in crowd:
+        equal(c.end_of(1)[0]["grpc-status"], "0", "what a stop that waited is told")
+        c.close()
+    other.close()
+
+
+@test
+def six_hundred_stops_on_three_connections_leave_room_for_the_one_that_ends_them(k):
+    container = k.pod().start()
+    ask = pb.StopContainerRequest(container_id=container.id, timeout=3600).SerializeToString()
+    crowd = [Conn(k.socket) for _ in range(3)]
+    for c in crowd:
+        c.send(b"".join(call(stream, path=STOP, body=message(ask)) for stream in range(1, 401, 2)))
+        c.send(frame(PING, 0, 0, b"all read"))
+        c.until(lambda f: f[0] == PING)
+    other = Cri(k.socket)
+    other.StopContainer(container_id=container.id, timeout=0)
+    equal(container.status().exit_code, 137, "exit code")
+    for c in crowd:
+        ended = {}
+        while len(ended) < 200:
+            kind, _, stream, payload = c.read()
+            if kind == HEADERS:
+                ended.setdefault(stream, {}).update(decode(payload))
+                if "grpc-status" not in ended[stream]:
+                    del ended[stream]
+        equal({f["grpc-status"] for f in ended.values()}, {"0"}, "what the others are told")
+        c.close()
+    other.close()
