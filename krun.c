@@ -1151,16 +1151,20 @@ static void loop_stop(loop *l) { l->stop = true; } /* from the loop's own thread
  * RFC is silent: the last of equal keys wins, and half a surrogate pair is an error.
  *
  * Defined by  RFC 8259 (JSON), RFC 3629 (UTF-8), toml.io/en/v1.0.0
- * Uses        1                       Gives  json_parse, json_get, json_string, toml_parse
+ * Uses        1
+ * Gives       guess_try, guess_text, json_parse, json_get, json_string, toml_parse
  * Bounds      64 levels; memory: the arena's budget, and as much while parsing; linear time */
 
-typedef enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } json_kind;
+typedef enum __attribute__((packed)) { /* one byte: trees are large */
+    JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT
+} json_kind;
 
 /* A value. All of it is the arena's; texts are copies, each followed by a NUL that `n` leaves out.
  * A string may hold a NUL of its own: whoever makes a path of it looks for that. */
 typedef struct json {
     json_kind kind;
     bool boolean;
+    uint32_t line;      /* of the text, where the value begins; from 1 on */
     slice text;         /* a string, decoded; a number as it was written */
     slice key;          /* this value's name, if it lies in an object */
     struct json *items; /* of an array or object, in the order of the text */
@@ -1168,6 +1172,71 @@ typedef struct json {
 } json;
 
 enum { TEXT_DEPTH = 64 };
+
+/* -- words that are almost right --------------------------------------------------------------- */
+
+enum { GUESS_MAX = 40 }; /* letters of a word that is compared */
+
+/* A word in small letters, without the signs by which log-level, log_level and logLevel differ.
+ * False if it is too long. */
+typedef struct { uint8_t p[GUESS_MAX]; size_t n; } guess_word;
+static bool guess_fold(slice text, guess_word *out)
+{
+    out->n = 0;
+    for (size_t i = 0; i < text.n; i++) {
+        if (byte_in(text.p[i], "-_")) continue;
+        if (out->n == GUESS_MAX) return false;
+        out->p[out->n++] = (uint8_t)tolower(text.p[i]);
+    }
+    return true;
+}
+
+/* How many letters must be put in, left out, changed or swapped with their neighbour to make one
+ * word of the other (the optimal string alignment distance). */
+static size_t guess_distance(const guess_word *a, const guess_word *b)
+{
+    size_t rows[3][GUESS_MAX + 1], *before = rows[0], *last = rows[1], *now = rows[2];
+    for (size_t k = 0; k <= b->n; k++) last[k] = k;
+    for (size_t i = 1; i <= a->n; i++) {
+        now[0] = i;
+        for (size_t k = 1; k <= b->n; k++) {
+            size_t changed = last[k - 1] + (a->p[i - 1] != b->p[k - 1]);
+            now[k] = MIN(changed, MIN(last[k], now[k - 1]) + 1);
+            if (i > 1 && k > 1 && a->p[i - 1] == b->p[k - 2] && a->p[i - 2] == b->p[k - 1])
+                now[k] = MIN(now[k], before[k - 2] + 1);
+        }
+        size_t *spare = before;
+        before = last, last = now, now = spare;
+    }
+    return last[b->n];
+}
+
+/* Somebody wrote a word that is none of those we know: the nearest of them. */
+typedef struct { slice word, best; size_t distance; } guess;
+
+/* One of the words that we know, which must live as long as the guess. A word counts as near when
+ * at most every third letter is wrong, or when what was written is its beginning. */
+static void guess_try(guess *g, slice known)
+{
+    guess_word a, b;
+    if (!guess_fold(g->word, &a) || !guess_fold(known, &b) || !a.n) return;
+    bool begins = a.n > 2 && b.n > a.n && !memcmp(a.p, b.p, a.n);
+    size_t distance = guess_distance(&a, &b);
+    if (begins) distance = MIN(distance, (size_t)1);
+    if (distance > (a.n + 1) / 3 || (g->best.n && distance >= g->distance)) return;
+    g->best = known;
+    g->distance = distance;
+}
+
+enum { GUESS_TEXT = GUESS_MAX * 4 }; /* known words are our own, and short */
+
+/* For the end of an error: `: did you mean "x"?`, or nothing. */
+static const char *guess_text(const guess *g, char out[GUESS_TEXT])
+{
+    out[0] = '\0';
+    if (g->best.n) snprintf(out, GUESS_TEXT, ": did you mean \"%.*s\"?", PR(g->best));
+    return out;
+}
 
 /* Writes a character as UTF-8 (RFC 3629, section 3); its length. `c` is no surrogate. */
 static size_t utf8_put(uint32_t c, uint8_t to[4])
@@ -1188,6 +1257,7 @@ typedef struct {
     error *e;
     int depth;
     buf open; /* the items so far of all arrays and objects that have not ended */
+    uint32_t line; /* of `at`, counted from 0: only white space has line ends */
 } json_reader;
 
 static bool json_fail(json_reader *r, const char *what)
@@ -1209,7 +1279,8 @@ static int json_peek(const json_reader *r) /* the next byte, -1 at the end */
 
 static bool json_take(json_reader *r, char wanted) /* steps over white space and then `wanted` */
 {
-    while (r->at < r->text.n && byte_in(r->text.p[r->at], " \t\r\n")) r->at++;
+    while (r->at < r->text.n && byte_in(r->text.p[r->at], " \t\r\n"))
+        r->line += r->text.p[r->at++] == '\n';
     if (json_peek(r) != wanted) return false;
     r->at++;
     return true;
@@ -1353,15 +1424,17 @@ static bool json_items(json_reader *r, json *v, char close)
 
 static bool json_value(json_reader *r, json *v)
 {
-    if (json_take(r, '{')) return v->kind = JSON_OBJECT, json_items(r, v, '}');
+    bool object = json_take(r, '{');
+    v->line = r->line + 1;
+    if (object) return v->kind = JSON_OBJECT, json_items(r, v, '}');
     if (json_take(r, '[')) return v->kind = JSON_ARRAY, json_items(r, v, ']');
     if (json_take(r, '"')) return v->kind = JSON_STRING, json_read_string(r, &v->text);
     return json_word(r, v);
 }
 
-/* The tree of a whole JSON text; the arena's. NULL: INVALID_ARGUMENT with the place, or
- * RESOURCE_EXHAUSTED when the arena's budget is too small for it. */
-static json *json_parse(slice text, arena *a, error *e)
+/* The tree of a whole JSON text; the arena's. NULL: INVALID_ARGUMENT with the place, whose line is
+ * in *line; or RESOURCE_EXHAUSTED when the arena's budget is too small for it. */
+static json *json_parse_lines(slice text, arena *a, uint32_t *line, error *e)
 {
     json_reader r = { .text = text, .a = a, .e = e };
     json *v = arena_alloc(a, sizeof *v);
@@ -1369,7 +1442,14 @@ static json *json_parse(slice text, arena *a, error *e)
     if (good) json_take(&r, ' ');
     if (good && r.at < text.n) good = json_fail(&r, "something follows the value");
     buf_free(&r.open);
+    *line = r.line + 1;
     return good ? v : NULL;
+}
+
+static json *json_parse(slice text, arena *a, error *e)
+{
+    uint32_t line;
+    return json_parse_lines(text, a, &line, e);
 }
 
 /* -- JSON: looking and writing ----------------------------------------------------------------- */
@@ -1433,15 +1513,28 @@ typedef struct toml_node {
     struct toml_node *first, *last, *next;
 } toml_node;
 
-typedef struct { slice text; size_t at; const char *file; arena *a; error *e; } toml_reader;
+typedef struct {
+    slice text;
+    size_t at, counted; /* counted: up to where `line` has counted line ends */
+    uint32_t line;
+    const char *file;
+    arena *a;
+    error *e;
+} toml_reader;
 
 enum { TOML_KEYS = 4096 }; /* in one table: they are compared one by one */
 
+/* The line of `at`, which only grows. */
+static uint32_t toml_line(toml_reader *r)
+{
+    for (; r->counted < r->at && r->counted < r->text.n; r->counted++)
+        r->line += r->text.p[r->counted] == '\n';
+    return r->line + 1;
+}
+
 static bool toml_fail(toml_reader *r, const char *what)
 {
-    size_t line = 1;
-    for (size_t i = 0; i < r->at && i < r->text.n; i++) line += r->text.p[i] == '\n';
-    fail(r->e, GRPC_INVALID_ARGUMENT, "%s:%zu: %s", r->file, line, what);
+    fail(r->e, GRPC_INVALID_ARGUMENT, "%s:%u: %s", r->file, toml_line(r), what);
     return false;
 }
 
@@ -1493,6 +1586,7 @@ static toml_node *toml_add(toml_reader *r, toml_node *parent, json value, enum t
                              : "out of memory");
         return NULL;
     }
+    value.line = toml_line(r);
     *node = (toml_node){ .value = value, .maker = maker, .depth = parent->depth + 1 };
     *(parent->last ? &parent->last->next : &parent->first) = node;
     parent->last = node;
@@ -5344,11 +5438,13 @@ static int tar_inherit(const int *layers, const bool *implied, size_t n, tar_sin
  * into the wire (or JSON) bytes, all else lies in the arena, and both must outlive the message.
  *
  * Defined by  protobuf.dev/programming-guides/encoding and /json; the field numbers: cri.proto
- * Uses        1 (slice, buf, arena, error), 3 (JSON), 4 (base64)
- * Gives       LIST, PB rows, pb_decode, pb_encode, pb_copy, pb_write_json, pb_read_json
- * Bounds      16 MiB a message, 32 levels, 48 rows a table; memory: the budget of the arena */
+ * Uses        1 (slice, buf, arena, error), 2 (file_read), 3 (JSON), 4 (base64)
+ * Gives       LIST, PB rows, pb_decode, pb_encode, pb_copy, pb_write_json, pb_read_json,
+ *             pb_read_file
+ * Bounds      16 MiB a message, 4 MiB a file, 32 levels, 48 rows a table; memory: the budget of the
+ *             arena */
 
-enum { PB_MESSAGE_MAX = 16 * MIB, PB_DEPTH = 32, PB_FIELDS = 48 };
+enum { PB_MESSAGE_MAX = 16 * MIB, PB_FILE_MAX = 4 * MIB, PB_DEPTH = 32, PB_FIELDS = 48 };
 
 #define LIST(T) struct { T *p; size_t n; }
 
@@ -5648,7 +5744,14 @@ static int pb_prepare(const pb_message *m, slice wire, arena *a, void *msg, erro
 }
 
 /* What one decoding needs at every level. */
-typedef struct { arena *a; error *e; int depth; bool lax; } pb_reader; /* lax: of JSON only */
+typedef struct {
+    arena *a;
+    error *e;
+    int depth;
+    bool lax;      /* this and the rest: of JSON only */
+    uint32_t line; /* of what is wrong */
+    const char *file; /* in which it is, or NULL */
+} pb_reader;
 
 static int pb_merge(pb_reader *r, const pb_message *m, slice wire, void *msg);
 
@@ -6030,10 +6133,15 @@ static int pb_read_integer(pb_reader *r, const pb_field *f, const json *v, void 
 /* By name, as we write it, or by number, as crictl's older files have it. */
 static int pb_read_enum(pb_reader *r, const pb_field *f, const json *v, void *at)
 {
+    OWNED_BUF names = { 0 };
     if (v->kind != JSON_STRING) return pb_read_integer(r, f, v, at);
-    for (size_t i = 0; i < f->names->n; i++)
+    for (size_t i = 0; i < f->names->n; i++) {
         if (slice_is(v->text, f->names->names[i])) return pb_store(f, at, i), 0;
-    return fail(r->e, GRPC_INVALID_ARGUMENT, "\"%.*s\" is no %s", PR(v->text), f->names->name);
+        buf_printf(&names, "%s%s", i == 0 ? "" : i + 1 < f->names->n ? ", " : " or ",
+                   f->names->names[i]);
+    }
+    return fail(r->e, GRPC_INVALID_ARGUMENT, "\"%.*s\" is no %s: must be %.*s", PR(v->text),
+                f->names->name, PR(buf_view(&names)));
 }
 
 static int pb_read_double(pb_reader *r, const json *v, void *at) /* chapter 3 put a NUL after it */
@@ -6080,19 +6188,32 @@ static int pb_read_value(pb_reader *r, const pb_field *f, const json *v, void *a
     }
 }
 
+/* Keeps the line of the innermost value that is wrong. Returns -1. */
+static int pb_wrong_at(pb_reader *r, const json *v)
+{
+    if (!r->line) r->line = v->line;
+    return -1;
+}
+
 static int pb_read_list(pb_reader *r, const pb_field *f, const json *v, void *msg)
 {
     if (f->kind == PB_MAP && v->kind != JSON_OBJECT) return pb_must_be(r, "an object of strings");
     if (f->kind != PB_MAP && v->kind != JSON_ARRAY) return pb_must_be(r, "a list");
     if (v->n && pb_grow(msg, f, v->n, r->a, r->e) < 0) return -1;
     for (size_t i = 0; i < v->n; i++)
-        if (pb_read_value(r, f, &v->items[i], pb_append(msg, f)) < 0) return -1;
+        if (pb_read_value(r, f, &v->items[i], pb_append(msg, f)) < 0)
+            return pb_wrong_at(r, &v->items[i]);
     return f->kind == PB_MAP ? pb_unique(msg, f, r->a, r->e) : 0;
 }
 
 static int pb_unknown(pb_reader *r, const pb_message *m, slice key)
 {
-    return fail(r->e, GRPC_INVALID_ARGUMENT, "%s has no field \"%.*s\"", m->name, PR(key));
+    guess g = { .word = key };
+    char near[GUESS_TEXT];
+    for (const pb_field *f = m->fields; f < m->fields + m->nfields; f++)
+        guess_try(&g, slice_of(pb_proto_name(f)));
+    return fail(r->e, GRPC_INVALID_ARGUMENT, "%s has no field \"%.*s\"%s", m->name, PR(key),
+                guess_text(&g, near));
 }
 
 /* null is the same as leaving the name out. A name that comes twice is refused, since two readers
@@ -6105,13 +6226,14 @@ static int pb_read_object(pb_reader *r, const pb_message *m, const json *v, void
     for (const json *item = v->items; item < v->items + v->n; item++) {
         const pb_field *f = pb_find_named(m, item->key);
         if (!f && r->lax) continue;
-        if (!f) return pb_unknown(r, m, item->key);
-        if (seen[f - m->fields]) return pb_must_be(r, "given once"), pb_in(r->e, m, f);
+        if (!f) return pb_unknown(r, m, item->key), pb_wrong_at(r, item);
+        if (seen[f - m->fields])
+            return pb_must_be(r, "given once"), pb_in(r->e, m, f), pb_wrong_at(r, item);
         seen[f - m->fields] = true;
         if (item->kind == JSON_NULL) continue;
         int failed = f->list ? pb_read_list(r, f, item, msg)
                              : pb_read_value(r, f, item, pb_at(msg, f));
-        if (failed) return pb_in(r->e, m, f);
+        if (failed) return pb_in(r->e, m, f), pb_wrong_at(r, item);
     }
     return 0;
 }
@@ -6123,10 +6245,13 @@ static int pb_parse(pb_reader *r, const pb_message *m, slice text, void *out)
     OWNED_ARENA scratch = arena_make(a->left);
     r->a = &scratch;
     memset(out, 0, m->size);
-    const json *tree = json_parse(text, &scratch, r->e);
-    void *msg = arena_alloc(&scratch, m->size);
-    if (!tree) return fail_in(r->e, "%s", m->name);
-    if (msg && pb_read_object(r, m, tree, msg) < 0) return -1;
+    uint32_t end;
+    const json *tree = json_parse_lines(text, &scratch, &end, r->e);
+    void *msg = tree ? arena_alloc(&scratch, m->size) : NULL;
+    int failed = tree ? 0 : fail_in(r->e, "%s", m->name);
+    if (failed) r->line = end;
+    if (msg && pb_read_object(r, m, tree, msg) < 0) failed = pb_wrong_at(r, tree);
+    if (failed) return r->file ? fail_in(r->e, "%s:%u", r->file, r->line) : -1;
     if (!msg || pb_copy(m, msg, a, out) < 0)
         return fail(r->e, GRPC_RESOURCE_EXHAUSTED, "%s: no memory", m->name);
     return 0;
@@ -6137,6 +6262,14 @@ static int pb_parse(pb_reader *r, const pb_message *m, slice text, void *out)
 static int pb_read_json(const pb_message *m, slice text, arena *a, void *out, error *e)
 {
     return pb_parse(&(pb_reader){ .a = a, .e = e }, m, text, out);
+}
+
+/* As pb_read_json, of a file that a person wrote: an error names the file and the line. */
+static int pb_read_file(const pb_message *m, const char *path, arena *a, void *out, error *e)
+{
+    slice text = file_read(AT_FDCWD, path, PB_FILE_MAX, a, e);
+    if (!text.p) return -1;
+    return pb_parse(&(pb_reader){ .a = a, .e = e, .file = path }, m, text, out);
 }
 
 /* As pb_read_json, but steps over unknown names: for a record that a newer krun may have written,
@@ -27152,9 +27285,23 @@ static const setting daemon_settings[] = {
             "where exec and attach streams will be served"),
 };
 
-/* The settings while they are gathered: each value is the arena's, in the order of
- * daemon_settings. */
-typedef struct { arena *a; const char *values[COUNT(daemon_settings)]; } daemon_values;
+/* The settings while they are gathered, in the order of daemon_settings; all is the arena's. where:
+ * "file:line" of those that a file gives. */
+typedef struct {
+    arena *a;
+    const char *values[COUNT(daemon_settings)], *where[COUNT(daemon_settings)];
+} daemon_values;
+
+/* `: did you mean "x"?`, or nothing. `prefix`: the table of a file that the name is in, and '-'. */
+static const char *setting_near(slice name, const char *prefix, char out[GUESS_TEXT])
+{
+    guess g = { .word = name };
+    for (size_t i = 0; i < COUNT(daemon_settings); i++)
+        guess_try(&g, slice_of(daemon_settings[i].name));
+    size_t n = strlen(prefix);
+    if (slice_starts(g.best, prefix)) g.best = (slice){ g.best.p + n, g.best.n - n };
+    return guess_text(&g, out);
+}
 
 static int setting_find(slice name) /* also with '_' for '-'; -1 when there is none of that name */
 {
@@ -27186,8 +27333,8 @@ static int setting_value(daemon_values *v, const char *path, const json *item, c
     else if (texts) *out = arena_str(v->a, buf_view(&list));
     else
         return fail(e, GRPC_INVALID_ARGUMENT,
-                    "%s: %.*s must be a string, true, false or a list of strings without ','", path,
-                    PR(item->key));
+                    "%s:%u: %.*s must be a string, true, false or a list of strings without ','",
+                    path, item->line, PR(item->key));
     return list.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "%s: out of memory", path) : 0;
 }
 
@@ -27201,10 +27348,12 @@ static int settings_from_table(daemon_values *v, const char *path, const json *t
         const json *item = &table->items[i];
         slice name = slice_of(arena_printf(v->a, "%s%.*s", prefix, PR(item->key)));
         int which = setting_find(name);
+        char near[GUESS_TEXT];
         if (which < 0)
-            return fail(e, GRPC_INVALID_ARGUMENT, "%s: unknown key \"%s%.*s\"", path, prefix,
-                        PR(item->key));
+            return fail(e, GRPC_INVALID_ARGUMENT, "%s:%u: unknown key \"%.*s\"%s", path,
+                        item->line, PR(item->key), setting_near(name, prefix, near));
         if (setting_value(v, path, item, &v->values[which], e) < 0) return -1;
+        v->where[which] = arena_printf(v->a, "%s:%u", path, item->line);
     }
     return 0;
 }
@@ -27254,12 +27403,19 @@ static int settings_from_files(daemon_values *v, const char *config, bool requir
     return done;
 }
 
-static int settings_choice(const char *name, const char *value, const char *const *choices,
+/* The place in `choices` of what this setting says. */
+static int settings_choice(const daemon_values *v, const char *name, const char *const *choices,
                            error *e)
 {
-    for (int i = 0; choices[i]; i++)
+    OWNED_BUF all = { 0 };
+    int which = setting_find(slice_of(name));
+    const char *value = v->values[which], *where = v->where[which];
+    for (int i = 0; choices[i]; i++) {
         if (!strcmp(value, choices[i])) return i;
-    return fail(e, GRPC_INVALID_ARGUMENT, "%s: \"%s\" is not one of its values", name, value);
+        buf_printf(&all, "%s%s", i == 0 ? "" : choices[i + 1] ? ", " : " or ", choices[i]);
+    }
+    return fail(e, GRPC_INVALID_ARGUMENT, "%s%s%s \"%s\": must be %.*s", where ? where : "",
+                where ? ": " : "--", name, value, PR(buf_view(&all)));
 }
 
 /* Resolves all settings. What `given` (flags, or an embedder's options) names wins over the
@@ -27282,7 +27438,7 @@ static int settings_resolve(const krun_options *given, arena *a, runtime_options
     if (*v.values[config] && settings_from_files(&v, v.values[config], from[config] != NULL, e) < 0)
         return -1;
     for (size_t i = 0; i < COUNT(daemon_settings); i++)
-        if (from[i] && *from[i]) v.values[i] = arena_str(a, slice_of(from[i]));
+        if (from[i] && *from[i]) v.values[i] = arena_str(a, slice_of(from[i])), v.where[i] = NULL;
     krun_options all;
     for (size_t i = 0; i < COUNT(daemon_settings); i++)
         memcpy((char *)&all + daemon_settings[i].offset, &v.values[i], sizeof v.values[i]);
@@ -27291,12 +27447,12 @@ static int settings_resolve(const krun_options *given, arena *a, runtime_options
         return fail(e, GRPC_INVALID_ARGUMENT, "root and run must be absolute paths");
     if (*all.image_import && all.image_import[0] != '/')
         return fail(e, GRPC_INVALID_ARGUMENT, "image-import must be an absolute path");
-    int level = settings_choice("log-level", all.log_level, levels, e);
-    int ignore = settings_choice("missing-controllers", all.missing_controllers, missing, e);
-    int keep = settings_choice("keep-blobs", all.keep_blobs, truth, e);
-    int sync = keep < 0 ? -1 : settings_choice("image-sync", all.image_sync, truth, e);
+    int level = settings_choice(&v, "log-level", levels, e);
+    int ignore = settings_choice(&v, "missing-controllers", missing, e);
+    int keep = settings_choice(&v, "keep-blobs", truth, e);
+    int sync = keep < 0 ? -1 : settings_choice(&v, "image-sync", truth, e);
     if (level < 0 || ignore < 0 || sync < 0 ||
-        settings_choice("cgroup-driver", all.cgroup_driver, drivers, e) < 0)
+        settings_choice(&v, "cgroup-driver", drivers, e) < 0)
         return -1;
     log_least = (enum log_level)level;
     *out = (runtime_options){ .root = all.root,
@@ -27618,9 +27774,14 @@ static int daemon_flags(int argc, char **argv, krun_options *out)
                            : is_switch                  ? "true"
                            : which >= 0 && i + 1 < argc ? argv[++i]
                                                         : NULL;
+        char near[GUESS_TEXT] = "";
+        bool flag = slice_starts(name, "--") && name.n > 2;
+        if (which < 0 && flag) setting_near((slice){ name.p + 2, name.n - 2 }, "", near);
         if (which < 0 || !text) {
-            fprintf(stderr, "krun serve: %s %.*s (see krun serve --help)\n",
-                    which < 0 ? "unknown flag" : "a value is missing after", PR(name));
+            fprintf(stderr, "krun serve: %s %.*s%s (see krun serve --help)\n",
+                    which >= 0 ? "a value is missing after" : flag ? "unknown flag"
+                                                                   : "unexpected word",
+                    PR(name), near);
             return -1;
         }
         memcpy((char *)out + daemon_settings[which].offset, &text, sizeof text);
@@ -27677,7 +27838,7 @@ static int daemon_main(int argc, char **argv)
  *
  * Defined by  cri.proto; pod and container files: crictl's; exit codes 125 to 127: docker-run(1)
  * Uses        1, 2, 3, 8, 9, 28, 29            Gives  cli_main
- * Bounds      a file of 4 MiB; 256 MiB of memory for a command */
+ * Bounds      256 MiB of memory for a command */
 #ifndef KRUN_NO_CLI
 
 /* -- one invocation ---------------------------------------------------------------------------- */
@@ -28883,21 +29044,12 @@ static int cli_do_run(cli *c, error *e)
 
 /* -- the same by hand, from crictl's JSON files ------------------------------------------------ */
 
-enum { CLI_CONFIG_MAX = 4 * MIB };
-
-/* A configuration in protobuf's JSON form, as crictl reads it. A misspelt field is an error. */
-static int cli_read_config(cli *c, const char *path, const pb_message *m, void *out, error *e)
-{
-    slice text;
-    if (!(text = file_read(AT_FDCWD, path, CLI_CONFIG_MAX, &c->client.arena, e)).p) return -1;
-    return pb_read_json(m, text, &c->client.arena, out, e) < 0 ? fail_in(e, "%s", path) : 0;
-}
-
 static int cli_do_runp(cli *c, error *e)
 {
     PodSandboxConfig config;
+    arena *a = &c->client.arena;
     slice id;
-    if (cli_read_config(c, c->args[0], &PodSandboxConfig_msg, &config, e) < 0) return -1;
+    if (pb_read_file(&PodSandboxConfig_msg, c->args[0], a, &config, e) < 0) return -1;
     if (client_make_pod(&c->client, &config, &id, e) < 0) return -1;
     printf("%.*s\n", PR(id));
     return CLI_OK;
@@ -28909,10 +29061,11 @@ static int cli_do_create(cli *c, error *e)
 {
     PodSandboxConfig pod_config;
     ContainerConfig config;
+    arena *a = &c->client.arena;
     cli_thing in;
     slice id;
-    if (cli_read_config(c, c->args[1], &ContainerConfig_msg, &config, e) < 0) return -1;
-    if (cli_read_config(c, c->args[2], &PodSandboxConfig_msg, &pod_config, e) < 0) return -1;
+    if (pb_read_file(&ContainerConfig_msg, c->args[1], a, &config, e) < 0) return -1;
+    if (pb_read_file(&PodSandboxConfig_msg, c->args[2], a, &pod_config, e) < 0) return -1;
     if (cli_find(c, CLI_POD, c->args[0], &in, e) < 0) return -1;
     CreateContainerRequest request = { .pod_sandbox_id = in.id,
                                        .config = &config,

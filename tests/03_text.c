@@ -286,3 +286,40 @@ TEST(toml_long_lines_and_deep_tables_are_bounded) /* T28 */
     CHECK(!toml_parse(buf_view(&text), "f", &a, &e));
     CHECK_TEXT(slice_of(e.text), "f:4097: too many keys in one table");
 }
+
+TEST(guess_finds_the_nearest_word_and_no_far_one)
+{
+    static const char *const known[] = { "log-level", "log_path", "image", "images", "stop", "start", "run", "runp" };
+    static const struct { const char *word, *want; } rows[] = {
+        { "log_level", "log-level" }, { "logLevel", "log-level" }, { "loglevle", "log-level" }, { "logPth", "log_path" },
+        { "imgae", "image" }, { "Image", "image" }, { "imagess", "images" }, { "sotp", "stop" }, { "strat", "start" },
+        { "rn", "run" }, { "rnup", "runp" }, { "log-lev", "log-level" }, { "sta", "start" }, { "ru", "run" },
+        { "frob", "" }, { "x", "" }, { "", "" }, { "level", "" }, { "---", "" },
+        { "a-word-that-is-much-too-long-to-be-compared-with-any-other", "" },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        guess g = { .word = slice_of(rows[i].word) };
+        char text[GUESS_TEXT];
+        for (size_t k = 0; k < COUNT(known); k++) guess_try(&g, slice_of(known[k]));
+        CHECK_TEXT(g.best, rows[i].want);
+        CHECK_INT(!*guess_text(&g, text), !*rows[i].want);
+    }
+}
+
+TEST(values_know_the_line_where_they_begin)
+{
+    OWNED_ARENA a = arena_make(MIB);
+    error e;
+    uint32_t line;
+    const json *v = json_parse_lines(SLICE("\n{ \"a\":\n 1,\n\n\"b\": [ {\n}, 3\n] }"), &a, &line, &e);
+    CHECK_INT(json_get(v, "a")->line, 3);
+    CHECK_INT(json_get(v, "b")->line, 5);
+    CHECK_INT(json_get(v, "b")->items[1].line, 6);
+    CHECK(!json_parse_lines(SLICE("{\n\"a\": 1\n\"b\": 2 }"), &a, &line, &e));
+    CHECK_INT(line, 3);
+    v = toml_parse(SLICE("# x\n\na = 1\n[b]\nc = [\n1,\n\n2 ]\n"), "f", &a, &e);
+    CHECK_INT(json_get(v, "a")->line, 3);
+    CHECK_INT(json_get(v, "b")->line, 4);
+    CHECK_INT(json_get(json_get(v, "b"), "c")->line, 5);
+    CHECK_INT(json_get(json_get(v, "b"), "c")->items[1].line, 8);
+}

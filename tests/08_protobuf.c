@@ -510,6 +510,34 @@ TEST(pb_json_says_which_field_is_wrong)
     }
 }
 
+TEST(pb_read_file_names_the_line_and_the_nearest_field)
+{
+    static const struct { const char *text, *want; } rows[] = {
+        { "{\n\"i32\": 1,\n\"txet\": \"\"\n}", ":3: pb_try has no field \"txet\": did you mean \"text\"?" },
+        { "{\n\"sub\": {\n  \"Flag\": true } }", ":3: pb_try.sub: pb_try has no field \"Flag\": did you mean \"flag\"?" },
+        { "{\"zzzz\": 1}", ":1: pb_try has no field \"zzzz\"" },
+        { "{\n\n\"flag\": 1}", ":3: pb_try.flag: must be true or false" },
+        { "{\"subs\": [\n{},\n{\"i32\": true}]}", ":3: pb_try.subs: pb_try.i32: must be" },
+        { "{\n\"i32\": 1\n\"flag\": true}", ":3: pb_try: JSON: byte 11: expected ','" },
+        { "", ":1: pb_try: JSON" }, { "\n[]", ":2: must be an object" },
+        { "{\"mode\":\"LOUD\"}", "is no Mode: must be " },
+    };
+    char path[] = "/tmp/krun-pb-XXXXXX";
+    OWNED_FD fd = mkstemp(path);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        pb_try got;
+        OWNED_ARENA a = arena_make(MIB);
+        error e = { 0 };
+        CHECK(ftruncate(fd, 0) == 0 && pwrite(fd, rows[i].text, strlen(rows[i].text), 0) >= 0);
+        CHECK_INT(pb_read_file(&pb_try_msg, path, &a, &got, &e), -1);
+        CHECK_INT(e.code, GRPC_INVALID_ARGUMENT);
+        CHECK(slice_starts(slice_of(e.text), path));
+        if (!strstr(e.text, rows[i].want))
+            fprintf(stderr, "%s: \"%s\"\n", rows[i].text, e.text), checks_failed++;
+    }
+    unlink(path);
+}
+
 TEST(pb_json_lax_steps_over_unknown_names)
 {
     pb_try got;

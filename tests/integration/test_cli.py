@@ -31,6 +31,56 @@ def wrong_words_are_refused_with_2(k):
         check(done.stderr, "it says why")
 
 
+def complaint(k, code, *line, environment=None):
+    """What a command says on stderr that must end with this exit code and print nothing else."""
+    done = subprocess.run([KRUN, *line], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, env={**os.environ, "KRUN_SOCKET": k.socket, **(environment or {})})
+    equal((done.returncode, done.stdout), (code, b""), f"krun {line}: {done.stderr}")
+    return done.stderr.decode()
+
+
+def put(path, text):
+    with open(path, "w") as f:
+        f.write(text)
+    return path
+
+
+@test
+def a_mistake_in_a_pods_file_is_named_with_its_line_and_the_nearest_name(k):
+    path = k.directory + "/wrong.json"
+    rows = (('{\n "metadata": {\n  "nmae": "x"\n }\n}', ':3: PodSandboxConfig.metadata: PodSandboxMetadata has no '
+             'field "nmae": did you mean "name"?'),
+            ('{\n "metadata": {"name": "x"},\n "logDirectroy": "/x" }', ':3: PodSandboxConfig has no field '
+             '"logDirectroy": did you mean "log_directory"?'),
+            ('{\n "metadata": {"name": "x"}\n "hostname": "x" }', ":3: PodSandboxConfig: JSON: "),
+            ('{\n "linux": {\n "security_context": {"namespace_options": {"pid": "HOST"}}}}', ':3: PodSandboxConfig.'),
+            ('{\n "linux": {\n "security_context": {"namespace_options": {"pid": "HOST"}}}}',
+             "must be POD, CONTAINER, NODE or TARGET"),
+            ('', ":1: "), ('"x"', ":1: must be an object"))
+    for text, want in rows:
+        holds(path + (want if want[0] == ":" else ""), complaint(k, 1, "runp", put(path, text)), text)
+        holds(want, complaint(k, 1, "runp", path), text)
+    holds("/none.json", complaint(k, 1, "runp", k.directory + "/none.json"), "a file that is not there")
+
+
+@test
+def a_mistake_in_the_settings_is_named_with_its_place_and_what_is_allowed(k):
+    path = k.directory + "/wrong.toml"
+    rows = (('root = "/x"\nlog-levle = "info"\n', f'{path}:2: unknown key "log-levle": did you mean "log-level"?'),
+            ('[image]\n\nimprot = "/x"\n', f'{path}:3: unknown key "improt": did you mean "import"?'),
+            ('log-level = "loud"\n', f'{path}:1: log-level "loud": must be debug, info, warn or error'),
+            ('\nmissing-controllers = "no"\n', f'{path}:2: missing-controllers "no": must be refuse or ignore'),
+            ('image-sync = 1\n', f"{path}:1: image-sync must be a string, true, false"))
+    for text, want in rows:
+        holds(want, complaint(k, 1, "serve", "--config", put(path, text)), text)
+    put(path, "")
+    for line, code, want in ((["--log-level", "loud"], 1, '--log-level "loud": must be debug, info, warn or error'),
+                             (["--keep-blobs=maybe"], 1, '--keep-blobs "maybe": must be false or true'),
+                             (["--sokcet", "/x"], 2, 'unknown flag --sokcet: did you mean "socket"?'),
+                             (["word"], 2, "unexpected word word"), (["--root"], 2, "a value is missing after --root")):
+        holds(want, complaint(k, code, "serve", "--config", path, *line), str(line))
+
+
 @test
 def without_a_daemon_it_says_so(k):
     done = subprocess.run([KRUN, "pods", "--socket", k.directory + "/none.sock"], stdout=subprocess.PIPE,
