@@ -4094,18 +4094,43 @@ static bool tar_xattr_allowed(slice name)
            slice_is(name, "system.posix_acl_access") || slice_is(name, "system.posix_acl_default");
 }
 
+/* Notes an attribute. Whether its name was there before is looked at once for all, for a header has
+ * room for 40,000 of them (tar_xattrs_of). */
 static int tar_pax_xattr(tar_reader *t, tar_extra *x, slice name, slice value, error *e)
 {
-    tar_xattr attr = { arena_copy(&t->a, name), arena_copy(&t->a, value) };
     if (!tar_xattr_allowed(name)) return 0;
     if (name.n > TAR_XATTR_NAME)
         return tar_fail(e, "the name of an extended attribute is too long");
     if (value.n > TAR_XATTR_MAX) return tar_fail(e, "an extended attribute is too long");
-    for (size_t i = 0; i < x->xattrs.n; i += sizeof attr)
-        if (slice_eq(((tar_xattr *)(void *)(x->xattrs.p + i))->name, name))
-            return ((tar_xattr *)(void *)(x->xattrs.p + i))->value = attr.value, 0;
+    tar_xattr attr = { arena_copy(&t->a, name), value };
     buf_add(&x->xattrs, &attr, sizeof attr);
     return 0;
+}
+
+static int tar_xattr_by_name(const void *a, const void *b) /* of one name: as they came */
+{
+    const tar_xattr *const *x = a, *const *y = b;
+    int names = slice_cmp((*x)->name, (*y)->name);
+    return names ? names : (*x > *y) - (*x < *y);
+}
+
+/* The attributes of an entry, sorted by name; of equal names the last counts: pax(1). False: out of
+ * memory. */
+static bool tar_xattrs_of(const tar_extra *x, arena *a, tar_entry *out)
+{
+    OWNED_BUF order = { 0 };
+    const tar_xattr *all = (const void *)x->xattrs.p;
+    size_t n = x->xattrs.n / sizeof *all;
+    tar_xattr *kept = arena_alloc(a, n * sizeof *kept);
+    for (size_t i = 0; i < n; i++) buf_add(&order, &(const tar_xattr *){ &all[i] }, sizeof all);
+    if (!kept || order.oom) return false;
+    const tar_xattr **sorted = (void *)order.p;
+    if (n) qsort(sorted, n, sizeof *sorted, tar_xattr_by_name);
+    for (size_t i = 0; i < n; i++)
+        if (i + 1 == n || !slice_eq(sorted[i]->name, sorted[i + 1]->name))
+            kept[out->nxattrs++] = *sorted[i];
+    out->xattrs = kept;
+    return true;
 }
 
 enum tar_pax_kind { PAX_TEXT, PAX_NUMBER, PAX_TIME, PAX_MAP };
@@ -4340,9 +4365,8 @@ static int tar_read_entry(tar_reader *t, const tar_header *h, tar_extra *x, tar_
     out->uid = (uint32_t)uid, out->gid = (uint32_t)gid;
     out->major = (uint32_t)major, out->minor = (uint32_t)minor;
     out->mtime = x->has_mtime ? x->mtime : (struct timespec){ .tv_sec = (time_t)mtime };
-    out->nxattrs = x->xattrs.n / sizeof(tar_xattr);
-    out->xattrs = (const void *)arena_copy(&t->a, buf_view(&x->xattrs)).p;
-    if (t->a.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "tar: out of memory");
+    if (!tar_xattrs_of(x, &t->a, out) || t->a.oom)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "tar: out of memory");
     return out->type == '0' ? tar_read_sparse(t, h, x, out, e) : 0;
 }
 
