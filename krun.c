@@ -7919,6 +7919,18 @@ PB_TABLE(ImageRecord,
     PB_SUBS(13, ImportSource, ImageRecord, imports),
     PB(14, STRING, ImageRecord, chain_id));
 
+/* A run directory has one of these about its root directory, and the root about its run directory:
+ * so that a daemon which is given another one of the two sees it before it touches a pod. */
+typedef struct {
+    slice path, boot_id;                /* the path as it was then */
+    uint64_t device, inode;             /* stat(2): these stay when a directory is moved */
+} StateLink;
+PB_TABLE(StateLink,
+    PB(1, STRING, StateLink, path),
+    PB(2, STRING, StateLink, boot_id),
+    PB(3, UINT64, StateLink, device),
+    PB(4, UINT64, StateLink, inode));
+
 /* What a daemon that comes back must know of a pod. */
 typedef struct {
     uint32_t version;
@@ -10079,16 +10091,55 @@ static int grpc_address(const char *path, struct sockaddr_un *a, error *e)
     return 0;
 }
 
+/* Whether the server that listens at the other end of `conn` has ended, and only a child that it
+ * was just starting still has its socket: SO_PEERCRED names who called listen(2), unix(7). */
+static bool grpc_peer_ended(int conn)
+{
+    struct ucred peer = { 0 };
+    socklen_t n = sizeof peer;
+    if (getsockopt(conn, SOL_SOCKET, SO_PEERCRED, &peer, &n) < 0 || peer.pid <= 0) return false;
+    OWNED_FD pidfd = sys_pidfd_open(peer.pid);
+    struct pollfd p = { .fd = pidfd, .events = POLLIN };
+    return pidfd < 0 ? errno == ESRCH : poll(&p, 1, 0) > 0;
+}
+
+/* Whether our socket may take the name `path`: nothing is there, or what a server left that has
+ * ended. -1: FAILED_PRECONDITION, someone answers there or it is no socket, so it stays. */
+static int grpc_socket_free(const char *path, error *e)
+{
+    struct sockaddr_un address;
+    struct stat st;
+    if (grpc_address(path, &address, e) < 0) return -1;
+    if (lstat(path, &st) < 0)
+        return errno == ENOENT ? 0 : fail_sys(e, GRPC_INTERNAL, "socket %s", path);
+    if (!S_ISSOCK(st.st_mode) && !S_ISLNK(st.st_mode))
+        return fail(e, GRPC_FAILED_PRECONDITION, "%s is there and is no socket: it stays", path);
+    OWNED_FD s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (s < 0) return fail_sys(e, GRPC_INTERNAL, "socket");
+    bool connected = connect(s, (struct sockaddr *)&address, sizeof address) == 0;
+    if (connected ? grpc_peer_ended(s) : errno == ECONNREFUSED || errno == ENOENT) return 0;
+    return fail(e, GRPC_FAILED_PRECONDITION,
+                "another server has the socket %s: give this one a --socket of its own", path);
+}
+
 /* The listening socket, the caller's. It is made under another name, and gets its own by rename(2)
  * when it is ready and only root can open it: there is no moment at which a client finds it closed
- * or half made, and what a dead server left is replaced. fchmod(2) before bind(2) sets the mode
- * that bind gives the file. *st says later whether the name is still ours. */
+ * or half made. What a dead server left is replaced, a live one's never; two that start at once
+ * take turns by a lock on the directory. fchmod(2) before bind(2) sets the mode that bind gives the
+ * file. *st says later whether the name is still ours. */
 static int grpc_listen(const char *path, struct stat *st, error *e)
 {
     struct sockaddr_un address;
-    char temp[sizeof address.sun_path + 8];
+    char temp[sizeof address.sun_path + 8], parent[sizeof address.sun_path];
+    const char *slash = strrchr(path, '/');
+    int up_to = slash ? (int)(slash - path) + 1 : 1;
     snprintf(temp, sizeof temp, "%.*s.new", (int)sizeof address.sun_path, path);
     if (grpc_address(temp, &address, e) < 0) return -1;
+    snprintf(parent, sizeof parent, "%.*s", up_to, slash ? path : ".");
+    OWNED_FD dir = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir < 0 || flock(dir, LOCK_EX) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "the directory of the socket %s", path);
+    if (grpc_socket_free(path, e) < 0) return -1;
     OWNED_FD fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) return fail_sys(e, GRPC_INTERNAL, "socket");
     if (unlink(temp) < 0 && errno != ENOENT) return fail_sys(e, GRPC_INTERNAL, "remove %s", temp);
@@ -27251,8 +27302,8 @@ static int client_log_follow(client *c, client_log *l, int *exit_code, error *e)
 
 /* == 29. Daemon ==============================================================================
  *
- * `krun serve`: reads its settings, takes the state directory for itself, brings back what an
- * earlier daemon left running, and then does nothing but wait for calls. It owns no container: a
+ * `krun serve`: reads its settings, takes its two directories of state for itself, brings back what
+ * an earlier daemon left running, and then does nothing but wait for calls. It owns no container: a
  * SIGTERM, a crash or an upgrade ends this process and nothing else.
  *
  * Settings come from three places, the later one winning: the built-in defaults, the TOML files,
@@ -27276,8 +27327,8 @@ typedef struct { const char *name; size_t offset; const char *initial, *help; } 
         .help = (help_)                                                                            \
     }
 static const setting daemon_settings[] = {
-    SETTING("root", root, "/var/lib/krun", "what survives a reboot: images, pods"),
-    SETTING("run", run, "/run/krun", "what does not: sockets, namespaces"),
+    SETTING("root", root, "/var/lib/krun", "what survives a reboot: images, pods; one daemon each"),
+    SETTING("run", run, "/run/krun", "what does not: sockets, namespaces; one daemon each"),
     SETTING("socket", socket, "", "the CRI socket; <run>/krun.sock if not given"),
     SETTING("config", config, "/etc/krun/krun.toml",
             "a file of settings; conf.d/*.toml beside it is read after it"),
@@ -27501,6 +27552,16 @@ static int settings_resolve(const krun_options *given, arena *a, runtime_options
 
 /* -- opening ----------------------------------------------------------------------------------- */
 
+/* A directory of state that this process has for itself, whatever its path: `lock` is a file in
+ * it. */
+typedef struct claim {
+    const char *what, *path; /* "root" or "run" */
+    int dir, lock;           /* -1: not claimed */
+    dev_t device;
+    ino_t inode;
+    struct claim *next;
+} claim;
+
 typedef struct {
     arena memory;              /* the settings */
     krun_options given;        /* the flags, for when the files are read again; `krun serve` only */
@@ -27512,18 +27573,169 @@ typedef struct {
     grpc_server *server;
     watch signals;             /* fd -1 when an embedding program has the signals */
     job stop;
-    int lock;                  /* root/lock, held by fcntl: one daemon a state directory */
+    claim run, root;
 } krund;
 
-/* Opens (and makes, with its parents) a directory of state, for root alone. */
-static int open_state_dir(const char *path, error *e)
+/* All claims of this process, which may have several daemons inside (krun.h): a lock of fcntl(2)
+ * does not keep a process from its own file, and a second close of that file would undo it. */
+static claim *claims;
+static pthread_mutex_t claims_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static bool claim_is(const claim *c, uint64_t device, uint64_t inode)
 {
-    OWNED_FD root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    OWNED_FD made = make_dir_inside(root, path, 0755, e);
-    if (made < 0) return -1;
-    OWNED_FD dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (dir < 0 || fchmod(dir, 0700) < 0) return fail_sys(e, GRPC_INTERNAL, "open %s", path);
-    return give_fd(&dir);
+    return c->device == device && c->inode == inode;
+}
+
+/* Takes the opened directory c->dir. fcntl(2) and not flock(2): this lock belongs to the process
+ * alone, so it ends with a killed daemon even while a child that it was just starting still has the
+ * descriptor. */
+static int claim_take(claim *c, error *e)
+{
+    struct flock all = { .l_type = F_WRLCK, .l_whence = SEEK_SET }, other = all;
+    char who[32] = ""; /* one of another PID namespace has no number here */
+    for (claim *had = claims; had; had = had->next)
+        if (claim_is(had, c->device, c->inode))
+            return fail(e, GRPC_FAILED_PRECONDITION,
+                        "this process has the directory %s already, as its %s directory", c->path,
+                        had->what);
+    c->lock = openat(c->dir, "lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (c->lock < 0) return fail_sys(e, GRPC_INTERNAL, "open %s/lock", c->path);
+    if (fcntl(c->lock, F_SETLK, &all) < 0) {
+        if (errno != EACCES && errno != EAGAIN)
+            return fail_sys(e, GRPC_INTERNAL, "lock %s/lock", c->path);
+        if (fcntl(c->lock, F_GETLK, &other) == 0 && other.l_type != F_UNLCK && other.l_pid > 0)
+            snprintf(who, sizeof who, " (process %d)", (int)other.l_pid);
+        return fail(e, GRPC_FAILED_PRECONDITION,
+                    "another krun serve%s has the %s directory %s: give this one a --%s of its own",
+                    who, c->what, c->path, c->what);
+    }
+    c->next = claims;
+    claims = c;
+    return 0;
+}
+
+static void claim_drop(claim *c)
+{
+    pthread_mutex_lock(&claims_lock);
+    claim **at = &claims;
+    while (*at && *at != c) at = &(*at)->next;
+    if (*at) *at = c->next;
+    close_fd(&c->lock);
+    close_fd(&c->dir);
+    pthread_mutex_unlock(&claims_lock);
+}
+
+/* Opens the directory c->path, for root alone, and takes it. With `make` it is made, and its
+ * parents; without, one that is not there is no failure, and c->dir stays -1. */
+static int claim_open(claim *c, bool make, error *e)
+{
+    struct stat st;
+    OWNED_FD root = make ? open("/", O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
+    OWNED_FD made = make ? make_dir_inside(root, c->path, 0755, e) : -1;
+    if (make && made < 0) return -1;
+    c->dir = open(c->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (c->dir < 0 && errno == ENOENT && !make) return 0;
+    if (c->dir < 0 || fstat(c->dir, &st) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "open %s", c->path);
+    c->device = st.st_dev;
+    c->inode = st.st_ino;
+    pthread_mutex_lock(&claims_lock);
+    int done = claim_take(c, e);
+    pthread_mutex_unlock(&claims_lock);
+    if (done == 0 && fchmod(c->dir, 0700) < 0)
+        done = fail_sys(e, GRPC_INTERNAL, "chmod %s", c->path);
+    return done;
+}
+
+/* Takes both directories. Those that exist come first: who is refused has made nothing. */
+static int daemon_claim(krund *d, error *e)
+{
+    claim *const both[] = { &d->root, &d->run };
+    d->run.path = d->options.run;
+    d->root.path = d->options.root;
+    for (size_t i = 0; i < 2 * COUNT(both); i++) {
+        claim *c = both[i % COUNT(both)];
+        if (c->dir < 0 && claim_open(c, i >= COUNT(both), e) < 0) return -1;
+    }
+    return 0;
+}
+
+/* Reads what `c` says about its other half. False: nothing, or not of this boot, or it is `other`,
+ * be it under a new path or made anew under the old one. */
+static bool link_is_foreign(krund *d, const claim *c, const char *name, const claim *other,
+                            StateLink *link)
+{
+    error e;
+    state_file file = { c->dir, name, &StateLink_msg };
+    *link = (StateLink){ 0 };
+    if (state_read(&file, &d->memory, link, &e) < 0) {
+        if (e.code != GRPC_NOT_FOUND) log_warn("%s/%s is ignored: %s", c->path, name, e.text);
+        return false;
+    }
+    return slice_is(link->boot_id, d->runtime.boot_id) && !slice_is(link->path, other->path) &&
+           !claim_is(other, link->device, link->inode);
+}
+
+/* Whether a run directory holds a pod that lives (its name is the pod's id); with `root` not -1,
+ * whether it is one of that root's. */
+static bool run_has_pods(int run, int root)
+{
+    char path[NAME_MAX + 8];
+    int pods = openat(run, "pods", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *list = pods < 0 ? NULL : fdopendir(pods);
+    bool found = false;
+    for (struct dirent *entry; list && !found && (entry = readdir(list));) {
+        snprintf(path, sizeof path, "pods/%s", entry->d_name);
+        found = id_valid(entry->d_name) && (root < 0 || faccessat(root, path, F_OK, 0) == 0);
+    }
+    if (list) closedir(list);
+    else close_fd(&pods);
+    return found;
+}
+
+/* And takes away what an earlier life, killed while it wrote one, has left of it (file_replace). */
+static void link_write(krund *d, const claim *c, const char *name, const claim *other)
+{
+    error e;
+    int again = openat(c->dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *list = again < 0 ? NULL : fdopendir(again);
+    for (struct dirent *entry; list && (entry = readdir(list));) {
+        slice left = slice_of(entry->d_name);
+        if (slice_starts(left, ".") && !strncmp(entry->d_name + 1, name, strlen(name)) &&
+            slice_ends(left, ".tmp"))
+            unlinkat(c->dir, entry->d_name, 0);
+    }
+    if (list) closedir(list);
+    StateLink link = { slice_of(other->path), slice_of(d->runtime.boot_id), other->device,
+                       other->inode };
+    if (state_write(c->dir, name, &StateLink_msg, &link, &e) < 0)
+        log_warn("%s: %s", c->path, e.text);
+}
+
+/* A pod lives in both directories: its record in the root, its socket in the run directory. With
+ * one half exchanged its monitor would be ended, as one that nobody knows or that does not answer.
+ * So each half names the other, and one that has living pods of a third is refused. */
+static int daemon_pair(krund *d, error *e)
+{
+    StateLink link;
+    const char *root = d->root.path, *run = d->run.path;
+    if (link_is_foreign(d, &d->run, "root.json", &d->root, &link) && run_has_pods(d->run.dir, -1))
+        return fail(e, GRPC_FAILED_PRECONDITION,
+                    "the run directory %s has pods of the root directory %.*s: give --root %s a "
+                    "--run of its own; or start krun with --root %.*s; or, if that is gone for "
+                    "good, remove %s/root.json, and the next start ends those pods", run,
+                    PR(link.path), root, PR(link.path), run);
+    if (link_is_foreign(d, &d->root, "run.json", &d->run, &link)) {
+        OWNED_FD before = open(arena_str(&d->memory, link.path), O_PATH | O_DIRECTORY | O_CLOEXEC);
+        if (before >= 0 && run_has_pods(before, d->root.dir))
+            return fail(e, GRPC_FAILED_PRECONDITION,
+                        "the pods of the root directory %s run with the run directory %.*s: start "
+                        "krun with --run %.*s; or remove %s/run.json, and the next start ends them",
+                        root, PR(link.path), PR(link.path), root);
+    }
+    link_write(d, &d->run, "root.json", &d->root);
+    link_write(d, &d->root, "run.json", &d->run);
+    return 0;
 }
 
 static int state_subdir(int at, const char *name, error *e)
@@ -27549,9 +27761,6 @@ static int read_boot_id(char out[40], error *e)
 
 static int runtime_open_dirs(runtime *r, error *e)
 {
-    r->root = open_state_dir(r->options->root, e);
-    r->run = r->root < 0 ? -1 : open_state_dir(r->options->run, e);
-    if (r->run < 0) return -1;
     r->pods = state_subdir(r->root, "pods", e);
     r->run_pods = r->pods < 0 ? -1 : state_subdir(r->run, "pods", e);
     return r->run_pods < 0 ? -1 : 0;
@@ -27559,26 +27768,15 @@ static int runtime_open_dirs(runtime *r, error *e)
 
 /* The cgroup for the monitors: not the daemon's own, which a service manager kills as a whole, and
  * not a pod's, whose limits must not end the one who reports that they were hit. */
-static void runtime_open_cgroups(runtime *r)
+static void runtime_open_cgroups(runtime *r, const claim *run)
 {
     error e;
-    struct stat root = { 0 }; /* its inode tells apart the daemons that one machine may have */
-    fstat(r->root, &root);
-    snprintf(r->home, sizeof r->home, "krun/monitors-%" PRIx64, (uint64_t)root.st_ino);
+    /* The run directory tells apart the daemons that one machine may have, and lives as long as a
+     * cgroup; an inode's number alone would be the same at the top of many file systems. */
+    snprintf(r->home, sizeof r->home, "krun/monitors-%" PRIx64 "-%" PRIx64, (uint64_t)run->device,
+             (uint64_t)run->inode);
     r->monitors = cg_make(&r->cgroups, r->home, &e);
     if (r->monitors < 0) log_warn("cgroup %s: %s", r->home, e.text);
-}
-
-/* Locks the state directory. fcntl(2) and not flock(2): this lock belongs to the process alone, so
- * it ends with a killed daemon even while a child that it was just starting still has the
- * descriptor. */
-static int daemon_lock(krund *d, error *e)
-{
-    d->lock = openat(d->runtime.root, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (d->lock < 0) return fail_sys(e, GRPC_INTERNAL, "open %s/lock", d->options.root);
-    struct flock all = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
-    if (fcntl(d->lock, F_SETLK, &all) == 0) return 0;
-    return fail(e, GRPC_FAILED_PRECONDITION, "another krun serve has %s", d->options.root);
 }
 
 static int daemon_open_state(krund *d, error *e)
@@ -27589,10 +27787,13 @@ static int daemon_open_state(krund *d, error *e)
     pthread_mutex_init(&r->lock, NULL);
     pthread_cond_init(&r->quiet, NULL);
     if (self_program(e) < 0 || read_boot_id(r->boot_id, e) < 0) return -1;
-    if (runtime_open_dirs(r, e) < 0 || daemon_lock(d, e) < 0) return -1;
+    if (daemon_claim(d, e) < 0 || grpc_socket_free(d->options.socket, e) < 0) return -1;
+    r->root = d->root.dir;
+    r->run = d->run.dir;
+    if (daemon_pair(d, e) < 0 || runtime_open_dirs(r, e) < 0) return -1;
     if (cg_tree_open(&r->cgroups, e) < 0) return -1;
     r->cgroups.ignore_missing = d->options.ignore_missing_controllers;
-    runtime_open_cgroups(r);
+    runtime_open_cgroups(r, &d->run);
     security_note_limits();
     image_options images = d->options.images;
     images.root_fd = r->root;
@@ -27658,9 +27859,10 @@ static void daemon_close(krund *d)
         cg_remove_empty(&r->cgroups, r->home, &e);
         cg_remove_empty(&r->cgroups, "krun", &e);
     }
-    int *const fds[] = { &r->monitors, &r->run_pods,     &r->pods,       &r->run,
-                         &r->root,     &r->cgroups.root, &d->signals.fd, &d->lock };
+    int *const fds[] = { &r->monitors, &r->run_pods, &r->pods, &r->cgroups.root, &d->signals.fd };
     for (size_t i = 0; i < COUNT(fds); i++) close_fd(fds[i]);
+    claim_drop(&d->run);
+    claim_drop(&d->root);
     loop_close(&d->loop);
     arena_free(&d->memory);
     free(d);
@@ -27679,14 +27881,17 @@ static void daemon_thrift(void)
 static void daemon_thrift(void) {}
 #endif
 
-/* Everything up to the listening socket. NULL: FAILED_PRECONDITION when another daemon has the
- * root, INVALID_ARGUMENT for a bad setting, INTERNAL. The caller has no other threads yet. */
+/* Everything up to the listening socket. NULL: FAILED_PRECONDITION when another daemon has one of
+ * the two directories or the socket, INVALID_ARGUMENT for a bad setting, INTERNAL. The caller has
+ * no other threads yet. */
 static krund *daemon_open(const krun_options *given, error *e)
 {
     krund *d = calloc(1, sizeof *d);
     if (!d) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory"), NULL;
     d->memory = arena_make(4 * MIB);
-    d->signals.fd = d->lock = d->loop.epoll = d->loop.wakeup = -1;
+    d->signals.fd = d->loop.epoll = d->loop.wakeup = -1;
+    d->run = (claim){ .what = "run", .dir = -1, .lock = -1 };
+    d->root = (claim){ .what = "root", .dir = -1, .lock = -1 };
     d->runtime.root = d->runtime.run = d->runtime.pods = d->runtime.run_pods = d->runtime.monitors =
         d->runtime.cgroups.root = -1;
     services_methods(&d->memory, d->methods);
@@ -27780,8 +27985,9 @@ static void daemon_usage(FILE *to)
         fprintf(to, "  --%-20s %s%s%s%s\n", daemon_settings[i].name, daemon_settings[i].help,
                 *initial ? " (" : "", initial, *initial ? ")" : "");
     }
-    fputs("  -h, --help             this text\n\nExample:\n  krun serve --root /data/krun "
-          "--log-level debug\n",
+    fputs("  -h, --help             this text\n\n"
+          "Two daemons on one machine need a --root and a --run each.\n\n"
+          "Example:\n  krun serve --root /data/krun --run /run/krun-data --log-level debug\n",
           to);
 }
 

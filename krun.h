@@ -42,8 +42,8 @@ typedef struct { int code, sys; char text[512]; } krun_error;
 /* What `krun serve` takes as flags and krun.toml as keys, under the same names. NULL or "" is the
  * default. krun_open copies what it needs. */
 typedef struct {
-    const char *root;                /* what survives a reboot; /var/lib/krun */
-    const char *run;                 /* what does not: sockets, namespaces; /run/krun */
+    const char *root;                /* what survives a reboot; one daemon each; /var/lib/krun */
+    const char *run;                 /* what does not: sockets, ...; one daemon each; /run/krun */
     const char *socket;              /* the CRI socket; <run>/krun.sock */
     const char *config;              /* /etc/krun/krun.toml; what is set here wins over the file */
     const char *cgroup_driver;       /* "cgroupfs" */
@@ -86,11 +86,13 @@ void krun_main_role(int argc, char **argv);
  *         return krun_main(argc - 1, argv + 1); */
 int krun_main(int argc, char **argv);
 
-/* Locks the root directory, brings back every pod and container that lives there, and listens on
- * the socket; answers begin with krun_serve. Returns what krun_close frees, or NULL: 9 failed
- * precondition if another daemon has that root, 3 for a bad option, 13 for what the kernel refused.
+/* Locks the root and the run directory, brings back every pod and container that lives there, and
+ * listens on the socket; answers begin with krun_serve. Returns what krun_close frees, or NULL: 9
+ * failed precondition if another daemon, also one in this process, has one of the directories or the
+ * socket, or if living pods of another root are in run; 3 for a bad option, 13 for what the kernel
+ * refused. Give both directories: the defaults may be those of a `krun serve`.
  *
- *     krun *k = krun_open(&(krun_options){ .root = "/data/krun" }, &e);
+ *     krun *k = krun_open(&(krun_options){ .root = "/data/krun", .run = "/run/krun-data" }, &e);
  *     if (!k)
  *         fprintf(stderr, "%s\n", e.text); */
 krun *krun_open(const krun_options *options, krun_error *e);
@@ -111,7 +113,7 @@ krun *krun_connect(const char *socket, krun_error *e);
 int krun_serve(krun *k, krun_error *e);
 
 /* Makes krun_serve return once the calls under way are answered. Pods go on running: the next
- * krun_open on the same root finds them. Not from a signal handler.
+ * krun_open on the same root and run finds them. Not from a signal handler.
  *
  *     krun_stop(k);
  *     pthread_join(thread, NULL);

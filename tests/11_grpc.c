@@ -652,7 +652,10 @@ TEST(grpc_socket_is_private_and_replaces_a_stale_one) /* R23 */
     close(temp_dir(dir));
     snprintf(path, sizeof path, "%s/s", dir);
     snprintf(temp, sizeof temp, "%s.new", path);
-    close(open(path, O_CREAT | O_WRONLY, 0644)); /* what was there before */
+    OWNED_FD dead = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_un name;
+    CHECK(grpc_address(path, &name, &e) == 0 &&
+          bind(dead, (struct sockaddr *)&name, sizeof name) == 0);
     close(open(temp, O_CREAT | O_WRONLY, 0644));
     umask(0);
     OWNED_FD fd = grpc_listen(path, &st, &e);
@@ -661,6 +664,13 @@ TEST(grpc_socket_is_private_and_replaces_a_stale_one) /* R23 */
     CHECK_INT(now.st_mode, S_IFSOCK | 0600);
     CHECK_INT(now.st_ino, st.st_ino);
     CHECK(access(temp, F_OK) < 0);
+    CHECK_INT(grpc_listen(path, &now, &e), -1); /* somebody listens */
+    CHECK_INT(e.code, GRPC_FAILED_PRECONDITION);
+    CHECK(lstat(path, &now) == 0 && now.st_ino == st.st_ino);
+    unlink(path);
+    close(open(path, O_CREAT | O_WRONLY, 0644));
+    CHECK_INT(grpc_listen(path, &now, &e), -1); /* no socket */
+    CHECK_INT(e.code, GRPC_FAILED_PRECONDITION);
     unlink(path);
     rmdir(dir);
     char longest[200];

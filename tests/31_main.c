@@ -57,3 +57,30 @@ TEST(krun_call_needs_a_name_that_the_cri_has_and_a_daemon)
     krun_close(k);
     krun_close(NULL);
 }
+
+TEST(a_directory_is_claimed_once_even_by_one_process)
+{
+    char path[PATH_MAX], dotted[PATH_MAX + 4];
+    error e = { 0 };
+    OWNED_FD dir = temp_dir(path);
+    snprintf(dotted, sizeof dotted, "%s/./", path);
+    claim first = { .what = "root", .path = path, .dir = -1, .lock = -1 }, second = first;
+    second.path = dotted;
+    CHECK_INT(claim_open(&first, false, &e), 0);
+    CHECK_INT(claim_open(&second, false, &e), -1);
+    CHECK_INT(e.code, GRPC_FAILED_PRECONDITION);
+    claim_drop(&second);
+    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+    pid_t child = fork(); /* another process sees whether the first claim still holds */
+    if (child == 0) {
+        OWNED_FD file = openat(dir, "lock", O_RDWR | O_CLOEXEC);
+        _exit(file >= 0 && fcntl(file, F_SETLK, &lock) < 0 ? 7 : 1);
+    }
+    int status = 0;
+    CHECK(child > 0 && waitpid(child, &status, 0) == child);
+    CHECK_INT(WEXITSTATUS(status), 7);
+    claim_drop(&first);
+    CHECK_INT(claim_open(&second, false, &e), 0);
+    claim_drop(&second);
+    CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
+}

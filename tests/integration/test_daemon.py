@@ -12,7 +12,8 @@ import grpc
 
 import images
 
-from harness import (Cri, DEADLINE, KRUN, Krun, check, equal, holds, pb, refused, test, tree, until)
+from harness import (Cri, DEADLINE, Failure, KRUN, Krun, SLEEP, check, equal, holds, pb, pid_of,
+                     refused, restarts, running, test, tree, until)
 
 
 @test
@@ -203,14 +204,237 @@ def no_socket_is_abstract(k):  # CVE-2020-15257: a host-network pod could reach 
     equal([n for n in names if n.startswith("@") and "krun" in n], [], "abstract sockets")
 
 
+def serve_again(**changes):
+    """A further daemon that must not start: its exit status and what it says."""
+    flags = {"config": "", "missing-controllers": "ignore", **changes}
+    done = subprocess.run([KRUN, "serve", *(f"--{n.replace('_', '-')}={v}" for n, v in flags.items())],
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, timeout=DEADLINE)
+    return done.returncode, done.stdout.decode()
+
+
+def refuses_to_start(wanted, **changes):
+    try:
+        status, text = serve_again(**changes)
+    except subprocess.TimeoutExpired:
+        raise Failure(f"a daemon with {changes} serves") from None
+    equal(status, 1, f"exit status with {changes}: {text}")
+    for words in wanted:
+        holds(words, text, f"the complaint about {changes}")
+
+
+def meet_again(k, *boxes):
+    """Containers of a daemon that was started again speak to the new one."""
+    for box in boxes:
+        box.cri = box.pod.cri = k.cri
+
+
+def inode(path):
+    st = os.stat(path)
+    return st.st_dev, st.st_ino
+
+
 @test
 def a_second_daemon_on_the_same_root_is_refused(k):  # R23
-    with open(os.devnull) as null:
-        second = subprocess.run(k.command(), stdin=null, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, timeout=4 * DEADLINE)
-    check(second.returncode != 0, "the second one fails")
-    holds(k.root, second.stdout.decode(), "its complaint")
+    for run in (k.run, k.directory + "/run-b"):
+        refuses_to_start([k.root, f"process {k.process.pid}", "--root"], root=k.root, run=run)
+    equal(os.path.exists(k.directory + "/run-b"), False, "the other run directory")
     k.cri.Version()
+
+
+@test
+def a_second_daemon_on_the_same_run_directory_is_refused_and_touches_nothing(k):  # R23
+    """By whatever path, with whatever root and socket: the pods of the first are not harmed."""
+    box = k.pod().start(*SLEEP)
+    before, socket_before = tree(k.run), inode(k.socket)
+    other = k.directory + "/second"
+    bound, link = k.directory + "/bound", k.directory + "/link"
+    os.makedirs(bound)
+    os.symlink(k.run, link)
+    subprocess.check_call(["mount", "--bind", k.run, bound])
+    try:
+        for run in (k.run, link, bound, k.run + "/../run/"):
+            for socket_path in ("", other + "/x.sock", k.socket):
+                refuses_to_start(["another krun serve", f"process {k.process.pid}", "--run"],
+                                 root=other, run=run, socket=socket_path)
+    finally:
+        subprocess.check_call(["umount", bound])
+        os.rmdir(bound)
+        os.unlink(link)
+    equal(os.path.exists(other), False, "the second root directory")
+    equal(tree(k.run), before, "the run directory")
+    equal(inode(k.socket), socket_before, "the socket")
+    equal(box.status().state, pb.CONTAINER_RUNNING, "the container")
+    equal(box.sh("echo alive"), "alive\n", "an exec")
+
+
+@test
+def the_root_and_the_run_directory_are_two(k):
+    path = k.directory + "/both"
+    os.makedirs(path)
+    refuses_to_start([path], root=path, run=path)
+    refuses_to_start([path], root=path, run=path + "/../both")
+    shutil.rmtree(path)
+
+
+@test
+@restarts
+def living_pods_keep_their_run_directory_from_another_root(k):
+    """Also when their daemon does not run. Without such pods, after a reboot, or when a person says
+    so, it is free again."""
+    box = k.pod().start(*SLEEP)
+    pid = pid_of(box)
+    other = k.directory + "/second"
+    k.kill()
+    refuses_to_start([k.run, k.root, other, "root.json"], root=other, run=k.run)
+    check(os.path.exists(f"/proc/{pid}"), "the container runs on")
+    k.start()
+    meet_again(k, box)
+    equal(box.status().state, pb.CONTAINER_RUNNING, "the container")
+    k.remove_all()
+    k.stop()
+    changed = Krun(other)
+    changed.run, changed.socket = k.run, k.run + "/krun.sock"
+    changed.start()  # no pod lives: the directory changes hands
+    equal(changed.stop(), 0, "exit status")
+    shutil.rmtree(other)
+    k.start()
+
+
+@test
+@restarts
+def a_root_is_not_given_another_run_directory_while_its_pods_live(k):
+    box = k.pod().start(*SLEEP)
+    other = k.directory + "/run-b"
+    k.stop()
+    refuses_to_start([k.run, k.root, "run.json"], root=k.root, run=other)
+    k.start()
+    meet_again(k, box)
+    equal(box.status().state, pb.CONTAINER_RUNNING, "the container")
+    equal(box.sh("echo alive"), "alive\n", "an exec")
+    shutil.rmtree(other)
+
+
+@test
+@restarts
+def directories_that_were_moved_or_bound_elsewhere_are_the_same(k):
+    box = k.pod().start(*SLEEP)
+    equal(k.stop(), 0, "exit status")
+    moved = k.directory + "/moved"
+    os.makedirs(moved)
+    root, run, socket_path = k.root, k.run, k.socket
+    os.rename(root, moved + "/root")
+    os.rename(run, moved + "/run")
+    k.root, k.run, k.socket = moved + "/root", moved + "/run", moved + "/a.sock"
+    try:
+        k.start()
+        meet_again(k, box)
+        equal(box.status().state, pb.CONTAINER_RUNNING, "the container after a move")
+        equal(box.sh("echo alive"), "alive\n", "an exec")
+        k.stop()
+    finally:
+        os.rename(moved + "/root", root)
+        os.rename(moved + "/run", run)
+        k.root, k.run, k.socket = root, run, socket_path
+    shutil.rmtree(moved)
+    k.start()
+    meet_again(k, box)
+    equal(box.status().state, pb.CONTAINER_RUNNING, "the container, moved back")
+
+
+@test
+@restarts
+def a_run_directory_of_a_root_that_is_gone_can_be_had(k):
+    """The way out that the refusal names; and a root made anew under its old name needs none."""
+    lost = Krun(k.directory + "/lost")
+    lost.image = "localhost/krun:self"
+    lost.start()
+    lost.pod().create(command=["/krun", "self", "sleep", "97531"]).start()
+    lost.stop()
+    shutil.rmtree(lost.root, ignore_errors=True)
+    heir = k.directory + "/heir"
+    refuses_to_start([lost.root, "remove", "root.json"], root=heir, run=lost.run)
+    equal(len(running("97531")), 1, "the lost root's process")
+    lost.start()
+    equal(len(lost.cri.ListPodSandbox().items), 0, "pods")
+    until("what nobody knows is ended", lambda: not running("97531"))
+    lost.pod().create(command=["/krun", "self", "sleep", "97531"]).start()
+    lost.stop()
+    os.unlink(lost.run + "/root.json")
+    other = Krun(heir)
+    other.run, other.socket = lost.run, lost.socket
+    other.start()
+    until("what nobody knows is ended", lambda: not running("97531"))
+    other.stop()
+    shutil.rmtree(lost.directory, ignore_errors=True)
+    shutil.rmtree(heir)
+
+
+@test
+@restarts
+def a_damaged_note_of_the_other_directory_stops_no_start(k):
+    box = k.pod().start(*SLEEP)
+    for rubbish in (b"", b"{", b"\0" * 100, b'{"path": 7}', b"[" * 5000):
+        k.kill()
+        for note in (k.run + "/root.json", k.root + "/run.json"):
+            with open(note, "wb") as f:
+                f.write(rubbish)
+        k.start()
+        meet_again(k, box)
+        equal(box.status().state, pb.CONTAINER_RUNNING, "the container")
+
+
+@test
+def a_socket_that_somebody_serves_is_not_replaced(k):
+    """Neither krun's own nor another program's; what is no socket stays too. A dead one goes."""
+    other = k.directory + "/third"
+    foreign = k.directory + "/foreign.sock"
+    kinds = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM)
+    for kind in kinds:
+        with socket.socket(socket.AF_UNIX, kind) as s:
+            s.bind(foreign)
+            if kind != socket.SOCK_DGRAM:
+                s.listen(0)
+            for _ in range(2):  # the second time its queue is full
+                before = inode(foreign)
+                refuses_to_start([foreign, "--socket"], root=other, run=other + "/run",
+                                 socket=foreign)
+                equal(inode(foreign), before, "the foreign socket")
+        os.unlink(foreign)
+    refuses_to_start([k.socket, "--socket"], root=other, run=other + "/run", socket=k.socket)
+    with open(foreign, "w") as f:
+        f.write("precious")
+    refuses_to_start([foreign, "no socket"], root=other, run=other + "/run", socket=foreign)
+    equal(open(foreign).read(), "precious", "the file")
+    os.unlink(foreign)
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind(foreign)  # nobody listens there any more
+    second = Krun(other)
+    second.socket = foreign
+    second.start()
+    equal(second.stop(), 0, "exit status")
+    equal(os.path.exists(foreign), False, "the socket after the end")
+    shutil.rmtree(other)
+    k.cri.Version()
+
+
+@test
+def of_three_that_start_at_once_one_serves(k):
+    """Whether they want the same root, the same run directory or the same socket."""
+    other = k.directory + "/race"
+    for shared in ("root", "run", "socket"):
+        for _ in range(3):
+            flags = [[f"--{name}={other}/{name}{'' if name == shared else n}"
+                      for name in ("root", "run", "socket")] for n in range(3)]
+            started = [subprocess.Popen([KRUN, "serve", "--config=",
+                                         "--missing-controllers=ignore", *f],
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL) for f in flags]
+            until("two have given up", lambda: sum(p.poll() is not None for p in started) == 2)
+            for p in started:
+                p.terminate()
+            equal(sorted(p.wait(DEADLINE) for p in started), [0, 1, 1], f"with one {shared}")
+    shutil.rmtree(other)
 
 
 @test
