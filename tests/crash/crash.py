@@ -44,8 +44,7 @@ class World:
         self.random = random.Random(seed)
         self.totals = collections.Counter()
         self.hurt = {}       # pod's ID to what of it was killed
-        self.deaths = 0      # of the daemon; odd numbers are not special
-        self.killed = 0      # monitors and pause processes of pods that nobody knew yet
+        self.deaths = 0      # of the daemon: changes with each
         self.up = threading.Event()
         self.lock = threading.Lock()
 
@@ -110,9 +109,11 @@ def kill_of_pod(world, kind):
 
 
 def end_daemon(world, number):
+    """Counts before and after: whoever looked in between has a connection to the dead one."""
     world.up.clear()
     world.deaths += 1
     world.krun.end(number)
+    world.deaths += 1
 
 
 def start_daemon(world):
@@ -125,7 +126,7 @@ def strike(world, kind):
     if kind in ("monitor", "pause"):
         return kill_of_pod(world, kind)
     if kind == "all at once":
-        for what in ("pause", "monitor"):
+        for what in [k for k in ("pause", "monitor") if k in CHOSEN]:
             kill_of_pod(world, what)
     end_daemon(world, signal.SIGTERM if kind == "daemon ends" else signal.SIGKILL)
     world.count("ends of the daemon" if kind == "daemon ends" else "kills of the daemon")
@@ -233,6 +234,8 @@ def begin_again(world, clients):
             client.until_done("RemoveImage", image={"image": name})
             client.images[name] = "absent"
     time.sleep(1)
+    for path in glob.glob(world.krun.root + "/pods/*"):
+        shutil.rmtree(path, ignore_errors=True)
     world.hurt.clear()
     world.stored = stored(world.krun)
     return harness.world(world.krun)

@@ -154,7 +154,7 @@ class Client:
 
     def verify_container(self, pod, container, hurt):
         where = f"container {container.id} ({container.kind} {container.code}, {container.state}, " \
-            f"of a pod {pod.state}, killed: {list(hurt)})"
+            f"of pod {pod.id}, {pod.state}, killed: {list(hurt)})"
 
         def status():
             return self.until_done("ContainerStatus", container_id=container.id).status
@@ -165,7 +165,8 @@ class Client:
             equal(status().state, pb.CONTAINER_RUNNING, f"the state of {where}")
         elif hurt or container.kind == "ends" or container.state == "stopped" or \
                 pod.state == "stopped":
-            until(f"{where} has ended", lambda: status().state == pb.CONTAINER_EXITED, DEADLINE / 3)
+            until(f"{where} has ended; it was {status().state} at first",
+                  lambda: status().state == pb.CONTAINER_EXITED, DEADLINE / 3)
             codes = {container.code} if container.kind == "ends" else set()
             codes |= set(STOP_CODES) if stopped else set()
             codes |= {255, *STOP_CODES} if hurt else set()  # never started: 128 and others
