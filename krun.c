@@ -831,6 +831,7 @@ typedef struct {
     bool new_session;         /* setsid(2): signals for our terminal's group do not reach it */
     bool dies_with_us;        /* killed when the thread that started it ends: prctl(2) */
     int cgroup;               /* a cgroup2 directory to be born in; 0: the caller's own cgroup */
+    uint32_t cpu_seconds;     /* of processor time; SIGXCPU then (setrlimit(2)). 0: no bound */
 } spawn_args;
 
 /* clone3(2)'s argument; linux/sched.h cannot be included beside every libc's sched.h. */
@@ -840,7 +841,12 @@ struct k_clone_args {
 };
 #define K_CLONE_INTO_CGROUP UINT64_C(0x200000000)
 
-struct spawn_child { const spawn_args *args; sigset_t mask; int failed; int *moved; };
+struct spawn_child {
+    const spawn_args *args;
+    sigset_t mask;
+    int failed, *moved;
+    struct rlimit cpu;
+};
 
 /* Runs in the parent's memory (CLONE_VM) while the parent stands still (CLONE_VFORK): so it may
  * only make system calls, and what it writes to *c the parent sees. */
@@ -861,6 +867,8 @@ static int spawn_child_main(void *arg)
         if (dup2(c->moved[i], i) < 0) { c->failed = errno; _exit(127); }
     sys_close_range((unsigned)s->nfds, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */);
     if (s->new_session) setsid();
+    /* The hard limit is later: at that, the signal would be one that says nothing. */
+    if (s->cpu_seconds) setrlimit(RLIMIT_CPU, &c->cpu);
     if (s->dies_with_us) prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (chdir(s->dir ? s->dir : "/") < 0) { c->failed = errno; _exit(127); }
     sigset_t none;
@@ -904,7 +912,8 @@ static int spawn(const spawn_args *s, pid_t *pid, error *e)
     if (stack == MAP_FAILED)
         return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "spawn %s: stack", s->argv[0]);
     struct spawn_child *c = (void *)stack; /* the stack grows towards it */
-    *c = (struct spawn_child){ .args = s, .moved = moved };
+    *c = (struct spawn_child){ .args = s, .moved = moved,
+                               .cpu = { s->cpu_seconds, s->cpu_seconds + 5UL } };
     sigset_t all;
     sigfillset(&all); /* no handler of ours may run in the child's half of our memory */
     pthread_sigmask(SIG_SETMASK, &all, &c->mask);
@@ -15508,7 +15517,8 @@ static int images_fs_info(image_store *s, const tree_sum *containers, arena *a,
  * Defined by  OCI image-spec 1.1; the CRI's PullImage and what the kubelet reads of its errors
  * Uses        1, 2, 4, 8, 9, 12-15
  * Gives       image_pull, image_pull_watched, pull_run (for other sources), helper_*
- * Bounds      three layers at once; image-verify 60 s; those of chapters 13 and 14 */
+ * Bounds      three layers at once; image-verify 60 s; processor time 120 s and 1 s for each 32
+ *             KiB to unpack; those of chapters 13 and 14 */
 
 /* -- helper processes, as the daemon sees them ----------------------------------------------------
  *
@@ -15517,14 +15527,29 @@ static int images_fs_info(image_store *s, const tree_sum *containers, arena *a,
  * a bound before memory is taken, and the end of a helper is never waited for without a signal that
  * ends it. None of this is called with a lock held.
  *
- * There is no clock here. What a helper waits for has one of its own (HTTP_STALL), and what it
- * computes ends. */
+ * There is no clock here. What a helper waits for has one of its own (HTTP_STALL), and one that
+ * takes apart what strangers wrote may compute for so long as its bytes can be worth. */
 
 /* A role of krun's that was started, and two pipes to it. Every wait on it also ends when cancel_fd
  * (borrowed; -1 for none) gets readable. */
-typedef struct { const char *role; int pidfd, to, from, cancel_fd; } helper;
+typedef struct {
+    const char *role;
+    int pidfd, to, from, cancel_fd;
+    uint32_t cpu_seconds; /* 0: no bound */
+} helper;
 
 static const helper helper_none = { .pidfd = -1, .to = -1, .from = -1, .cancel_fd = -1 };
+
+/* On what terms a helper works. */
+typedef struct { int cancel_fd; uint32_t cpu_seconds; } helper_terms;
+
+/* How many seconds of processor time n bytes, as they were sent, may cost: two minutes, and one
+ * more for each 32 KiB. That is some hundred times what images take; a bomb of a few KiB, which
+ * could fill 64 GiB or make millions of files, ends in minutes and not in hours. */
+static uint32_t helper_cpu(uint64_t n)
+{
+    return 120 + (uint32_t)MIN(n / (32 * KIB), (uint64_t)INT32_MAX);
+}
 
 /* Ends the helper, whatever it is at: nothing that it holds needs a clean end. */
 static void helper_stop(helper *h)
@@ -15543,7 +15568,8 @@ static void helper_stop(helper *h)
  * empty, and what it says on its standard error goes where ours does. To it we write without
  * blocking: one that does not read must not keep us from being cancelled. -1: RESOURCE_EXHAUSTED,
  * INTERNAL. */
-static int helper_start(helper *h, const char *role, const int extra[2], int cancel_fd, error *e)
+static int helper_start(helper *h, const char *role, const int extra[2], helper_terms terms,
+                        error *e)
 {
     int in[2], out[2], program = self_program(e);
     if (program < 0) return -1;
@@ -15559,10 +15585,12 @@ static int helper_start(helper *h, const char *role, const int extra[2], int can
     int fds[5] = { their_in, their_out, STDERR_FILENO, extra[0], extra[1] };
     char *argv[] = { "krun", (char *)role, NULL }, *envp[] = { NULL };
     spawn_args args = { .exec_fd = program, .argv = argv, .envp = envp, .fds = fds,
-                        .nfds = extra[0] < 0 ? 3 : extra[1] < 0 ? 4 : 5, .new_session = true };
+                        .nfds = extra[0] < 0 ? 3 : extra[1] < 0 ? 4 : 5, .new_session = true,
+                        .cpu_seconds = terms.cpu_seconds };
     int pidfd = spawn(&args, NULL, e);
     if (pidfd < 0) return -1;
-    *h = (helper){ role, pidfd, give_fd(&our_in), give_fd(&our_out), cancel_fd };
+    *h = (helper){ role, pidfd, give_fd(&our_in), give_fd(&our_out), terms.cancel_fd,
+                   terms.cpu_seconds };
     return 0;
 }
 
@@ -15577,14 +15605,18 @@ static int helper_wait(const helper *h, int fd, short events, error *e)
 }
 
 /* Says how a helper ended that has closed its output too early: by a signal if it broke, SIGSYS if
- * it made a call that it may not make. What is still at it has nothing more to say. It stays to be
- * reaped. */
+ * it made a call that it may not make, SIGXCPU if its time was up. What is still at it has nothing
+ * more to say. It stays to be reaped. */
 static int helper_ended(const helper *h, error *e)
 {
     siginfo_t info = { 0 };
     sys_pidfd_kill(h->pidfd, SIGKILL); /* changes nothing for one that is ending already */
     while (waitid(P_PIDFD, (id_t)h->pidfd, &info, WEXITED | WNOWAIT) < 0 && errno == EINTR) {}
     bool killed = info.si_code == CLD_KILLED || info.si_code == CLD_DUMPED;
+    if (killed && info.si_status == SIGXCPU)
+        return fail(e, GRPC_RESOURCE_EXHAUSTED,
+                    "krun %s has taken the %" PRIu32
+                    " s of processor time that so few bytes may cost", h->role, h->cpu_seconds);
     if (killed && info.si_status != SIGKILL)
         return fail(e, GRPC_INTERNAL, "krun %s was killed by signal %d (%s)", h->role,
                     info.si_status, strsignal(info.si_status));
@@ -15755,7 +15787,8 @@ static int layer_walk(image_store *s, const char *name, int cancel_fd, tree_sum 
     bool none = dir < 0 && (errno == ENOENT || errno == ENOTDIR || errno == ELOOP);
     if (none) return fail(e, GRPC_DATA_LOSS, "its directory is missing");
     if (dir < 0) return walk_fail(e, "open", "its directory");
-    int failed = helper_start(&seal, "seal", (int[]){ dir, -1 }, cancel_fd, e) < 0 ||
+    const helper_terms terms = { .cancel_fd = cancel_fd };
+    int failed = helper_start(&seal, "seal", (int[]){ dir, -1 }, terms, e) < 0 ||
                  helper_receive(&seal, &UnpackAnswer_msg, &a, &answer, e) < 0;
     helper_stop(&seal);
     if (failed) return -1;
@@ -15929,7 +15962,8 @@ typedef struct {
 /* Starts a source of the pull's kind. */
 static int pull_source(const pull_state *p, helper *h, error *e)
 {
-    if (helper_start(h, "fetch", (int[]){ -1, -1 }, p->cancel_fd, e) < 0) return -1;
+    const helper_terms terms = { .cancel_fd = p->cancel_fd }; /* the network is its clock */
+    if (helper_start(h, "fetch", (int[]){ -1, -1 }, terms, e) < 0) return -1;
     return helper_send(h, &FetchSetup_msg, p->setup, e);
 }
 
@@ -16260,7 +16294,8 @@ static int layer_begin(image_store *s, const layer_plan *l, int cancel_fd, helpe
         openat(s->layers_fd, l->partial, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (dir < 0 || fchmod(dir, 0755) < 0)
         return fail_sys(e, GRPC_INTERNAL, "open layers/%s", l->partial);
-    return helper_start(unpack, "unpack", (int[]){ dir, l->spool.read }, cancel_fd, e);
+    const helper_terms terms = { cancel_fd, helper_cpu(l->blob->size) };
+    return helper_start(unpack, "unpack", (int[]){ dir, l->spool.read }, terms, e);
 }
 
 /* Whether what has come of a blob is worth keeping: the network failed, here or for another layer
@@ -16449,8 +16484,8 @@ static int pull_layers(pull_state *p, error *e)
  * that lies on top of an image whose layers do not speak of all their directories (chapter 6,
  * "inheriting"). Their tars are written by us, but go through unpack as any other's. */
 
-/* A tar that lies whole in a file, and the layer that is to be made of it. All but the last two are
- * for the caller to fill, before own_layer_hold. */
+/* A tar that lies whole in a file, and the layer that is to be made of it. All but the last three
+ * are for the caller to fill, before own_layer_hold. */
 typedef struct {
     blob_spool spool;
     uint64_t bytes;
@@ -16458,6 +16493,7 @@ typedef struct {
     image_store *store;
     int cancel_fd;
     layer_maker maker;
+    Descriptor blob;
     layer_plan l;
 } own_layer;
 
@@ -16494,7 +16530,8 @@ static int own_layer_make(layer_maker *m, error *e)
 static int own_layer_hold(own_layer *own, error *e)
 {
     own->maker.make = own_layer_make;
-    own->l = layer_plan_of(slice_of(own->diff_id), NULL);
+    own->blob = (Descriptor){ .digest = slice_of(own->diff_id), .size = own->bytes };
+    own->l = layer_plan_of(slice_of(own->diff_id), &own->blob);
     own->l.spool = own->spool;
     int made = layer_share(own->store, own->l.name, own->cancel_fd, &own->maker, e);
     return made < 0 ? fail_in(e, "layer %s", own->l.name) : 0;
@@ -16563,7 +16600,8 @@ static int inherit_write(pull_state *p, const InheritSetup *setup, own_layer *ou
     if (layers < 0) return fail_sys(e, GRPC_INTERNAL, "open layers/");
     sink_open(&sink, NULL);
     sink.file = out->spool.write;
-    int failed = helper_start(&h, "inherit", (int[]){ layers, -1 }, p->cancel_fd, e) < 0 ||
+    const helper_terms terms = { .cancel_fd = p->cancel_fd }; /* INHERIT_STEPS bounds its work */
+    int failed = helper_start(&h, "inherit", (int[]){ layers, -1 }, terms, e) < 0 ||
                  helper_send(&h, &InheritSetup_msg, setup, e) < 0 ||
                  source_get(&h, &all, &sink, &p->a, e) < 0;
     helper_stop(&h);
@@ -16826,8 +16864,8 @@ static int pull_show(pull_state *p, error *e)
  * the manifest or by image-verify costs no layer. */
 static int pull_run(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], error *e)
 {
-    if (p->reader.pidfd < 0 &&
-        helper_start(&p->reader, "read", (int[]){ -1, -1 }, p->cancel_fd, e) < 0)
+    const helper_terms terms = { p->cancel_fd, helper_cpu(0) };
+    if (p->reader.pidfd < 0 && helper_start(&p->reader, "read", (int[]){ -1, -1 }, terms, e) < 0)
         return -1;
     if (pull_manifest(p, w->reference, w->known, e) < 0 || pull_verify(p, w, e) < 0) return -1;
     if (pull_config(p, e) < 0 || pull_show(p, e) < 0 || pull_layers(p, e) < 0) return -1;
@@ -17213,9 +17251,12 @@ static int load_run(load_state *l, error *e)
         return fail(e, GRPC_INVALID_ARGUMENT, "load %s: neither a file nor a directory", path);
     OWNED_FD spool = openat(l->store->o.root_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (spool < 0) return fail_sys(e, GRPC_INTERNAL, "load %s: temporary file", path);
-    int failed =
-        helper_start(&l->from, "archive", (int[]){ archive_fd, spool }, l->cancel_fd, e) < 0 ||
-        load_all(l, e) < 0;
+    /* Of a directory nothing is decompressed: the work is as much as there are bytes. */
+    const helper_terms terms = {
+        l->cancel_fd, S_ISREG(st.st_mode) ? helper_cpu((uint64_t)st.st_size) : 0
+    };
+    int failed = helper_start(&l->from, "archive", (int[]){ archive_fd, spool }, terms, e) < 0 ||
+                 load_all(l, e) < 0;
     helper_stop(&l->from);
     return failed ? fail_in(e, "load %s", path) : 0;
 }
@@ -17394,7 +17435,8 @@ static const save_blob *save_packed(save_state *s, slice diff_id, error *e)
     const int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
     OWNED_FD dir = openat(s->store->layers_fd, name, flags);
     if (dir < 0) return fail_sys(e, GRPC_INTERNAL, "open layers/%s", name), NULL;
-    if (helper_start(&pack, "pack", (int[]){ dir, -1 }, s->cancel_fd, e) == 0)
+    const helper_terms terms = { .cancel_fd = s->cancel_fd };
+    if (helper_start(&pack, "pack", (int[]){ dir, -1 }, terms, e) == 0)
         b = save_packed_by(s, &pack, diff_id, e);
     helper_stop(&pack);
     return b ? b : (fail_in(e, "layer %s", name), NULL);
@@ -17565,7 +17607,8 @@ static int save_all(save_state *s, const slice *names, const ImageRecord *const 
                     error *e)
 {
     OWNED_BUF text = { 0 }, docker = { 0 }, end = { 0 };
-    if (helper_start(&s->reader, "read", (int[]){ -1, -1 }, s->cancel_fd, e) < 0) return -1;
+    const helper_terms terms = { .cancel_fd = s->cancel_fd };
+    if (helper_start(&s->reader, "read", (int[]){ -1, -1 }, terms, e) < 0) return -1;
     if (save_member(s, "oci-layout", SLICE("{\"imageLayoutVersion\":\"1.0.0\"}"), e) < 0)
         return -1;
     for (size_t i = 0; i < n; i++)

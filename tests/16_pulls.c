@@ -1,12 +1,19 @@
 /* Chapters 14 to 16: the image store and its helper processes. The helpers are started as this program
  * itself: called as `krun <role>` it plays the role and runs no tests. */
 
+static int spin_main(int argc, char **argv) /* computes for ever */
+{
+    (void)argv;
+    for (volatile int x = argc;;) x++;
+    return 0;
+}
+
 static void images_play_role(int argc, char **argv)
 {
     static const struct { const char *name; int (*run)(int, char **); } roles[] = {
         { "fetch", fetch_main }, { "read", read_main },
         { "archive", archive_main }, { "unpack", unpack_main },
-        { "pack", pack_main }, { "seal", seal_main },
+        { "pack", pack_main }, { "seal", seal_main }, { "spin", spin_main },
     };
     for (size_t i = 0; argc == 2 && !strcmp(argv[0], "krun") && i < COUNT(roles); i++)
         if (!strcmp(argv[1], roles[i].name)) _exit(roles[i].run(argc, argv)); /* no leak check */
@@ -1352,6 +1359,23 @@ static int blob_file(slice bytes)
     return fd;
 }
 
+TEST(helper_that_computes_for_longer_than_its_bytes_can_be_worth_is_ended)
+{
+    helper h;
+    error e = { 0 };
+    ReadAnswer answer;
+    OWNED_ARENA a = arena_make(MIB);
+    CHECK_INT(helper_cpu(0), 120);
+    CHECK_INT(helper_cpu(64 * MIB), 120 + 2048);
+    CHECK_INT(helper_cpu(UINT64_MAX), 120U + INT32_MAX);
+    CHECK_INT(helper_start(&h, "spin", (int[]){ -1, -1 }, (helper_terms){ -1, 1 }, &e), 0);
+    CHECK_INT(helper_receive(&h, &ReadAnswer_msg, &a, &answer, &e), -1);
+    CHECK_INT(e.code, GRPC_RESOURCE_EXHAUSTED);
+    CHECK_TEXT(slice_of(e.text),
+               "krun spin has taken the 1 s of processor time that so few bytes may cost");
+    helper_stop(&h);
+}
+
 TEST(helpers_work_under_a_filter)
 {
     fake f;
@@ -1367,7 +1391,7 @@ TEST(helpers_work_under_a_filter)
     fake_up(&f, NULL, NULL);
     OWNED_FD at = temp_dir(dir);
 
-    CHECK_INT(helper_start(&h, "read", none, -1, &e), 0);
+    CHECK_INT(helper_start(&h, "read", none, (helper_terms){ -1, 0 }, &e), 0);
     ReadRequest q = { .body = buf_view(&f.image.manifest) };
     CHECK_INT(helper_send(&h, &ReadRequest_msg, &q, &e), 0);
     CHECK_INT(helper_receive(&h, &ReadAnswer_msg, &a, &read_answer, &e), 0);
@@ -1379,26 +1403,26 @@ TEST(helpers_work_under_a_filter)
     FetchSetup setup = { .domain = SLICE("x"), .path = SLICE("y"), .hosts = { &host, 1 } };
     FetchRequest get = { .reference = SLICE("latest"), .manifest = true, .size = MIB };
     blob_sink sink = { .memory = &body, .file = -1 };
-    CHECK_INT(helper_start(&h, "fetch", none, -1, &e), 0);
+    CHECK_INT(helper_start(&h, "fetch", none, (helper_terms){ -1, 0 }, &e), 0);
     CHECK_INT(helper_send(&h, &FetchSetup_msg, &setup, &e), 0);
     CHECK_INT(source_get(&h, &get, &sink, &a, &e), 0);
     if (e.code) fprintf(stderr, "%s\n", e.text);
     CHECK(slice_eq(buf_view(&body), buf_view(&f.image.manifest)));
     check_filtered(&h);
 
-    CHECK_INT(helper_start(&h, "archive", (int[]){ at, -1 }, -1, &e), 0);
+    CHECK_INT(helper_start(&h, "archive", (int[]){ at, -1 }, (helper_terms){ -1, 0 }, &e), 0);
     CHECK_INT(helper_receive(&h, &ArchiveIndex_msg, &a, &index, &e), 0);
     CHECK_INT(index.code, GRPC_NOT_FOUND); /* an empty directory */
     check_filtered(&h);
 
     OWNED_FD blob = blob_file(buf_view(&f.image.layer));
-    CHECK_INT(helper_start(&h, "unpack", (int[]){ at, blob }, -1, &e), 0);
+    CHECK_INT(helper_start(&h, "unpack", (int[]){ at, blob }, (helper_terms){ -1, 0 }, &e), 0);
     uint8_t size[8] = { 2, 2 }; /* the header and two bytes of "hello, world" */
     for (int i = 0; i < 3 * MIB / 8; i++) /* its pipe holds one: when we are rid of these, it has read */
         if (helper_write(&h, size, sizeof size, &e) < 0) CHECK(false);
     check_filtered(&h);
 
-    CHECK_INT(helper_start(&h, "pack", (int[]){ at, -1 }, -1, &e), 0);
+    CHECK_INT(helper_start(&h, "pack", (int[]){ at, -1 }, (helper_terms){ -1, 0 }, &e), 0);
     body.n = 0;
     sink = (blob_sink){ .memory = &body, .file = -1 };
     CHECK_INT(source_get(&h, &(FetchRequest){ .size = MIB }, &sink, &a, &e), 0);
@@ -1424,7 +1448,7 @@ static void unpack_answers(const char *name, slice bytes)
     OWNED_FD blob = blob_file(bytes);
     uint8_t size[8] = { 0 };
     for (int i = 0; i < 8; i++) size[i] = (uint8_t)((uint64_t)bytes.n >> (8 * i));
-    CHECK_INT(helper_start(&h, "unpack", (int[]){ at, blob }, -1, &e), 0);
+    CHECK_INT(helper_start(&h, "unpack", (int[]){ at, blob }, (helper_terms){ -1, 0 }, &e), 0);
     if (helper_write(&h, size, sizeof size, &e) < 0) CHECK_INT(e.sys, EPIPE);
     close_fd(&h.to);
     int got = helper_receive(&h, &UnpackAnswer_msg, &a, &answer, &e);
@@ -1474,7 +1498,7 @@ TEST(fetch_with_a_tls_helper_has_no_filter)
     slice program = SLICE("/bin/false");
     FetchSetup setup = { .domain = SLICE("x"), .path = SLICE("y"), .tls_helper = { &program, 1 } };
     FetchRequest get = { .reference = SLICE("latest"), .manifest = true, .size = MIB };
-    CHECK_INT(helper_start(&h, "fetch", (int[]){ -1, -1 }, -1, &e), 0);
+    CHECK_INT(helper_start(&h, "fetch", (int[]){ -1, -1 }, (helper_terms){ -1, 0 }, &e), 0);
     CHECK_INT(helper_send(&h, &FetchSetup_msg, &setup, &e), 0);
     CHECK_INT(source_get(&h, &get, &(blob_sink){ .file = -1 }, &a, &e), -1);
     CHECK_INT(helper_filters(&h), 0);
@@ -1492,7 +1516,7 @@ TEST(helper_that_a_signal_ends_is_reported_with_it)
         helper h;
         error e = { 0 };
         uint8_t byte;
-        CHECK_INT(helper_start(&h, "read", (int[]){ -1, -1 }, -1, &e), 0);
+        CHECK_INT(helper_start(&h, "read", (int[]){ -1, -1 }, (helper_terms){ -1, 0 }, &e), 0);
         sys_pidfd_kill(h.pidfd, rows[i].sig);
         CHECK_INT(helper_read(&h, &byte, 1, &e), -1);
         CHECK_TEXT(slice_of(e.text), rows[i].want);
