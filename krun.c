@@ -18517,6 +18517,17 @@ static int mount_attributes(int mount, unsigned flags, const struct k_mount_attr
     return fail_sys(e, errno == EINVAL ? GRPC_INVALID_ARGUMENT : GRPC_INTERNAL, "change a mount");
 }
 
+static const struct k_mount_attr mount_readonly = { .attr_set = K_ATTR_RDONLY };
+
+/* A detached mount of the host's null device alone, read-only: it takes and gives bytes as ever, but
+ * the root of a container that meets it cannot change the mode and owner of the one that the whole
+ * host uses. `null` is open at it; returns a descriptor, the caller's. */
+static int mount_null(int null, error *e)
+{
+    OWNED_FD copy = mount_clone(null, e);
+    return copy < 0 || mount_attributes(copy, 0, &mount_readonly, e) < 0 ? -1 : give_fd(&copy);
+}
+
 /* Opens a directory again by its path, in the mount namespace that we are in now: to the kernel a
  * descriptor from another one lies on a foreign mount, which can be neither copied nor covered nor
  * a layer. Returns an O_PATH descriptor, the caller's. */
@@ -19219,18 +19230,17 @@ static int rootfs_mask(rootfs *r, const char *path, int *empty, error *e)
                            K_ATTR_RDONLY | K_ATTR_NOSUID | K_ATTR_NODEV | K_ATTR_NOEXEC, e);
         return *empty < 0 ? -1 : mount_place(*empty, target, path, e);
     }
-    OWNED_FD cover = mount_clone(S_ISDIR(st.st_mode) ? *empty : r->null, e);
+    OWNED_FD cover = S_ISDIR(st.st_mode) ? mount_clone(*empty, e) : mount_null(r->null, e);
     return cover < 0 ? -1 : mount_place(cover, target, path, e);
 }
 
 /* Puts a read-only copy of the mount over itself at `path`. */
 static int rootfs_freeze(rootfs *r, const char *path, error *e)
 {
-    static const struct k_mount_attr readonly = { .attr_set = K_ATTR_RDONLY };
     OWNED_FD target = open_inside(r->root, path, O_PATH | O_NOFOLLOW, e);
     if (target < 0) return e->code == GRPC_NOT_FOUND || e->sys == ENOTDIR ? 0 : -1;
     OWNED_FD copy = mount_clone(target, e);
-    if (copy < 0 || mount_attributes(copy, K_AT_RECURSIVE, &readonly, e) < 0)
+    if (copy < 0 || mount_attributes(copy, K_AT_RECURSIVE, &mount_readonly, e) < 0)
         return fail_in(e, "read-only %s", path);
     return mount_place(copy, target, path, e);
 }
@@ -19330,12 +19340,11 @@ static int rootfs_build(rootfs *r, error *e)
  * both arguments "." the old root ends up on top of the new one, from where it is detached. */
 static int rootfs_enter(int root, bool readonly, error *e)
 {
-    static const struct k_mount_attr frozen = { .attr_set = K_ATTR_RDONLY };
     if (fchdir(root) < 0 || sys_pivot_root(".", ".") < 0)
         return fail_sys(e, GRPC_INTERNAL, "pivot_root");
     if (umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
         return fail_sys(e, GRPC_INTERNAL, "detach the host's tree");
-    return readonly ? mount_attributes(root, 0, &frozen, e) : 0;
+    return readonly ? mount_attributes(root, 0, &mount_readonly, e) : 0;
 }
 
 /* == 19. cgroups =============================================================================
@@ -20400,12 +20409,32 @@ enum { /* the places in fds; an exec has a target where a container's first proc
     BIRTH_REPORT, BIRTH_CGROUP, BIRTH_LAYERS, BIRTH_STATE, BIRTH_SHM, BIRTH_TARGET = BIRTH_LAYERS
 };
 
+static bool init_is_null(int fd) /* nothing at all, or a null device */
+{
+    struct stat st;
+    return fd < 0 || (fstat(fd, &st) == 0 && S_ISCHR(st.st_mode) && st.st_rdev == makedev(1, 3));
+}
+
+/* The null device as a standard stream: see mount_null. */
+static int init_null(error *e)
+{
+    char path[32];
+    OWNED_FD host = open("/dev/null", O_PATH | O_CLOEXEC);
+    OWNED_FD mount = host < 0 ? fail_sys(e, GRPC_INTERNAL, "open /dev/null") : mount_null(host, e);
+    if (mount < 0) return -1;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", mount);
+    int null = open(path, O_RDWR | O_CLOEXEC);
+    return null < 0 ? fail_sys(e, GRPC_INTERNAL, "open /dev/null") : null;
+}
+
 static int init_stdio(const int from[3], error *e)
 {
     for (int i = 0; i < 3; i++) {
-        OWNED_FD null = from[i] < 0 ? open("/dev/null", O_RDWR | O_CLOEXEC) : -1;
+        bool nowhere = init_is_null(from[i]);
+        OWNED_FD null = nowhere ? init_null(e) : -1;
         assert(from[i] < 0 || from[i] > 2);
-        if (dup2(from[i] < 0 ? null : from[i], i) < 0)
+        if (nowhere && null < 0) return -1;
+        if (dup2(nowhere ? null : from[i], i) < 0)
             return fail_sys(e, GRPC_INTERNAL, "standard stream %d", i);
     }
     return 0;
@@ -20552,7 +20581,7 @@ static void init_own_stdio(const ContainerSpec *spec)
     struct stat st;
     uint32_t uid = spec->user ? spec->user->uid : 0;
     for (int i = 0; i < 3; i++)
-        if (fstat(i, &st) == 0 && st.st_uid != uid && st.st_rdev != makedev(1, 3) &&
+        if (!init_is_null(i) && fstat(i, &st) == 0 && st.st_uid != uid &&
             fchown(i, uid, (gid_t)-1) < 0)
             continue;
 }

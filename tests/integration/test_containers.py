@@ -548,6 +548,26 @@ def masked_paths_show_nothing_and_read_only_ones_cannot_be_written(k):
 
 
 @test
+def a_container_cannot_change_the_hosts_null_device(k):
+    """Its root may change the mode of every device it can reach, and all of the host need this one."""
+    def changed():
+        now = os.stat("/dev/null")
+        return (now.st_ctime_ns, now.st_mode, now.st_uid, now.st_gid)
+    script = ("for f in /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/meminfo; do"
+              " chmod 666 $f; chown 0:0 $f; done; chmod 666 /dev/null; echo x >/dev/null")
+    before = changed()
+    masked = security(masked_paths=["/proc/meminfo"])
+    pod = k.pod()
+    pod.start("sh", "-c", script, **masked).exited()
+    pod.start("sh", "-c", script, log_path="", **masked).exited()
+    container = pod.start(mounts=[{"host_path": volume(k), "container_path": "/dev"}], **masked)
+    for where in (container, pod.start(**masked)):
+        where.run("sh", "-c", script)
+        equal(where.sh("cat /proc/meminfo; cat"), "", "a masked file and standard input")
+    equal(changed(), before, "change time, mode and owner of the host's /dev/null")
+
+
+@test
 def a_read_only_root_has_writable_dev_shm_and_mounts(k):
     source = k.directory + "/volume"
     os.makedirs(source, exist_ok=True)
