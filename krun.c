@@ -18519,9 +18519,9 @@ static int mount_attributes(int mount, unsigned flags, const struct k_mount_attr
 
 static const struct k_mount_attr mount_readonly = { .attr_set = K_ATTR_RDONLY };
 
-/* A detached mount of the host's null device alone, read-only: it takes and gives bytes as ever, but
- * the root of a container that meets it cannot change the mode and owner of the one that the whole
- * host uses. `null` is open at it; returns a descriptor, the caller's. */
+/* A detached mount of the host's null device alone, read-only: it takes and gives bytes as ever,
+ * but the root of a container that meets it cannot change the mode and owner of the one that the
+ * whole host uses. `null` is open at it; returns a descriptor, the caller's. */
 static int mount_null(int null, error *e)
 {
     OWNED_FD copy = mount_clone(null, e);
@@ -19039,6 +19039,7 @@ typedef struct {
     const ContainerSpec *spec;
     int layers_dir, state_dir; /* root/layers; root/pods/<id> */
     int shm_ns;                /* the mount namespace whose root is the pod's /dev/shm, or -1 */
+    int cgroups;               /* the host's cgroup tree, for a privileged container, or -1 */
     arena *memory;
     int root, shm, null, dev;  /* while building: mounts, the host's /dev/null */
     int *volumes;              /* detached, in the order of spec->mounts */
@@ -19103,10 +19104,18 @@ static int rootfs_make_sys(rootfs *r, error *e)
     return mount_new("sysfs", NULL, K_ATTR_NOSUID | K_ATTR_NODEV | K_ATTR_NOEXEC | readonly, e);
 }
 
-static int rootfs_make_cgroup(rootfs *r, error *e) /* read-only: CVE-2023-25809 */
+/* All cgroup2 mounts of one cgroup namespace are one file system, whose options are those of the
+ * newest mount. In a namespace of its own a container changes nobody's; a privileged one is in the
+ * host's, where a new mount would take the host's options away (nsdelegate, memory_recursiveprot):
+ * it gets a copy of the host's mount. Read-only for the others: CVE-2023-25809. */
+static int rootfs_make_cgroup(rootfs *r, error *e)
 {
-    unsigned readonly = r->spec->privileged ? 0 : K_ATTR_RDONLY;
-    return mount_new("cgroup2", NULL, K_ATTR_NOSUID | K_ATTR_NODEV | K_ATTR_NOEXEC | readonly, e);
+    const unsigned attr = K_ATTR_NOSUID | K_ATTR_NODEV | K_ATTR_NOEXEC;
+    const struct k_mount_attr set = { .attr_set = attr };
+    if (!r->spec->privileged) return mount_new("cgroup2", NULL, attr | K_ATTR_RDONLY, e);
+    OWNED_FD tree = dir_again(r->cgroups, e);
+    OWNED_FD copy = tree < 0 ? -1 : mount_clone(tree, e);
+    return copy < 0 || mount_attributes(copy, K_AT_RECURSIVE, &set, e) < 0 ? -1 : give_fd(&copy);
 }
 
 /* What every container finds mounted, unless a volume has that place; a deeper one comes later. */
@@ -19304,8 +19313,8 @@ static int rootfs_take_shm(rootfs *r, error *e)
 }
 
 /* Builds the container's tree, in a mount namespace that the caller has for it alone.
- * r        spec, layers_dir, state_dir, shm_ns and memory are given; r->dev is then the container's
- *          /dev, -1 where a volume has taken its place
+ * r        spec, layers_dir, state_dir, shm_ns, cgroups and memory are given; r->dev is then the
+ *          container's /dev, -1 where a volume has taken its place
  * Returns  its root as a mount at r->state_dir of this namespace, the caller's; or -1
  * The descriptors in *r stay open: this process will execute, or end. */
 static int rootfs_build(rootfs *r, error *e)
@@ -19442,8 +19451,9 @@ static int cg_tree_adopt(cg_tree *t, int root, error *e)
     return 0;
 }
 
-/* One line of /proc/self/mountinfo, in part: proc_pid_mountinfo(5). */
-typedef struct { slice point, type; } mount_line; /* point: with escapes */
+/* One line of mountinfo, in part: proc_pid_mountinfo(5). point: with escapes; options: those of the
+ * file system, not of the mount. */
+typedef struct { slice point, type, options; } mount_line;
 
 static mount_line mount_parse(slice line)
 {
@@ -19452,6 +19462,8 @@ static mount_line mount_parse(slice line)
     m.point = slice_cut(&line, ' ');
     while (line.n && !slice_is(slice_cut(&line, ' '), "-")) {} /* options and tags */
     m.type = slice_cut(&line, ' ');
+    slice_cut(&line, ' '); /* source */
+    m.options = line;
     return m;
 }
 
@@ -19470,25 +19482,52 @@ static bool mount_point_text(mount_line m, char out[PATH_MAX])
     return n > 0;
 }
 
+/* The next cgroup2 file system of a mount table. False at its end. */
+static bool cg_next_mount(slice *table, mount_line *found)
+{
+    while (table->n) {
+        *found = mount_parse(slice_cut(table, '\n'));
+        if (slice_is(found->type, "cgroup2")) return true;
+    }
+    return false;
+}
+
+/* A mount of the tree that is attached nowhere. A new mount gives its options to all that are there
+ * (see rootfs_make_cgroup), so it takes over those that the first process sees. */
+static int cg_tree_detached(arena *a, error *e)
+{
+    enum { WORDS = 16 };
+    const char *options[2 * WORDS + 1] = { NULL };
+    error none;
+    mount_line host;
+    slice table = file_read(AT_FDCWD, "/proc/1/mountinfo", 16 * MIB, a, &none);
+    bool mounted = cg_next_mount(&table, &host);
+    for (size_t n = 0; mounted && host.options.n && n < WORDS;) {
+        slice word = slice_cut(&host.options, ',');
+        if (word.n > 2) options[2 * n++] = arena_str(a, word); /* not "rw" and "ro" */
+    }
+    return mount_new("cgroup2", options, 0, e);
+}
+
 /* Finds the cgroup2 file system in our mount table: at /sys/fs/cgroup, on hybrid hosts at
  * /sys/fs/cgroup/unified. A host that has none mounted has one all the same: it is opened without
  * mounting it. t->root is the caller's to close. */
 static int cg_tree_open(cg_tree *t, error *e)
 {
     OWNED_ARENA a = arena_make(64 * MIB);
+    mount_line line;
     slice table;
     *t = (cg_tree){ .root = -1 };
     if (!(table = file_read(AT_FDCWD, "/proc/self/mountinfo", 16 * MIB, &a, e)).p) return -1;
-    while (table.n) {
+    while (cg_next_mount(&table, &line)) {
         char point[PATH_MAX];
-        mount_line line = mount_parse(slice_cut(&table, '\n'));
-        if (!slice_is(line.type, "cgroup2") || !mount_point_text(line, point)) continue;
+        if (!mount_point_text(line, point)) continue;
         OWNED_FD root = open(point, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (root < 0) return fail_sys(e, GRPC_FAILED_PRECONDITION, "cgroup: open %s", point);
         if (cg_tree_adopt(t, root, e) < 0) return -1;
         return give_fd(&root), 0;
     }
-    OWNED_FD detached = mount_new("cgroup2", NULL, 0, e);
+    OWNED_FD detached = cg_tree_detached(&a, e);
     if (detached < 0 || cg_tree_adopt(t, detached, e) < 0)
         return fail_in(e, "no cgroup v2 file system is mounted");
     return give_fd(&detached), 0;
@@ -20397,7 +20436,7 @@ static int init_report(init_started *s, int *terminal, error *e)
 typedef struct birth {
     const ContainerSpec *spec; /* NULL for the pause process */
     const int *stdio; /* become 0, 1, 2 (-1: /dev/null); NULL: they come later, with a terminal */
-    int fds[5];       /* what it keeps else, or -1; they move to 3, 4, ... */
+    int fds[6];       /* what it keeps else, or -1; they move to 3, 4, ... */
     uint64_t flags;   /* for clone3 */
     int pidns, join;  /* a process (pidfd) or -1, and which of its namespaces are joined before */
     int (*run)(const struct birth *, error *); /* comes back only on failure */
@@ -20406,7 +20445,8 @@ typedef struct birth {
     error failure;
 } birth;
 enum { /* the places in fds; an exec has a target where a container's first process has layers */
-    BIRTH_REPORT, BIRTH_CGROUP, BIRTH_LAYERS, BIRTH_STATE, BIRTH_SHM, BIRTH_TARGET = BIRTH_LAYERS
+    BIRTH_REPORT, BIRTH_CGROUP, BIRTH_LAYERS, BIRTH_STATE, BIRTH_SHM, BIRTH_TREE,
+    BIRTH_TARGET = BIRTH_LAYERS
 };
 
 static bool init_is_null(int fd) /* nothing at all, or a null device */
@@ -20740,6 +20780,7 @@ typedef struct {
     int state_dir;  /* root/pods/<id>: containers/<cid>/{upper,work} are made below it */
     int stdio[3];   /* each >= 3, or -1 for /dev/null; not looked at with spec->tty */
     int cgroup;     /* the container's, or -1 */
+    int cgroups;    /* the root of the host's tree, or -1 */
     int pidns;      /* pidfd of a process whose PID namespace it joins (pause, target), or -1 */
     int shm_ns;     /* pod_namespaces.shm_ns */
 } init_args;
@@ -20753,6 +20794,7 @@ static int init_main(const birth *b, error *e)
                     .layers_dir = b->fds[BIRTH_LAYERS],
                     .state_dir = b->fds[BIRTH_STATE],
                     .shm_ns = b->fds[BIRTH_SHM],
+                    .cgroups = b->fds[BIRTH_TREE],
                     .memory = &memory };
     umask(0);
     /* Not by clone3: that would make the monitor's cgroup the namespace's root. Privileged
@@ -20783,7 +20825,8 @@ static int init_clone(const init_args *a, init_started *out, error *e)
     birth b = { .spec = a->spec,
                 .stdio = a->spec->tty ? NULL : a->stdio,
                 .flags = (uint64_t)CLONE_NEWNS | (shared_pids ? 0 : CLONE_NEWPID),
-                .fds = { -1, a->cgroup, a->layers_dir, a->state_dir, a->shm_ns },
+                .fds = { -1, a->cgroup, a->layers_dir, a->state_dir, a->shm_ns,
+                         a->spec->privileged ? a->cgroups : -1 },
                 .pidns = a->pidns,
                 .join = CLONE_NEWPID,
                 .run = init_main };
@@ -20832,7 +20875,7 @@ static int exec_clone(const exec_args *a, init_started *out, error *e)
 {
     birth b = { .spec = a->spec,
                 .stdio = a->exec->tty ? NULL : a->stdio,
-                .fds = { -1, a->cgroup, a->target, -1, -1 },
+                .fds = { -1, a->cgroup, a->target, -1, -1, -1 },
                 .pidns = a->target,
                 .join = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET,
                 .run = exec_main,
@@ -20934,7 +20977,7 @@ static int pause_main(const birth *b, error *e)
 static int pod_start_pause(int cgroup, pod_namespaces *out, error *e)
 {
     birth b = { .stdio = (const int[]){ -1, -1, -1 },
-                .fds = { -1, cgroup, -1, -1, -1 },
+                .fds = { -1, cgroup, -1, -1, -1, -1 },
                 .flags = CLONE_NEWPID,
                 .pidns = -1,
                 .run = pause_main };
@@ -22029,7 +22072,8 @@ static int monitored_launch(monitored *k, const ContainerSpec *s, error *e)
 {
     monitor *m = k->owner;
     init_args a = { .spec = s, .layers_dir = m->layers_dir, .state_dir = m->state_dir,
-                    .stdio = { -1, -1, -1 }, .shm_ns = m->namespaces.shm_ns };
+                    .stdio = { -1, -1, -1 }, .shm_ns = m->namespaces.shm_ns,
+                    .cgroups = m->cgroups.root };
     if (k->log_path.n) k->output.log = output_open_log(k->log_directory, k->log_path, e);
     if (k->log_path.n && k->output.log < 0) return -1;
     if (monitored_enter_cgroup(k, s, e) < 0 || monitored_pidns(k, s, &a.pidns, e) < 0) return -1;

@@ -116,6 +116,7 @@ static int box_start(box *b, init_started *s, error *e)
                     .state_dir = b->state,
                     .stdio = { -1, ends[1], ends[1] },
                     .cgroup = b->cgroup,
+                    .cgroups = -1,
                     .pidns = -1,
                     .shm_ns = -1 };
     int done = init_clone(&a, s, e);
@@ -599,6 +600,7 @@ TEST(init_terminal_is_the_containers_own) /* T50, CVE-2025-52565 */
                     .state_dir = b.state,
                     .stdio = { -1, -1, -1 },
                     .cgroup = b.cgroup,
+                    .cgroups = -1,
                     .pidns = -1,
                     .shm_ns = -1 };
     CHECK_INT(init_clone(&a, &s, &e), 0);
@@ -714,7 +716,8 @@ TEST(init_child_is_born_with_nothing_of_the_monitors) /* T52, CVE-2016-9962 */
         init_started s;
         int terminal = -1;
         static const int none[] = { -1, -1, -1 };
-        birth b = { .stdio = none, .fds = { -1, -1, kept, -1, -1 }, .pidns = launched ? self : -1,
+        birth b = { .stdio = none, .fds = { -1, -1, kept, -1, -1, -1 },
+                    .pidns = launched ? self : -1,
                     .join = CLONE_NEWPID, .run = birth_looks_around };
         CHECK_INT(birth_start(&b, &s, &e), 0);
         CHECK_INT(box_wait(&s, &terminal, &e), -1);
@@ -839,6 +842,7 @@ static void pod_checks(box *b)
                         .state_dir = b->state,
                         .stdio = { -1, ends[1], ends[1] },
                         .cgroup = cg_make_below(b->cgroup, i ? "two" : "one", &e),
+                        .cgroups = -1,
                         .pidns = ns.pause,
                         .shm_ns = ns.shm_ns };
         CHECK_INT(init_clone(&a, &s, &e), 0);

@@ -1,0 +1,91 @@
+"""What a container must not do to the host, where that can be seen: in the host's own namespaces. They
+run in the virtual machine, outside of the sandbox (tests/vm/run), and are skipped elsewhere."""
+import os
+import subprocess
+
+from harness import Krun, cgroup2_mount, equal, holds, pb, skip, test
+
+INITIAL = "cgroup:[4026531835]"  # PROC_CGROUP_INIT_INO, linux/proc_ns.h
+
+
+def before_each(_):
+    if os.readlink("/proc/self/ns/cgroup") != INITIAL:
+        skip("not in the host's cgroup namespace")
+    subprocess.check_call(["mount", "-o", "remount,nsdelegate,memory_recursiveprot",
+                           cgroup2_mount()])
+
+
+def security(**context):
+    return {"linux": {"security_context": context}}
+
+
+def host_mounts():
+    """Every mount of the host: where it is, its options, its type, and the options of its file system,
+    which all mounts of that file system share."""
+    with open("/proc/self/mountinfo") as f:
+        lines = [line.split() for line in f]
+    return [(x[4], x[5], *x[x.index("-") + 1:]) for x in lines]
+
+
+def cgroup_options():
+    return next(m[-1] for m in host_mounts() if m[2] == "cgroup2")
+
+
+HOSTS = {"network": pb.NODE, "pid": pb.NODE, "ipc": pb.NODE}
+
+
+@test
+def no_kind_of_container_changes_an_option_of_a_mount_of_the_host(k):
+    subprocess.check_call(["mount", "-o", "remount,hidepid=1", "/proc"])
+    os.makedirs("/dev/mqueue", exist_ok=True)
+    own = [("/dev/mqueue", "mqueue"), ("/sys/kernel/debug", "debugfs"),
+           ("/proc/sys/fs/binfmt_misc", "binfmt_misc")]
+    mounted = [path for path, kind in own
+               if os.path.isdir(path) and not os.path.ismount(path) and not subprocess.call(
+                   ["mount", "-t", kind, "none", path], stderr=subprocess.DEVNULL)]
+    try:
+        holds("nsdelegate", cgroup_options(), "the options of the host's cgroup2")
+        before = host_mounts()
+        for privileged in (True, False):
+            for spaces in ({"network": pb.NODE, "pid": pb.CONTAINER}, HOSTS):
+                context = security(privileged=privileged, namespace_options=spaces)
+                pod = k.pod(**context)
+                container = pod.start(**context)
+                container.sh("mount; cat /proc/mounts; ls /sys/fs/cgroup /dev/mqueue /dev/shm")
+                equal(host_mounts(), before, f"the host's mounts beside {context}")
+        k.remove_all()
+        equal(host_mounts(), before, "the host's mounts after all")
+    finally:
+        for path in mounted:
+            subprocess.check_call(["umount", path])
+        subprocess.check_call(["mount", "-o", "remount,hidepid=0", "/proc"])
+
+
+@test
+def a_privileged_container_sees_and_makes_the_hosts_cgroups(k):
+    os.mkdir(cgroup2_mount() + "/of-the-host")
+    try:
+        context = security(privileged=True)
+        container = k.pod(**context).start(**context)
+        container.sh("mkdir /sys/fs/cgroup/of-the-host/made && test -e /sys/fs/cgroup/cgroup.procs")
+        os.rmdir(cgroup2_mount() + "/of-the-host/made")
+        for word in ("nosuid", "nodev", "noexec"):
+            holds(word, container.sh("grep ' /sys/fs/cgroup ' /proc/mounts"), "its cgroup mount")
+    finally:
+        os.rmdir(cgroup2_mount() + "/of-the-host")
+
+
+@test
+def a_daemon_that_sees_no_cgroup_mount_leaves_the_options_as_they_are(k):
+    before = cgroup_options()
+    other = Krun(k.directory + "/other")
+    usual = other.command()
+    other.command = lambda: ["unshare", "--mount", "sh", "-c", 'umount "$0" && exec "$@"',
+                             cgroup2_mount(), *usual]
+    try:
+        other.start()
+        context = security(privileged=True)
+        other.cri.ListPodSandbox()
+        equal(cgroup_options(), before, "the options of the host's cgroup2")
+    finally:
+        other.stop()
