@@ -22528,7 +22528,8 @@ static int monitor_main(int argc, char **argv)
  *
  * Defined by  the CNI specification 1.1 (github.com/containernetworking/cni, SPEC.md), its runtime
  *             conventions (CONVENTIONS.md); the choice among files as libcni makes it
- * Uses        1, 2 (spawn), 3 (JSON), 9 (PodSandboxConfig)    Gives  cni_load, cni_add, cni_del
+ * Uses        1, 2 (spawn), 3 (JSON), 9 (PodSandboxConfig)
+ * Gives       cni_load, cni_is_configured, cni_find_all, cni_add, cni_del
  * Bounds      1 MiB a configuration or result, 32 plugins, 32 addresses; args.deadline */
 
 enum {
@@ -22683,6 +22684,25 @@ static int cni_load(const char *conf_dir, arena *a, cni_network *net, error *e)
         return cni_parse(text, file, a, net, e);
     e->code = GRPC_FAILED_PRECONDITION;
     return fail_in(e, "%s", file);
+}
+
+/* Whether some configuration in the directory names this network. What cannot be read is one that
+ * is being replaced, and may be it. */
+static bool cni_is_configured(const char *dir, slice name)
+{
+    DIR *d = opendir(dir);
+    bool found = false;
+    for (struct dirent *entry; d && !found && (entry = readdir(d));) {
+        OWNED_ARENA a = arena_make(8 * CNI_TEXT_MAX);
+        cni_network net;
+        error e;
+        if (!cni_is_conf(entry->d_name)) continue;
+        slice text = file_read(dirfd(d), entry->d_name, CNI_TEXT_MAX, &a, &e);
+        bool read = text.p && cni_parse(text, entry->d_name, &a, &net, &e) == 0;
+        found = !read || slice_eq(net.name, name);
+    }
+    if (d) closedir(d);
+    return found;
 }
 
 /* -- what a plugin is told --------------------------------------------------------------------- */
@@ -23158,6 +23178,17 @@ static int cni_del(const cni_args *args, slice cached, error *e)
         result = -1;
     }
     return result;
+}
+
+/* Whether all plugins are there, before the first of them does anything. */
+static int cni_find_all(const cni_args *args, error *e)
+{
+    char path[PATH_MAX];
+    for (size_t i = 0; i < args->network->nplugins; i++) {
+        slice type = json_text(json_get(&args->network->plugins[i], "type"));
+        if (cni_find(args, type, path, e) < 0) return fail_in(e, "CNI plugin %.*s", PR(type));
+    }
+    return 0;
 }
 
 static int cni_add_chain(const cni_args *args, arena *a, cni_result *r, error *e)
@@ -24053,7 +24084,9 @@ static int spec_container(const spec_context *x, ContainerRecord *rec, error *e)
  * stop can overtake the first; lists and status take none and never wait.
  *
  * Undo is written next to do: each step of pod_build has its inverse in pod_tear_down, which does
- * not care how far the building came, and is run again for what a crash left half-built.
+ * not care how far the building came, and is run again for what a crash left half-built. One step
+ * can fail for reasons of its own, the network's: what a plugin does not take down is owed. It is
+ * kept on disk apart from the pod, and tried again until it succeeds.
  *
  * Uses   8, 9, 15 (images), 19 (cgroups), 22 (monitor), 23 (CNI), 24 (specifications)
  * Gives  runtime, pod_*, container_*
@@ -24065,6 +24098,9 @@ enum { STATE_MAX = 16 * MIB, STATE_VERSION = 1 };
 #define KILL_PATIENCE (60 * NS_PER_SEC)
 #define FOLLOW_PATIENCE (2 * NS_PER_SEC)  /* for a monitor's first word; it may also come later */
 #define WAIT_BLIND (100 * NS_PER_MS)      /* between two looks, without a descriptor to wait on */
+#define OWED_PAUSE (5 * NS_PER_SEC)       /* from a failed DEL to the next; doubled each time, to */
+#define OWED_PAUSE_MAX (600 * NS_PER_SEC)
+enum { OWED_THREADS = 4 };                /* so one plugin that hangs does not hold up the others */
 
 /* -- objects in the order of a text ------------------------------------------------------------ */
 
@@ -24191,12 +24227,22 @@ struct pod {
     error failure;
 };
 
+/* A network that is still to be taken down. Its record lies in root/networks under the pod's id. */
+typedef struct owed {
+    pod *of;           /* holds that record; it is in no table */
+    struct owed *next;
+    int64_t due;       /* when it is tried next (monotonic ns) */
+    int64_t pause;     /* from there to the next time but one */
+    bool taken;        /* someone tries it now */
+} owed;
+
 struct runtime {
     loop *loop;
     image_store *images;
     cg_tree cgroups;
     const runtime_options *options; /* chapter 24 */
-    int root, run, pods, run_pods;  /* open directories */
+    int root, run, pods, run_pods, networks; /* open directories */
+    int ending;                     /* an eventfd: can be read once the daemon is about to end */
     int monitors;                   /* the cgroup that the monitors live in, or -1 */
     char home[64];                  /* its path */
     char boot_id[40];
@@ -24206,6 +24252,9 @@ struct runtime {
     char pod_cidr[128];
     bool measuring;                 /* someone walks through writable layers */
     waiter *measure_waiters;
+    owed *owed;                     /* networks */
+    waiter *owed_waiters;
+    unsigned owed_threads;
     unsigned background;            /* threads of our own that are still at work */
     pthread_cond_t quiet;           /* background has become 0 */
 };
@@ -24309,6 +24358,19 @@ static void pod_free(job *j) /* on the loop's thread: a reply that borrows from 
     pthread_mutex_destroy(&p->clearing);
     arena_free(&p->memory);
     free(p);
+}
+
+/* A pod object without a record, in no table yet. NULL: RESOURCE_EXHAUSTED. */
+static pod *pod_new(runtime *r)
+{
+    pod *p = calloc(1, sizeof *p);
+    if (!p) return NULL;
+    p->runtime = r;
+    p->memory = arena_make(4 * STATE_MAX);
+    p->link.fd = p->monitor = -1;
+    pthread_mutex_init(&p->clearing, NULL);
+    p->release.run = pod_free;
+    return p;
 }
 
 /* A hold keeps the object's memory while the lock is not held; the last one to let go of an object
@@ -24420,6 +24482,16 @@ static int pod_write(pod *p, error *e)
         openat(p->runtime->pods, id_text(id, p->record.id), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (dir < 0) return fail_sys(e, GRPC_INTERNAL, "open the directory of pod %s", id);
     return state_write(dir, "pod.json", &PodRecord_msg, &p->record, e);
+}
+
+/* Whether a record that was read is one of this pod's, with all that is used of it. */
+static int pod_check_record(const PodRecord *rec, const char *id, error *e)
+{
+    if (!slice_is(rec->id, id) || !rec->spec || !rec->config || !rec->config->metadata)
+        return fail(e, GRPC_DATA_LOSS, "the record of pod %s is not whole", id);
+    if (rec->version <= STATE_VERSION) return 0;
+    return fail(e, GRPC_FAILED_PRECONDITION, "the record of pod %s is of a newer krun (version %u)",
+                id, rec->version);
 }
 
 /* Opens (and makes, if `make`) the directory of a container's state below its pod's. */
@@ -24743,15 +24815,17 @@ static int pod_network(const pod *p, arena *a, cni_network *net, error *e)
     return cni_load(p->runtime->options->cni_conf_dir, a, net, e);
 }
 
-/* Chooses the network before anything exists, so that the first record names it. */
+/* Chooses the network before anything exists, so that the first record names it. A network one of
+ * whose plugins is missing is none: then nothing has been done that would have to be undone. */
 static int pod_plan_network(pod *p, error *e)
 {
     OWNED_ARENA a = arena_make(16 * MIB);
     cni_network net;
     if (!spec_wants_cni(p->record.config)) return 0;
     if (pod_network(p, &a, &net, e) < 0) return fail_in(e, "set up the pod's network");
+    cni_args args = pod_cni_args(p, &net, -1, &a);
+    if (cni_find_all(&args, e) < 0) return fail_in(e, "set up the pod's network");
     p->record.cni_config = arena_copy(&p->memory, net.text);
-    p->record.network_up = true;
     return p->memory.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a pod") : 0;
 }
 
@@ -24763,6 +24837,7 @@ static int pod_network_up(pod *p, int cancel, error *e)
     if (pod_network(p, &a, &net, e) < 0) return fail_in(e, "set up the pod's network");
     fault_point("pod.network");
     cni_args args = pod_cni_args(p, &net, cancel, &a);
+    p->record.network_up = true;
     if (cni_add(&args, &a, &result, e) < 0) return fail_in(e, "set up the pod's network");
     p->record.ips.p = arena_alloc(&p->memory, result.ips.n * sizeof *p->record.ips.p);
     p->record.ips.n = p->record.ips.p ? result.ips.n : 0;
@@ -24772,24 +24847,193 @@ static int pod_network_up(pod *p, int cancel, error *e)
     return p->memory.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory") : 0;
 }
 
-/* CNI DEL. A plugin that fails is told of in the log and does not hold up the removal for ever. */
-static void pod_network_down(pod *p)
+/* CNI DEL, with what ADD was called with. Harmless when there is nothing to take down. */
+static int pod_network_down(const pod *p, int cancel, error *e)
 {
     OWNED_ARENA a = arena_make(16 * MIB);
     cni_network net;
-    error e;
-    if (!p->record.network_up) return;
-    if (pod_network(p, &a, &net, &e) < 0)
-        log_warn("pod %.12s: CNI DEL: %s", (const char *)p->record.id.p, e.text);
-    else {
-        cni_args args = pod_cni_args(p, &net, -1, &a);
-        if (access(args.netns_path, F_OK) < 0)
-            args.netns_path = ""; /* after a reboot: the addresses are still to be freed */
-        if (cni_del(&args, p->record.cni_result, &e) < 0)
-            log_warn("pod %.12s: CNI DEL: %s", (const char *)p->record.id.p, e.text);
+    if (pod_network(p, &a, &net, e) < 0) return fail_in(e, "take down the pod's network");
+    cni_args args = pod_cni_args(p, &net, cancel, &a);
+    OWNED_FD netns = open(args.netns_path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (netns < 0 || !fd_is_on(netns, 0x6e736673 /* NSFS_MAGIC */))
+        args.netns_path = ""; /* after a reboot, say: the addresses are still to be freed */
+    if (cni_del(&args, p->record.cni_result, e) == 0) return 0;
+    return fail_in(e, "take down the pod's network");
+}
+
+static void netns_unpin(const pod *p)
+{
+    OWNED_ARENA a = arena_make(4 * KIB);
+    if (!p->record.spec->netns.n) return;
+    const char *path = arena_str(&a, p->record.spec->netns);
+    if (umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) < 0 && errno != EINVAL && errno != ENOENT)
+        log_warn("unmount %s: %s", path, strerror(errno));
+    if (unlink(path) < 0 && errno != ENOENT) log_warn("remove %s: %s", path, strerror(errno));
+}
+
+/* -- networks that are owed a DEL -------------------------------------------------------------- */
+
+/* What a plugin has taken for a pod (an address, rules of a firewall) only its DEL gives back. So a
+ * DEL that fails is not forgotten with its pod: the pod's record goes to root/networks and is tried
+ * again: in the background, by the next daemon, and by whoever stops or removes the pod. The
+ * network namespace keeps its name until then. It ends with a DEL that succeeds; or with one that
+ * fails when no configuration names the network any more, for then there may be no plugin that
+ * ever will. */
+
+static owed *owed_find(const runtime *r, slice id) /* locked */
+{
+    owed *o = r->owed;
+    while (o && !slice_eq(o->of->record.id, id)) o = o->next;
+    return o;
+}
+
+/* Tries a DEL that is owed. True: it is owed no longer. Not locked, and o is taken. */
+static bool owed_attempt(const owed *o, error *e)
+{
+    const pod *p = o->of;
+    const runtime *r = p->runtime;
+    OWNED_ARENA a = arena_make(16 * MIB);
+    cni_network net;
+    error ignored;
+    char id[65];
+    id_text(id, p->record.id);
+    if (pod_network_down(p, r->ending, e) < 0) {
+        bool named = pod_network(p, &a, &net, &ignored) == 0 &&
+                     cni_is_configured(r->options->cni_conf_dir, net.name);
+        if (named || o->pause == OWED_PAUSE || e->code == GRPC_CANCELLED) return false;
+        log_warn("pod %.12s: %s; no configuration names its network any more: given up", id,
+                 e->text);
+    } else log_info("pod %.12s: its network has been taken down after all", id);
+    netns_unpin(p);
+    if (unlinkat(r->networks, id, 0) < 0 && errno != ENOENT)
+        log_warn("remove networks/%s: %s", id, strerror(errno));
+    return true;
+}
+
+/* The same for one that is not taken; if it is settled, *o is gone. Locked on entry and return. */
+static int owed_try(owed *o, error *e)
+{
+    runtime *r = o->of->runtime;
+    o->taken = true;
+    unlock_state(r);
+    bool settled = owed_attempt(o, e);
+    lock_state(r);
+    o->taken = false;
+    if (settled) {
+        owed **at = &r->owed;
+        while (*at != o) at = &(*at)->next;
+        *at = o->next;
+        pod_free(&o->of->release);
+        free(o);
     }
-    LOCKED(p->runtime);
+    wake(r->owed_waiters);
+    return settled ? 0 : -1;
+}
+
+/* Takes down the network of a pod that is owed it, if it is, now. */
+static int owed_settle(runtime *r, slice id, error *e)
+{
+    LOCKED(r);
+    owed *o = owed_find(r, id);
+    for (; o && o->taken; o = owed_find(r, id)) wait_change(r, &r->owed_waiters, -1, 0, e);
+    return o ? owed_try(o, e) : 0;
+}
+
+/* The one to be tried next that nobody tries now. Locked. */
+static owed *owed_next(const runtime *r)
+{
+    owed *next = NULL;
+    for (owed *o = r->owed; o; o = o->next)
+        if (!o->taken && (!next || o->due < next->due)) next = o;
+    return next;
+}
+
+/* Tries what is due, until nothing is owed or the daemon ends. */
+static void *owed_thread(void *arg)
+{
+    runtime *r = arg;
+    error e = { 0 };
+    LOCKED(r);
+    while (r->owed) {
+        owed *o = owed_next(r);
+        if (!o || o->due > clock_mono()) {
+            int changed = wait_change(r, &r->owed_waiters, r->ending, o ? o->due : 0, &e);
+            if (changed < 0 && e.code == GRPC_CANCELLED) break;
+        } else if (owed_try(o, &e) < 0) {
+            log_debug("pod %.12s: %s", (const char *)o->of->record.id.p, e.text);
+            o->due = clock_mono() + o->pause;
+            o->pause = MIN(2 * o->pause, OWED_PAUSE_MAX);
+        }
+    }
+    r->owed_threads--;
+    if (--r->background == 0) pthread_cond_broadcast(&r->quiet);
+    return NULL;
+}
+
+/* Takes up what lies in root/networks for a pod: it is tried at `due`. */
+static int owed_load(runtime *r, const char *id, int64_t due, error *e)
+{
+    pthread_t thread;
+    owed *o = calloc(1, sizeof *o);
+    pod *p = o ? pod_new(r) : NULL;
+    state_file file = { r->networks, id, &PodRecord_msg };
+    if (!p) {
+        free(o);
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a network");
+    }
+    if (state_read(&file, &p->memory, &p->record, e) < 0 ||
+        pod_check_record(&p->record, id, e) < 0) {
+        free(o);
+        pod_free(&p->release);
+        return -1;
+    }
+    LOCKED(r);
+    *o = (owed){ .of = p, .next = r->owed, .due = due, .pause = OWED_PAUSE };
+    r->owed = o;
+    wake(r->owed_waiters);
+    if (r->owed_threads < OWED_THREADS && pthread_create(&thread, NULL, owed_thread, r) == 0) {
+        pthread_detach(thread);
+        r->owed_threads++;
+        r->background++;
+    }
+    return 0;
+}
+
+/* Writes down that the pod's network is owed a DEL: from here on it is no longer the pod's. */
+static int pod_owe(pod *p, error *e)
+{
+    runtime *r = p->runtime;
+    char id[65];
+    if (state_write(r->networks, id_text(id, p->record.id), &PodRecord_msg, &p->record, e) < 0)
+        return fail_in(e, "networks/%s", id);
+    fault_point("pod.owed");
+    LOCKED(r);
     p->record.network_up = false;
+    return 0;
+}
+
+/* Takes the pod's network down, in which nothing runs any more. -1: it is owed now, or (network_up)
+ * not even that could be written. */
+static int pod_disconnect(pod *p, error *e)
+{
+    runtime *r = p->runtime;
+    error why;
+    char id[65];
+    int down = p->record.network_up ? pod_network_down(p, -1, e)
+                                    : owed_settle(r, p->record.id, e);
+    if (down == 0) {
+        lock_state(r);
+        p->record.network_up = false;
+        unlock_state(r);
+        netns_unpin(p);
+    } else if (p->record.network_up) {
+        int64_t due = clock_mono() + OWED_PAUSE;
+        bool kept = pod_owe(p, &why) == 0 &&
+                    owed_load(r, id_text(id, p->record.id), due, &why) == 0;
+        log_warn("pod %.12s: %s; %s", (const char *)p->record.id.p, e->text,
+                 kept ? "it is tried again until it succeeds" : why.text);
+    }
+    return down;
 }
 
 /* Makes one of the files that krun gives to a pod: /etc/hosts, /etc/hostname, /etc/resolv.conf. */
@@ -24913,14 +25157,17 @@ static int pod_build(pod *p, int cancel, error *e)
         return fail_sys(e, GRPC_INTERNAL, "mkdir %s/pods/%s", r->options->root, path);
     OWNED_FD dir = openat(r->pods, id, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (dir < 0) return fail_sys(e, GRPC_INTERNAL, "open %s/pods/%s", r->options->root, id);
-    if (state_write(dir, "pod.json", &PodRecord_msg, &p->record, e) < 0) return -1;
+    p->record.network_up = p->record.cni_config.n > 0; /* the record is ahead of us */
+    int written = state_write(dir, "pod.json", &PodRecord_msg, &p->record, e);
+    p->record.network_up = false;
+    if (written < 0) return -1;
     fault_point("pod.reserved");
     OWNED_FD made = cg_make(&r->cgroups, cgroup, e);
     if (made < 0) return fail_in(e, "pod cgroup");
     fault_point("pod.cgroup");
     if (pod_start_monitor(p, dir, e) < 0) return -1;
     fault_point("pod.namespaces");
-    if (p->record.network_up && pod_network_up(p, cancel, e) < 0) return -1;
+    if (p->record.cni_config.n && pod_network_up(p, cancel, e) < 0) return -1;
     if (pod_write_files(p, dir, e) < 0) return -1; /* /etc/hosts names the pod's address */
     fault_point("pod.connected");
     p->record.state = PodSandboxState_SANDBOX_READY;
@@ -24947,20 +25194,9 @@ static void pod_stop_monitor(pod *p)
     pod_reap_monitor(p);
 }
 
-static void netns_unpin(const pod *p)
-{
-    OWNED_ARENA a = arena_make(4 * KIB);
-    if (!p->record.spec->netns.n) return;
-    const char *path = arena_str(&a, p->record.spec->netns);
-    if (umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) < 0 && errno != EINVAL && errno != ENOENT)
-        log_warn("unmount %s: %s", path, strerror(errno));
-    if (unlink(path) < 0 && errno != ENOENT) log_warn("remove %s: %s", path, strerror(errno));
-}
-
-/* What ends a pod's life but keeps its record: everything that runs. Each part is harmless when
- * there is nothing to undo, so it does for a whole pod, a half-built one and one that a crash
- * left. */
-static void pod_halt(pod *p)
+/* Ends all that runs of a pod, and what only that needs. Each part is harmless when there is
+ * nothing to undo, so it does for a whole pod, a half-built one and one that a crash left. */
+static void pod_end(pod *p)
 {
     char id[65];
     error e;
@@ -24972,11 +25208,8 @@ static void pod_halt(pod *p)
         unlock_state(p->runtime);
         if (pod_write(p, &e) < 0) log_warn("pod %.12s: %s", (const char *)p->record.id.p, e.text);
     }
-    pod_network_down(p);
-    fault_point("pod.disconnected");
     pod_stop_monitor(p);
     fault_point("pod.stopped");
-    netns_unpin(p);
     for (size_t i = p->record.cgroups_made.n; i--;) { /* the deepest was made last */
         OWNED_ARENA a = arena_make(8 * KIB);
         const char *path = arena_str(&a, p->record.cgroups_made.p[i]);
@@ -24987,6 +25220,16 @@ static void pod_halt(pod *p)
         log_warn("pod %.12s: %s", id, e.text);
     LOCKED(p->runtime);
     p->halted = true;
+}
+
+/* What ends a pod's life but keeps its record: first its processes, then the network that they
+ * used. -1: a plugin has failed (see pod_disconnect); it may be called again. */
+static int pod_halt(pod *p, error *e)
+{
+    if (!p->halted) pod_end(p);
+    int down = pod_disconnect(p, e);
+    fault_point("pod.disconnected");
+    return down;
 }
 
 /* Takes the pod and its containers out of the tables; whoever holds the last hold frees. Locked. */
@@ -25007,12 +25250,11 @@ static void pod_take_out(pod *p)
     p->containers = NULL;
 }
 
-/* Undoes all of pod_build, whole or part. The record goes first: without it there is no pod, and
- * what is left is rubbish that the next start sweeps. */
-static int pod_tear_down(pod *p, error *e)
+/* Removes the pod's directory. The record goes first: without it there is no pod, and what is left
+ * is rubbish that the next start sweeps. */
+static int pod_unrecord(pod *p, error *e)
 {
     char id[65], path[96];
-    pod_halt(p);
     snprintf(path, sizeof path, "%s/pod.json", id_text(id, p->record.id));
     if (unlinkat(p->runtime->pods, path, 0) < 0 && errno != ENOENT)
         return fail_sys(e, GRPC_INTERNAL, "remove %s", path);
@@ -25020,17 +25262,11 @@ static int pod_tear_down(pod *p, error *e)
     return tree_remove(p->runtime->pods, id, e);
 }
 
-/* A pod object with a new id, in no table yet. NULL: RESOURCE_EXHAUSTED. */
-static pod *pod_new(runtime *r)
+/* Undoes all of pod_build, whole or part. A network that is owed does not keep the pod. */
+static int pod_tear_down(pod *p, error *e)
 {
-    pod *p = calloc(1, sizeof *p);
-    if (!p) return NULL;
-    p->runtime = r;
-    p->memory = arena_make(4 * STATE_MAX);
-    p->link.fd = p->monitor = -1;
-    pthread_mutex_init(&p->clearing, NULL);
-    p->release.run = pod_free;
-    return p;
+    if (pod_halt(p, e) < 0 && p->record.network_up) return -1;
+    return pod_unrecord(p, e);
 }
 
 static slice pod_key(arena *a, const PodSandboxMetadata *m)
@@ -25144,7 +25380,8 @@ static void pod_wait_idle(pod *p)
     while (p->working && wait_change(p->runtime, &p->waiters, -1, 0, &e) == 0) {}
 }
 
-/* StopPodSandbox: success when it is stopped already, or unknown. */
+/* StopPodSandbox: success when it is stopped already, or unknown. Fails, as with containerd, when
+ * its network could not be taken down: a kubelet then asks again. */
 static int pod_stop(runtime *r, slice id, grpc_call *call, error *e)
 {
     lock_state(r);
@@ -25159,12 +25396,11 @@ static int pod_stop(runtime *r, slice id, grpc_call *call, error *e)
     int done = mine;
     if (mine == 0) {
         pod_wait_idle(p);
-        bool halted = p->halted || p->state == POD_REMOVING;
+        bool here = p->state != POD_REMOVING, news = !p->halted || p->record.network_up;
         unlock_state(r);
-        if (!halted) {
-            pod_halt(p);
-            done = pod_write(p, e);
-        }
+        error record;
+        if (here) done = pod_halt(p, e);
+        if (here && news && pod_write(p, &record) < 0) *e = record, done = -1;
         lock_state(r);
         if (p->state == POD_READY) p->state = POD_NOTREADY;
         pod_give_turn(p);
@@ -25924,15 +26160,29 @@ static pod *pod_recover(runtime *r, const char *id, error *e)
     state_file file = { dir, "pod.json", &PodRecord_msg };
     bool ok = p && dir >= 0 && state_read(&file, &p->memory, &p->record, e) == 0;
     if (p && dir < 0) fail_sys(e, GRPC_INTERNAL, "open %s", id);
-    if (ok && (!slice_is(p->record.id, id) || !p->record.spec || !p->record.config ||
-               !p->record.config->metadata))
-        ok = fail(e, GRPC_DATA_LOSS, "pod.json is not whole") == 0;
-    if (ok && p->record.version > STATE_VERSION)
-        ok = fail(e, GRPC_FAILED_PRECONDITION, "pod.json is of a newer krun (version %u)",
-                  p->record.version) == 0;
+    if (ok) ok = pod_check_record(&p->record, id, e) == 0;
     if (ok) return p->key = pod_key(&p->memory, p->record.config->metadata), p;
     if (p) pod_free(&p->release);
     return NULL;
+}
+
+/* Leaves the network of a pod that runs no more to the background: no plugin holds up the start. */
+static void pod_leave_network(pod *p)
+{
+    error e;
+    if (!p->record.network_up || pod_owe(p, &e) == 0) return;
+    log_warn("pod %.12s: %s", (const char *)p->record.id.p, e.text);
+}
+
+/* Undoes what a daemon that died has built of a pod. */
+static int pod_undo(pod *p, error *e)
+{
+    bool connected = p->record.network_up;
+    pod_end(p);
+    pod_leave_network(p);
+    if (p->record.network_up) return 0; /* the disk is full, say: the next start tries again */
+    if (!connected) netns_unpin(p);
+    return pod_unrecord(p, e);
 }
 
 /* One pod after a start: still running, ended meanwhile, or cut short in its making (its client was
@@ -25945,7 +26195,7 @@ static int pod_resume(runtime *r, const char *id, error *e)
     pod_adopt_monitor(p);
     bool alive = pod_monitor_answers(p);
     if (!p->record.was_ready) {
-        int done = pod_tear_down(p, e);
+        int done = pod_undo(p, e);
         pod_free(&p->release);
         return done;
     }
@@ -25961,14 +26211,17 @@ static int pod_resume(runtime *r, const char *id, error *e)
     if (p->monitor >= 0)
         sys_pidfd_kill(p->monitor, SIGKILL); /* one that cannot be asked is of no use */
     pod_orphaned(p, "the pod's monitor died while krun was not there");
+    pod_leave_network(p);
+    if (pod_write(p, e) < 0) log_warn("pod %.12s: %s", id, e->text);
     LOCKED(r);
     p->state = POD_NOTREADY;
     p->record.state = PodSandboxState_SANDBOX_NOTREADY;
     return 0;
 }
 
-/* Ends what may still run of a pod whose record cannot be read: all that its id alone leads to. */
-static void pod_abandon(runtime *r, const char *id)
+/* Ends what may still run of a pod whose record cannot be read: all that its id alone leads to.
+ * recorded  there is a record, so there may be a network of which nothing else is left */
+static void pod_abandon(runtime *r, const char *id, bool recorded)
 {
     pod *p = pod_new(r);
     if (!p) return;
@@ -25977,12 +26230,14 @@ static void pod_abandon(runtime *r, const char *id)
         &PodSandboxConfig_msg,
         &(PodSandboxConfig){ .metadata = &(PodSandboxMetadata){ .attempt = 0 } }, &p->memory);
     p->record.spec = arena_alloc(&p->memory, sizeof *p->record.spec);
-    p->record.network_up = true;
     if (p->record.config && p->record.spec) {
-        p->record.spec->netns = slice_of(arena_printf(&p->memory, "/run/netns/krun-%s", id));
+        const char *netns = arena_printf(&p->memory, "/run/netns/krun-%s", id);
         slice own = slice_of(arena_printf(&p->memory, "krun/%s", id));
-        pod_halt(p);
+        p->record.spec->netns = slice_of(netns);
+        p->record.network_up = recorded || access(netns, F_OK) == 0;
+        pod_end(p);
         cgroup_clear(p, own);
+        pod_leave_network(p);
     }
     pod_free(&p->release);
 }
@@ -25994,7 +26249,22 @@ static int runtime_sweep(runtime *r, error *e)
     if (!list) return fail_sys(e, GRPC_INTERNAL, "read %s/pods", r->options->run);
     for (struct dirent *entry; (entry = readdir(list));)
         if (id_valid(entry->d_name) && !sorted_find(&r->pods_by_id, slice_of(entry->d_name)))
-            pod_abandon(r, entry->d_name);
+            pod_abandon(r, entry->d_name, false);
+    closedir(list);
+    return 0;
+}
+
+/* Takes up the networks that are owed a DEL. */
+static int runtime_resume_networks(runtime *r, error *e)
+{
+    DIR *list = fdopendir(openat(r->networks, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!list) return fail_sys(e, GRPC_INTERNAL, "read %s/networks", r->options->root);
+    for (struct dirent *entry; (entry = readdir(list));) {
+        if (!id_valid(entry->d_name) || owed_load(r, entry->d_name, 0, e) == 0) continue;
+        if (e->code == GRPC_DATA_LOSS || e->code == GRPC_INVALID_ARGUMENT)
+            state_quarantine(r->networks, entry->d_name, e->text);
+        else log_warn("networks/%s: %s", entry->d_name, e->text);
+    }
     closedir(list);
     return 0;
 }
@@ -26008,18 +26278,18 @@ static int runtime_resume(runtime *r, error *e)
     for (struct dirent *entry; done == 0 && (entry = readdir(list));) {
         if (!id_valid(entry->d_name) || pod_resume(r, entry->d_name, e) == 0) continue;
         if (e->code == GRPC_NOT_FOUND) {
-            pod_abandon(r, entry->d_name);
+            pod_abandon(r, entry->d_name, false);
             tree_remove(r->pods, entry->d_name, e);
         } else if (e->code == GRPC_FAILED_PRECONDITION || e->sys == EMFILE || e->sys == ENFILE ||
                    e->sys == ENOMEM)
             done = -1;
         else {
-            pod_abandon(r, entry->d_name);
+            pod_abandon(r, entry->d_name, true);
             state_quarantine(r->pods, entry->d_name, e->text);
         }
     }
     closedir(list);
-    return done < 0 ? -1 : runtime_sweep(r, e);
+    return done < 0 || runtime_sweep(r, e) < 0 ? -1 : runtime_resume_networks(r, e);
 }
 
 /* == 27. The CRI's services ==================================================================
@@ -27157,7 +27427,8 @@ static int client_remove_logs(client *c, slice uid, error *e)
     return 0;
 }
 
-/* Stops and removes a pod, and its logs if they are where client_pod_fill puts them. */
+/* Stops and removes a pod, and its logs if they are where client_pod_fill puts them. A stop that
+ * fails for its network's sake does not keep the pod: see chapter 25, pod_tear_down. */
 static int client_remove_pod(client *c, slice id, error *e)
 {
     PodSandboxStatusRequest ask = { .pod_sandbox_id = id };
@@ -27165,7 +27436,7 @@ static int client_remove_pod(client *c, slice id, error *e)
     RemovePodSandboxRequest in = { .pod_sandbox_id = id };
     RemovePodSandboxResponse out = { 0 };
     if (CLIENT_CALL(c, RuntimeService, PodSandboxStatus, &ask, &was, e) < 0) return -1;
-    if (client_stop_pod(c, id, e) < 0) return -1;
+    client_stop_pod(c, id, e);
     if (CLIENT_CALL(c, RuntimeService, RemovePodSandbox, &in, &out, e) < 0) return -1;
     return was.status && was.status->metadata ? client_remove_logs(c, was.status->metadata->uid, e)
                                               : 0;
@@ -27879,7 +28150,8 @@ static int runtime_open_dirs(runtime *r, error *e)
 {
     r->pods = state_subdir(r->root, "pods", e);
     r->run_pods = r->pods < 0 ? -1 : state_subdir(r->run, "pods", e);
-    return r->run_pods < 0 ? -1 : 0;
+    r->networks = r->run_pods < 0 ? -1 : state_subdir(r->root, "networks", e);
+    return r->networks < 0 ? -1 : 0;
 }
 
 /* The cgroup for the monitors: not the daemon's own, which a service manager kills as a whole, and
@@ -27902,6 +28174,8 @@ static int daemon_open_state(krund *d, error *e)
     r->loop = &d->loop;
     pthread_mutex_init(&r->lock, NULL);
     pthread_cond_init(&r->quiet, NULL);
+    r->ending = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (r->ending < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "eventfd");
     if (self_program(e) < 0 || read_boot_id(r->boot_id, e) < 0) return -1;
     if (daemon_claim(d, e) < 0 || grpc_socket_free(d->options.socket, e) < 0) return -1;
     r->root = d->root.dir;
@@ -27938,6 +28212,11 @@ static void runtime_forget(runtime *r)
         close_fd(&p->monitor);
         free(p);
     }
+    for (owed *o = r->owed, *next; o; o = next) {
+        next = o->next;
+        pod_free(&o->of->release);
+        free(o);
+    }
     sorted *const tables[] = { &r->pods_by_id, &r->pods_by_key, &r->containers_by_id,
                                &r->containers_by_key };
     for (size_t i = 0; i < COUNT(tables); i++) free(tables[i]->rows);
@@ -27964,6 +28243,8 @@ static void daemon_close(krund *d)
     if (d->server) grpc_server_free(d->server);
     if (!quiet) return;
     if (r->options) {
+        uint64_t one = 1;
+        if (write(r->ending, &one, sizeof one) < 0) assert(errno == EAGAIN || errno == EBADF);
         lock_state(r);
         while (r->background) pthread_cond_wait(&r->quiet, &r->lock);
         unlock_state(r);
@@ -27975,7 +28256,8 @@ static void daemon_close(krund *d)
         cg_remove_empty(&r->cgroups, r->home, &e);
         cg_remove_empty(&r->cgroups, "krun", &e);
     }
-    int *const fds[] = { &r->monitors, &r->run_pods, &r->pods, &r->cgroups.root, &d->signals.fd };
+    int *const fds[] = { &r->monitors, &r->run_pods,     &r->pods,        &r->networks,
+                         &r->ending,   &r->cgroups.root, &d->signals.fd };
     for (size_t i = 0; i < COUNT(fds); i++) close_fd(fds[i]);
     claim_drop(&d->run);
     claim_drop(&d->root);
@@ -28009,7 +28291,7 @@ static krund *daemon_open(const krun_options *given, error *e)
     d->run = (claim){ .what = "run", .dir = -1, .lock = -1 };
     d->root = (claim){ .what = "root", .dir = -1, .lock = -1 };
     d->runtime.root = d->runtime.run = d->runtime.pods = d->runtime.run_pods = d->runtime.monitors =
-        d->runtime.cgroups.root = -1;
+        d->runtime.networks = d->runtime.ending = d->runtime.cgroups.root = -1;
     services_methods(&d->memory, d->methods);
     grpc_options serve = { .methods = d->methods,
                            .nmethods = COUNT(d->methods),

@@ -18,8 +18,9 @@ def setup(k):
     k.write_cni()
 
 
-# Of the store; a pod's life does not pass them. Groups store and airgap have lives that do.
-ELSEWHERE = {"import.settle", "layer.condemned", "layer.forgotten", "pull.blob", "pull.inherit"}
+# A pod's life does not pass them. Groups store and airgap have lives that do; network, for pod.owed.
+ELSEWHERE = {"import.settle", "layer.condemned", "layer.forgotten", "pod.owed", "pull.blob",
+             "pull.inherit"}
 
 
 def steps():

@@ -3,10 +3,12 @@ writes down how it was called and fails on request."""
 import ipaddress
 import json
 import os
+import signal
 import socket
 import subprocess
 
-from harness import (BRIDGE, DEADLINE, Failure, check, equal, holds, merge, pb, test, until)
+from harness import (BRIDGE, DEADLINE, Failure, check, equal, holds, merge, pb, refused, restarts,
+                     running, test, tree, until)
 
 RECORDER = """#!/bin/sh
 # Keeps what a CNI plugin is told; answers with the result of the plugin before it.
@@ -23,6 +25,18 @@ import json, sys
 print(json.dumps(json.load(open(sys.argv[1]))["prevResult"]))' $n.stdin
 """
 
+# The bridge plugin, which does as files in our directory say: `fail-DEL` makes its DEL fail before it
+# has done anything, `slow-ADD` and `slow-DEL` give it something to wait for first. It writes down each
+# call, and whether a process "sleep 56..." ran at that time.
+STUBBORN = """#!/bin/sh
+d=%(d)s
+echo "$CNI_COMMAND $CNI_CONTAINERID $(grep -lz '^56' /proc/[0-9]*/cmdline 2>/dev/null | wc -l)" >>$d/bridge.calls
+while [ -e $d/slow-$CNI_COMMAND ]; do sleep 0.1; done
+[ ! -e $d/fail-$CNI_COMMAND ] ||
+    { echo '{"cniVersion":"1.0.0","code":11,"msg":"told to fail"}'; exit 1; }
+/usr/lib/cni/bridge
+"""
+
 
 def setup(k):
     k.write_cni()
@@ -32,7 +46,10 @@ def setup(k):
     os.makedirs(plugins)
     with open(plugins + "/recorder", "w") as f:
         f.write(RECORDER % {"d": k.calls})
-    os.chmod(plugins + "/recorder", 0o755)
+    with open(plugins + "/stubborn", "w") as f:
+        f.write(STUBBORN % {"d": k.calls})
+    for name in ("recorder", "stubborn"):
+        os.chmod(f"{plugins}/{name}", 0o755)
     # The flag takes directories split by ':', as PATH does.
     k.flags += ["--cni-bin-dir", plugins + ":/usr/lib/cni"]
     k.restart()
@@ -290,3 +307,210 @@ def the_kernel_takes_the_links_with_the_namespace(k):
     until("the bridge has no port left", lambda: not [
         x for x in json.loads(subprocess.check_output(
             ["ip", "-j", "link", "show", "master", BRIDGE]) or "[]") if x.get("ifname")] or not links)
+
+
+# -- a DEL that fails is owed ----------------------------------------------------------------------
+
+def with_stubborn(k, *told):
+    """Makes the bridge plugin of the network our stubborn one; `told` are names of files for it."""
+    path = k.cni + "/10-test.conflist"
+    with open(path) as f:
+        conf = json.load(f)
+    conf["plugins"][0]["type"] = "stubborn"
+    with open(k.cni + "/.new", "w") as f:
+        json.dump(conf, f)
+    os.rename(k.cni + "/.new", path)
+    for name in told:
+        tell(k, name)
+
+
+def tell(k, name):
+    with open(f"{k.calls}/{name}", "w"):
+        pass
+
+
+def forget(k, name):
+    os.unlink(f"{k.calls}/{name}")
+
+
+def bridge_calls(k, command):
+    """The ids of the pods for which the stubborn plugin was called so, call by call."""
+    try:
+        with open(k.calls + "/bridge.calls") as f:
+            return [line.split()[1] for line in f if line.startswith(command + " ")]
+    except FileNotFoundError:
+        return []
+
+
+def owed(k):
+    """What lies in --root about networks that are still to be taken down."""
+    return [p for p in tree(k.root, ("images", "layers", "pods")) if "network" in p and "/" in p]
+
+
+def own_network(k):
+    return merge(k.pod_config(hostname="h"),
+                 {"linux": {"security_context": {"namespace_options": {"network": pb.POD}}}})
+
+
+def settled(k):
+    until("addresses are back", lambda: not k.reserved_addresses())
+    until("the namespaces are gone", lambda: not os.listdir("/run/netns"))
+    until("nothing is owed", lambda: not owed(k))
+
+
+@test
+def containers_have_ended_before_the_network_goes(k):
+    with_stubborn(k)
+    pod = k.own_network_pod()
+    pod.start("sleep", "5600001")
+    pod.stop()
+    with open(k.calls + "/bridge.calls") as f:
+        calls = [line.split() for line in f]
+    equal([(c[0], c[2]) for c in calls], [("ADD", "0"), ("DEL", "0")],
+          "calls, and containers that ran then")
+
+
+@test
+def StopPodSandbox_says_that_DEL_failed_and_the_next_one_sends_it_again(k):
+    with_stubborn(k, "fail-DEL")
+    pod = k.own_network_pod()
+    container = pod.start("sleep", "5600002")
+    address = pod.status().network.ip
+    for _ in range(2):
+        holds("stubborn", refused("INTERNAL", pod.stop, "told to fail"), "the message")
+        equal(pod.status().state, pb.SANDBOX_NOTREADY, "the pod")
+        equal(container.status().state, pb.CONTAINER_EXITED, "the container")
+        equal(k.reserved_addresses(), [address], "reserved")
+        equal(os.listdir("/run/netns"), ["krun-" + pod.id], "namespaces, for the next attempt")
+    forget(k, "fail-DEL")
+    pod.stop()
+    equal(k.reserved_addresses(), [], "reserved after a DEL that succeeds")
+    equal((os.listdir("/run/netns"), owed(k)), ([], []), "what is left")
+    n = len(bridge_calls(k, "DEL"))
+    pod.stop()
+    pod.remove()
+    equal(len(bridge_calls(k, "DEL")), n, "DELs once one has succeeded")
+
+
+@test
+def a_DEL_that_failed_is_sent_again_without_being_asked_for(k):
+    with_stubborn(k, "fail-DEL")
+    pod = k.own_network_pod()
+    refused("INTERNAL", pod.stop)
+    forget(k, "fail-DEL")
+    settled(k)
+    equal(pod.status().state, pb.SANDBOX_NOTREADY, "the pod")
+    pod.stop()
+
+
+@test
+def a_pod_whose_DEL_fails_can_be_removed_and_its_address_comes_back(k):
+    with_stubborn(k, "fail-DEL")
+    pods = [k.own_network_pod() for _ in range(6)]
+    for pod in pods:
+        pod.start()
+        pod.remove()
+        refused("NOT_FOUND", pod.status)
+    equal(len(k.reserved_addresses()), 6, "reserved meanwhile")
+    forget(k, "fail-DEL")
+    settled(k)
+
+
+@test
+def krun_rm_removes_a_pod_whose_DEL_fails(k):
+    with_stubborn(k, "fail-DEL")
+    pod = k.own_network_pod()
+    k.cli("rm", pod.id)
+    refused("NOT_FOUND", pod.status)
+    forget(k, "fail-DEL")
+    settled(k)
+
+
+@restarts
+@test
+def what_is_owed_outlives_the_daemon(k):
+    with_stubborn(k, "fail-DEL")
+    removed, stopped = k.own_network_pod(), k.own_network_pod()
+    removed.remove()
+    refused("INTERNAL", stopped.stop)
+    k.kill()
+    forget(k, "fail-DEL")
+    k.start()
+    settled(k)
+    equal([p.id for p in k.cri.ListPodSandbox().items], [stopped.id], "pods")
+
+
+@restarts
+@test
+def a_daemon_that_dies_between_the_two_records_of_what_is_owed_owes_it(k):
+    for removed in (False, True):
+        with_stubborn(k, "fail-DEL")
+        k.environment = {"KRUN_FAULT": "pod.owed:1"}
+        k.restart()
+        pod = k.own_network_pod()
+        name = "RemovePodSandbox" if removed else "StopPodSandbox"
+        check(k.cri.begin(name, pod_sandbox_id=pod.id).exception(), "the daemon died")
+        k.environment = {}
+        forget(k, "fail-DEL")
+        k.restart()
+        settled(k)
+        k.remove_all()
+
+
+@restarts
+@test
+def a_half_made_pod_is_owed_its_DEL_and_does_not_hold_up_the_start(k):
+    with_stubborn(k, "fail-DEL")
+    k.environment = {"KRUN_FAULT": "pod.connected:1"}
+    k.restart()
+    k.cri.begin("RunPodSandbox", config=own_network(k)).exception()
+    k.environment = {}
+    equal(len(k.reserved_addresses()), 1, "addresses of the half-made pod")
+    forget(k, "fail-DEL")
+    tell(k, "slow-DEL")
+    k.restart()
+    k.cri.Status()
+    until("DEL is under way", lambda: bridge_calls(k, "DEL"))
+    equal(len(k.cri.ListPodSandbox().items), 0, "pods")
+    forget(k, "slow-DEL")
+    settled(k)
+
+
+@test
+def a_failed_RunPodSandbox_owes_its_DEL(k):
+    with_recorder(k)
+    with_stubborn(k, "fail-DEL", "fail")
+    refused("INTERNAL", lambda: k.cri.RunPodSandbox(config=own_network(k)), "told to fail")
+    equal(len(k.cri.ListPodSandbox().items), 0, "pods")
+    equal(len(k.reserved_addresses()), 1, "reserved: the bridge's ADD had gone well")
+    forget(k, "fail-DEL")
+    settled(k)
+
+
+@test
+def a_missing_plugin_owes_nothing(k):
+    with_stubborn(k)
+    path = k.cni + "/10-test.conflist"
+    with open(path) as f:
+        conf = json.load(f)
+    conf["plugins"].append({"type": "no-such-plugin"})
+    with open(path, "w") as f:
+        json.dump(conf, f)
+    refused("FAILED_PRECONDITION", lambda: k.cri.RunPodSandbox(config=own_network(k)), "no-such-plugin")
+    equal((bridge_calls(k, "ADD"), owed(k), k.reserved_addresses()), ([], [], []), "what was done")
+
+
+@restarts
+@test
+def what_is_owed_is_given_up_once_no_configuration_names_the_network(k):
+    with_stubborn(k, "fail-DEL")
+    pod, removed = k.own_network_pod(), k.own_network_pod()
+    refused("INTERNAL", pod.stop)
+    removed.remove()
+    os.rename(k.cni + "/10-test.conflist", k.cni + "/aside")
+    until("nothing is owed", lambda: not owed(k))
+    until("the namespaces are gone", lambda: not os.listdir("/run/netns"))
+    pod.stop()
+    equal(len(k.reserved_addresses()), 2, "addresses that nobody can give back")
+    for address in k.reserved_addresses():
+        os.unlink(f"{k.directory}/ipam/krun-test/{address}")
