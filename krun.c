@@ -10464,9 +10464,11 @@ static grpc_client *grpc_dial(const char *socket_path, error *e)
     if (grpc_address(socket_path, &address, e) < 0) return NULL;
     OWNED_FD fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
+        bool denied = errno == EACCES || errno == EPERM; /* the socket is root's: chapter 29 */
         fail_sys(e, GRPC_UNAVAILABLE, "cannot connect to %s", socket_path);
         size_t n = strlen(e->text);
-        snprintf(e->text + n, sizeof e->text - n, ": is krun serve running?");
+        snprintf(e->text + n, sizeof e->text - n, ": %s",
+                 denied ? "must run as root" : "is krun serve running?");
         return NULL;
     }
     grpc_client *k = calloc(1, sizeof *k);
@@ -27473,6 +27475,9 @@ typedef struct {
     const char *path;
     int file, notify;  /* the open file, and an inotify(7) descriptor that watches it; -1 */
     int signals;       /* a signalfd(2) for Ctrl-C, or -1; borrowed */
+    int interrupted;   /* the first signal that came, or 0 */
+    char first[TIME_TEXT - 1]; /* how the file began when it was last looked at: nfirst bytes */
+    size_t nfirst;
     bool timestamps, inside; /* inside: the line that is being printed has begun */
     buf text;          /* read, and without a line end yet */
     buf out;           /* to be printed on descriptor out_fd */
@@ -27541,6 +27546,7 @@ static int client_log_open(client_log *l, bool follow, error *e)
     char self[64];
     close_fd(&l->file);
     close_fd(&l->notify);
+    l->nfirst = 0;
     l->file = open(l->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (l->file < 0)
         return fail_sys(e, errno == ENOENT ? GRPC_NOT_FOUND : GRPC_INTERNAL, "open %s", l->path);
@@ -27579,6 +27585,27 @@ static client_log client_log_make(slice id, int signals)
     return (client_log){
         .id = id, .file = -1, .notify = -1, .signals = signals, .out_fd = STDOUT_FILENO
     };
+}
+
+/* Goes back to the beginning of a log that was truncated in place (logrotate's copytruncate): it is
+ * shorter than what was read of it, or has grown again already and begins with the time of another
+ * line. What it had of a line without an end is gone. */
+static int client_log_rewind(client_log *l, error *e)
+{
+    struct stat st;
+    char first[sizeof l->first];
+    off_t at = lseek(l->file, 0, SEEK_CUR);
+    ssize_t n = pread(l->file, first, sizeof first, 0);
+    if (at < 0 || n < 0 || fstat(l->file, &st) < 0)
+        return fail_sys(e, GRPC_INTERNAL, "look at %s", l->path);
+    size_t known = MIN(l->nfirst, (size_t)n);
+    bool same = st.st_size >= at && known == l->nfirst && !memcmp(first, l->first, known);
+    memcpy(l->first, first, (size_t)n);
+    l->nfirst = (size_t)n;
+    if (same) return 0;
+    l->text.n = 0;
+    l->inside = false;
+    return lseek(l->file, 0, SEEK_SET) < 0 ? fail_sys(e, GRPC_INTERNAL, "seek %s", l->path) : 0;
 }
 
 /* Whether rotation has given the log's name to another file than the one we read. */
@@ -27672,9 +27699,10 @@ static int client_ended(client *c, const client_log *l, client_ending *end, int 
 static int client_log_follow(client *c, client_log *l, int *exit_code, error *e)
 {
     client_ending end = { .ask = CLIENT_ASK_ONCE, .next_ms = CLIENT_ASK_FIRST_MS };
-    for (int signals = 0, sig;;) {
+    for (int sig;;) {
         int ended = end.ask ? client_ended(c, l, &end, exit_code, e) : 0;
-        if (ended < 0 || client_log_drain(l, e) < 0) return -1;
+        if (ended < 0 || client_log_rewind(l, e) < 0 || client_log_drain(l, e) < 0)
+            return -1;
         if (ended) return 0;
         if (client_log_rotated(l)) { /* the old file still has what came since we read it */
             if (client_log_drain(l, e) < 0 || client_log_open(l, true, e) < 0) return -1;
@@ -27683,7 +27711,9 @@ static int client_log_follow(client *c, client_log *l, int *exit_code, error *e)
         }
         if (client_log_wait(l, end.ask ? end.next_ms : -1, &sig)) end.ask = CLIENT_ASK_AGAIN;
         else if (end.ask) end.next_ms = MIN(end.next_ms * 2, (int)CLIENT_ASK_LAST_MS);
-        if (sig) client_stop_aside(c, l->id, signals++ ? 0 : CLIENT_STOP_SECONDS);
+        if (!sig) continue;
+        client_stop_aside(c, l->id, l->interrupted ? 0 : CLIENT_STOP_SECONDS);
+        if (!l->interrupted) l->interrupted = sig;
     }
 }
 
@@ -28279,6 +28309,12 @@ static void daemon_thrift(void)
 static void daemon_thrift(void) {}
 #endif
 
+static bool daemon_is_root(error *e)
+{
+    if (geteuid() == 0) return true;
+    return fail(e, GRPC_PERMISSION_DENIED, "must run as root") == 0;
+}
+
 /* Everything up to the listening socket. NULL: FAILED_PRECONDITION when another daemon has one of
  * the two directories or the socket, INVALID_ARGUMENT for a bad setting, INTERNAL. The caller has
  * no other threads yet. */
@@ -28298,8 +28334,8 @@ static krund *daemon_open(const krun_options *given, error *e)
                            .user = &d->runtime,
                            .alias = "/runtime.v1alpha2.",
                            .alias_of = "/runtime.v1." };
-    if (settings_resolve(given, &d->memory, &d->options, e) == 0 && loop_open(&d->loop, e) == 0 &&
-        daemon_open_state(d, e) == 0) {
+    if (settings_resolve(given, &d->memory, &d->options, e) == 0 && daemon_is_root(e) &&
+        loop_open(&d->loop, e) == 0 && daemon_open_state(d, e) == 0) {
         serve.socket_path = d->options.socket;
         d->server = grpc_serve(&d->loop, &serve, e);
     }
@@ -28476,6 +28512,7 @@ typedef struct { const char **p; size_t n; } cli_words; /* an option that may be
 /* Exit codes; the last three as docker and podman have them for a container that did not run. */
 enum { CLI_OK = 0, CLI_ERROR = 1, CLI_USAGE = 2 };
 enum { CLI_FAILED = 125, CLI_CANNOT_EXEC = 126, CLI_NOT_FOUND = 127 };
+enum { CLI_SIGPIPE = 128 + SIGPIPE }; /* as a shell shows a program that SIGPIPE has ended */
 
 #define CLI_SOCKET "/run/krun/krun.sock"
 enum { CLI_ID = 13 }; /* an ID's first characters, as many as crictl shows */
@@ -28492,6 +28529,7 @@ typedef struct {
     const char *creds, *auth, *authfile; /* for a pull */
     int64_t timeout, tail;
     bool quiet, all, follow, timestamps, detach, rm, force, privileged, read_only, help, version;
+    void *user; /* of the function that cli_each calls */
 } cli;
 
 /* Says on stderr what is wrong with the line that was typed. */
@@ -28505,6 +28543,33 @@ __attribute__((format(printf, 2, 3))) static int cli_usage(const cli *c, const c
     va_end(args);
     fprintf(stderr, " (see: krun %s%s--help)\n", command, *command ? " " : "");
     return CLI_USAGE;
+}
+
+/* Whether the reader of the output has gone (`krun images | head -1`): nothing is said then, and
+ * the exit code is CLI_SIGPIPE, also where that signal is ignored. */
+static bool cli_unread(const error *e) { return e->sys == EPIPE && e->code == GRPC_INTERNAL; }
+
+/* Says on stderr what has failed. Texts may have come from a registry or a container. */
+static void cli_complain(const error *e)
+{
+    OWNED_BUF text = { 0 };
+    if (cli_unread(e)) return;
+    text_escape(&text, slice_of(e->text), sizeof e->text);
+    fflush(stdout);
+    fprintf(stderr, "krun: %.*s\n", PR(buf_view(&text)));
+}
+
+/* Does something with each word of the line; goes on past those with which it fails. */
+static int cli_each(cli *c, int (*one)(cli *c, const char *word, error *e), error *e)
+{
+    int code = CLI_OK;
+    for (int i = 0; i < c->nargs; i++) {
+        if (one(c, c->args[i], e) >= 0) continue;
+        if (!c->client.grpc || cli_unread(e)) return -1; /* nobody serves, or nobody reads */
+        cli_complain(e);
+        code = CLI_ERROR;
+    }
+    return code;
 }
 
 /* The socket's path: --socket, KRUN_SOCKET, CONTAINER_RUNTIME_ENDPOINT (crictl's), the default. */
@@ -28679,28 +28744,39 @@ typedef struct {
     size_t ninfo;
 } cli_verbose;
 
-/* Prints {"status": ..., "info": {...}}. */
-static int cli_inspection(cli *c, const cli_verbose *v, error *e)
+/* {"status": ..., "info": {...}; the caller closes it. */
+static void cli_put_verbose(cli *c, const cli_verbose *v, buf *text)
 {
-    OWNED_BUF text = { 0 }, out = { 0 };
-    buf_str(&text, "{\"status\":");
-    pb_write_json(v->type, v->status, PB_DEFAULTS, &text);
-    buf_str(&text, ",\"info\":");
-    cli_info(c, v->info, v->ninfo, &text);
-    buf_byte(&text, '}');
-    if (text.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the output");
-    const json *tree = json_parse(buf_view(&text), &c->client.arena, e);
+    buf_str(text, "{\"status\":");
+    pb_write_json(v->type, v->status, PB_DEFAULTS, text);
+    buf_str(text, ",\"info\":");
+    cli_info(c, v->info, v->ninfo, text);
+}
+
+/* Prints a JSON text, indented. */
+static int cli_print_json(cli *c, const buf *text, error *e)
+{
+    OWNED_BUF out = { 0 };
+    if (text->oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the output");
+    const json *tree = json_parse(buf_view(text), &c->client.arena, e);
     if (!tree) return -1;
     cli_json_tree(tree, 0, &out);
     buf_byte(&out, '\n');
     return client_write(&out, STDOUT_FILENO, e) < 0 ? -1 : CLI_OK;
 }
 
+static int cli_inspection(cli *c, const cli_verbose *v, error *e)
+{
+    OWNED_BUF text = { 0 };
+    cli_put_verbose(c, v, &text);
+    buf_byte(&text, '}');
+    return cli_print_json(c, &text, e);
+}
+
 /* -- which pod, container or image is meant ---------------------------------------------------- */
 
-/* Bits, to ask for several. CLI_FIRST: which of them a name means that several things have. */
+/* Bits, to ask for several. */
 enum cli_what { CLI_CONTAINER = 1, CLI_POD = 2, CLI_AN_IMAGE = 4, CLI_WHAT = 7 };
-#define CLI_FIRST(kind) ((unsigned)(kind) << 3)
 
 /* A thing with an ID and a name. `active`: a container that is running, a pod that is ready. */
 typedef struct { enum cli_what what; slice id, name; bool active; } cli_thing;
@@ -28719,9 +28795,11 @@ static int cli_add(cli *c, cli_things *all, cli_thing one, error *e)
     return 0;
 }
 
-static int cli_add_containers(cli *c, cli_things *all, error *e)
+/* The containers of one pod, or all of them when no pod is given. */
+static int cli_add_containers(cli *c, slice pod_id, cli_things *all, error *e)
 {
-    ListContainersRequest in = { 0 };
+    ContainerFilter filter = { .pod_sandbox_id = pod_id };
+    ListContainersRequest in = { .filter = &filter };
     ListContainersResponse out = { 0 };
     if (CLI_CALL(c, ListContainers, &in, &out, e) < 0) return -1;
     for (size_t i = 0; i < out.containers.n; i++) {
@@ -28759,14 +28837,19 @@ static int cli_add_image(cli *c, const char *word, cli_things *all, error *e)
     return cli_add(c, all, (cli_thing){ CLI_AN_IMAGE, out.image->id, slice_of(word), true }, e);
 }
 
-/* How many of `kinds` have `word` as their name, or as the beginning of their ID; *out is one. */
-static size_t cli_count(const cli_things *all, unsigned kinds, const char *word, bool by_name,
+/* How a word can mean a thing: by its whole ID, its name, the beginning of its ID. */
+enum cli_how { CLI_BY_ID, CLI_BY_NAME, CLI_BY_PREFIX };
+
+/* How many of `kinds` `word` means in this way; *out is one. */
+static size_t cli_count(const cli_things *all, unsigned kinds, const char *word, enum cli_how how,
                         cli_thing *out)
 {
     size_t found = 0;
     for (size_t i = 0; i < all->n && *word; i++) {
         const cli_thing *one = &all->p[i];
-        bool same = by_name ? slice_is(one->name, word) : slice_starts(one->id, word);
+        bool same = how == CLI_BY_ID     ? slice_is(one->id, word)
+                    : how == CLI_BY_NAME ? slice_is(one->name, word)
+                                         : slice_starts(one->id, word);
         if (!(one->what & kinds) || !same) continue;
         *out = *one;
         found++;
@@ -28777,54 +28860,60 @@ static size_t cli_count(const cli_things *all, unsigned kinds, const char *word,
 /* Everything of these kinds that the daemon has, but images. */
 static int cli_list(cli *c, unsigned kinds, cli_things *all, error *e)
 {
-    if ((kinds & CLI_CONTAINER) && cli_add_containers(c, all, e) < 0) return -1;
+    if ((kinds & CLI_CONTAINER) && cli_add_containers(c, SLICE(""), all, e) < 0) return -1;
     return (kinds & CLI_POD) ? cli_add_pods(c, all, e) : 0;
 }
 
-/* Finds the one thing that `word` means: by its name, else by the beginning of its ID. `krun run`
- * gives a pod and its container the same name, so `wanted` may say which comes first.
+/* Finds the one thing that `word` means, by a rule that is the same for all commands: a whole ID;
+ * the name of a pod; the name of a container; the beginning of the ID of either; an image. So the
+ * name that `krun run` gives to a pod and to its container means the pod: stop, rm and inspect take
+ * both, and what wants a container takes the pod's (cli_find_container).
  * NOT_FOUND; INVALID_ARGUMENT if it means more than one. */
-static int cli_find(cli *c, unsigned wanted, const char *word, cli_thing *out, error *e)
+static int cli_find(cli *c, unsigned kinds, const char *word, cli_thing *out, error *e)
 {
+    static const struct { unsigned kinds; enum cli_how how; } steps[] = {
+        { CLI_POD | CLI_CONTAINER, CLI_BY_ID }, { CLI_POD, CLI_BY_NAME },
+        { CLI_CONTAINER, CLI_BY_NAME },         { CLI_POD | CLI_CONTAINER, CLI_BY_PREFIX },
+    };
     cli_things all = { 0 };
-    unsigned kinds = wanted & CLI_WHAT;
+    size_t found = 0;
     if (cli_list(c, kinds, &all, e) < 0) return -1;
-    size_t found = cli_count(&all, wanted >> 3, word, true, out);
-    if (!found) found = cli_count(&all, kinds, word, true, out);
-    if (!found) found = cli_count(&all, kinds, word, false, out);
-    if (!found && (kinds & CLI_AN_IMAGE)) {
+    for (size_t i = 0; i < COUNT(steps) && !found; i++)
+        found = cli_count(&all, steps[i].kinds & kinds, word, steps[i].how, out);
+    if (!found && *word && (kinds & CLI_AN_IMAGE)) {
         if (cli_add_image(c, word, &all, e) < 0) return -1;
-        found = cli_count(&all, CLI_AN_IMAGE, word, true, out);
+        found = cli_count(&all, CLI_AN_IMAGE, word, CLI_BY_NAME, out);
     }
     if (found == 1) return 0;
     if (found)
-        return fail(e, GRPC_INVALID_ARGUMENT, "\"%s\" means %zu things: give more of an ID", word,
+        return fail(e, GRPC_INVALID_ARGUMENT, "\"%s\" is ambiguous (%zu matches): use an ID", word,
                     found);
-    return fail(e, GRPC_NOT_FOUND, "there is no %s%s%s \"%s\"",
-                kinds & CLI_CONTAINER ? "container" : "",
-                kinds == (kinds & CLI_CONTAINER) ? ""
-                : kinds & CLI_CONTAINER          ? " or pod"
-                                                 : "pod",
-                kinds & CLI_AN_IMAGE ? " or image" : "", word);
+    const char *what = kinds == CLI_POD         ? "pod"
+                       : kinds & CLI_AN_IMAGE   ? "pod, container or image"
+                                                : "pod or container";
+    return fail(e, GRPC_NOT_FOUND, "there is no %s \"%s\"", what, word);
 }
 
-/* The container that `word` means; a pod means its container if it has but one. */
+/* The container that `word` means. Of a pod it is the one that has the pod's name, or the only
+ * one. */
 static int cli_find_container(cli *c, const char *word, slice *id, error *e)
 {
-    cli_thing one;
-    if (cli_find(c, CLI_CONTAINER | CLI_POD | CLI_FIRST(CLI_CONTAINER), word, &one, e) < 0)
-        return -1;
+    cli_thing one, inside;
+    cli_things all = { 0 };
+    if (cli_find(c, CLI_CONTAINER | CLI_POD, word, &one, e) < 0) return -1;
     *id = one.id;
     if (one.what == CLI_CONTAINER) return 0;
-    ContainerFilter filter = { .pod_sandbox_id = one.id };
-    ListContainersRequest in = { .filter = &filter };
-    ListContainersResponse out = { 0 };
-    if (CLI_CALL(c, ListContainers, &in, &out, e) < 0) return -1;
-    if (out.containers.n != 1)
-        return fail(e, GRPC_INVALID_ARGUMENT, "pod %s has %zu containers: say which", word,
-                    out.containers.n);
-    *id = out.containers.p[0].id;
-    return 0;
+    if (cli_add_containers(c, one.id, &all, e) < 0) return -1;
+    const char *name = arena_str(&c->client.arena, one.name);
+    size_t named = cli_count(&all, CLI_CONTAINER, name, CLI_BY_NAME, &inside);
+    if (all.n == 1) inside = all.p[0];
+    if (all.n == 1 || named == 1) return *id = inside.id, 0;
+    OWNED_BUF names = { 0 };
+    for (size_t i = 0; i < all.n; i++)
+        buf_printf(&names, "%s%.*s", i ? ", " : "", PR(all.p[i].name));
+    if (!all.n) return fail(e, GRPC_NOT_FOUND, "pod \"%s\" has no container", word);
+    return fail(e, GRPC_INVALID_ARGUMENT, "pod \"%s\" has %zu containers: say which (%.*s)", word,
+                all.n, PR(buf_view(&names)));
 }
 
 /* -- lists ------------------------------------------------------------------------------------- */
@@ -29238,22 +29327,21 @@ static int cli_pull_image(cli *c, const char *name, slice *id, error *e)
     int known = cli_auth(c, spec.image, &auth, e);
     if (known < 0) return fail_in(e, "pull %s", name);
     if (known) in.auth = &auth;
-    if (!c->quiet) fprintf(stderr, "krun: pulling %s\n", name);
     int done = (c->quiet ? cli_pull_unwatched : cli_pull_watched)(c, &in, id, e);
     if (done < 0 && !c->quiet && e->code == GRPC_UNIMPLEMENTED)
         done = cli_pull_unwatched(c, &in, id, e);
-    return done < 0 ? fail_in(e, "pull %s", name) : 0;
+    return done;
 }
 
-static int cli_do_pull(cli *c, error *e)
+static int cli_pull_one(cli *c, const char *name, error *e)
 {
-    for (int i = 0; i < c->nargs; i++) {
-        slice id;
-        if (cli_pull_image(c, c->args[i], &id, e) < 0) return -1;
-        printf("%.*s\n", PR(id));
-    }
-    return CLI_OK;
+    slice id;
+    if (cli_pull_image(c, name, &id, e) < 0) return -1;
+    printf("%.*s\n", PR(id));
+    return fflush(stdout) ? fail_sys(e, GRPC_INTERNAL, "write the ID") : 0;
 }
+
+static int cli_do_pull(cli *c, error *e) { return cli_each(c, cli_pull_one, e); }
 
 /* Copies standard input into a file that has no name, so that nothing is left of it, whatever
  * happens: open(2), O_TMPFILE. An archive has to be a file because its index may come last. */
@@ -29358,38 +29446,55 @@ static int cli_do_save(cli *c, error *e)
     return cli_archive_close(&to, client_call(&c->client, &r, e), e) < 0 ? -1 : CLI_OK;
 }
 
-/* `krun pin` and `krun unpin`. */
-static int cli_pin_images(cli *c, bool pin, error *e)
+static int cli_pin_image(cli *c, const char *name, bool pin, error *e)
 {
-    for (int i = 0; i < c->nargs; i++) {
-        KrunPinImageRequest in = { .image = slice_of(c->args[i]), .pinned = pin };
-        KrunPinImageResponse out = { 0 };
-        grpc_request r = { .path = "/krun.v1.Krun/PinImage",
-                           .in_msg = &KrunPinImageRequest_msg,
-                           .in = &in,
-                           .out_msg = &KrunPinImageResponse_msg,
-                           .out = &out };
-        if (client_call(&c->client, &r, e) < 0) return -1;
-        printf("%s\n", c->args[i]);
-        if (!pin && out.pinned)
-            fprintf(stderr, "krun: %s stays pinned: by the settings, or it is imported\n",
-                    c->args[i]);
-    }
-    return CLI_OK;
+    KrunPinImageRequest in = { .image = slice_of(name), .pinned = pin };
+    KrunPinImageResponse out = { 0 };
+    grpc_request r = { .path = "/krun.v1.Krun/PinImage",
+                       .in_msg = &KrunPinImageRequest_msg,
+                       .in = &in,
+                       .out_msg = &KrunPinImageResponse_msg,
+                       .out = &out };
+    if (client_call(&c->client, &r, e) < 0) return -1;
+    printf("%s\n", name);
+    if (!pin && out.pinned)
+        fprintf(stderr, "krun: %s stays pinned: by the settings, or it is imported\n", name);
+    return 0;
 }
 
-static int cli_do_pin(cli *c, error *e) { return cli_pin_images(c, true, e); }
-static int cli_do_unpin(cli *c, error *e) { return cli_pin_images(c, false, e); }
+static int cli_pin_one(cli *c, const char *name, error *e)
+{
+    return cli_pin_image(c, name, true, e);
+}
 
+static int cli_unpin_one(cli *c, const char *name, error *e)
+{
+    return cli_pin_image(c, name, false, e);
+}
+
+static int cli_do_pin(cli *c, error *e) { return cli_each(c, cli_pin_one, e); }
+static int cli_do_unpin(cli *c, error *e) { return cli_each(c, cli_unpin_one, e); }
+
+/* Adds the image of that name to the cli_things at c->user. */
+static int cli_choose_image(cli *c, const char *name, error *e)
+{
+    cli_things *all = c->user;
+    size_t before = all->n;
+    if (*name && cli_add_image(c, name, all, e) < 0) return -1;
+    return all->n > before ? 0 : fail(e, GRPC_NOT_FOUND, "there is no image \"%s\"", name);
+}
 
 /* `krun check [IMAGE...]`: exit code 1 when an image is damaged. No deadline: it reads disks. */
 static int cli_do_check(cli *c, error *e)
 {
-    bool damaged = false;
-    slice *names = arena_alloc(&c->client.arena, (size_t)(c->nargs + 1) * sizeof *names);
+    cli_things found = { 0 };
+    c->user = &found;
+    int code = cli_each(c, cli_choose_image, e);
+    if (code < 0 || (c->nargs && !found.n)) return code;
+    slice *names = arena_alloc(&c->client.arena, (found.n + 1) * sizeof *names);
     if (!names) return fail(e, GRPC_RESOURCE_EXHAUSTED, "check: out of memory");
-    for (int i = 0; i < c->nargs; i++) names[i] = slice_of(c->args[i]);
-    KrunCheckImagesRequest in = { .images = { names, (size_t)c->nargs } };
+    for (size_t i = 0; i < found.n; i++) names[i] = found.p[i].id;
+    KrunCheckImagesRequest in = { .images = { names, found.n } };
     KrunCheckImagesResponse out = { 0 };
     grpc_request r = { .path = "/krun.v1.Krun/CheckImages",
                        .in_msg = &KrunCheckImagesRequest_msg,
@@ -29400,7 +29505,7 @@ static int cli_do_check(cli *c, error *e)
     cli_table t = cli_heading(c, "IMAGE|IMAGE ID|STATUS");
     for (size_t i = 0; i < out.images.n; i++) {
         const KrunCheckedImage *one = &out.images.p[i];
-        damaged |= one->damage.n > 0;
+        if (one->damage.n) code = CLI_ERROR;
         if (c->quiet && one->damage.n) printf("%.*s\n", PR(one->id));
         cli_cell(&t, "%.*s", PR(one->name));
         cli_cell(&t, "%.*s", PR(cli_short(one->id)));
@@ -29409,25 +29514,24 @@ static int cli_do_check(cli *c, error *e)
     if (cli_wants_json(c)) {
         if (cli_json(&KrunCheckImagesResponse_msg, &out, e) < 0) return -1;
     } else if (!c->quiet) cli_print(&t);
-    return damaged ? CLI_ERROR : CLI_OK;
+    return code;
 }
 
 /* The CRI's RemoveImage does not mind an image that is not there; a person wants to be told. */
-static int cli_do_rmi(cli *c, error *e)
+static int cli_rmi_one(cli *c, const char *name, error *e)
 {
-    for (int i = 0; i < c->nargs; i++) {
-        cli_things found = { 0 };
-        if (cli_add_image(c, c->args[i], &found, e) < 0) return -1;
-        if (!found.n) return fail(e, GRPC_NOT_FOUND, "there is no image \"%s\"", c->args[i]);
-        ImageSpec spec = { .image = slice_of(c->args[i]) };
-        RemoveImageRequest in = { .image = &spec };
-        RemoveImageResponse out = { 0 };
-        if (CLI_IMAGE(c, RemoveImage, &in, &out, e) < 0)
-            return fail_in(e, "remove image %s", c->args[i]);
-        printf("%s\n", c->args[i]);
-    }
-    return CLI_OK;
+    cli_things found = { 0 };
+    if (*name && cli_add_image(c, name, &found, e) < 0) return -1;
+    if (!found.n) return fail(e, GRPC_NOT_FOUND, "there is no image \"%s\"", name);
+    ImageSpec spec = { .image = slice_of(name) };
+    RemoveImageRequest in = { .image = &spec };
+    RemoveImageResponse out = { 0 };
+    if (CLI_IMAGE(c, RemoveImage, &in, &out, e) < 0) return fail_in(e, "remove image %s", name);
+    printf("%s\n", name);
+    return 0;
 }
+
+static int cli_do_rmi(cli *c, error *e) { return cli_each(c, cli_rmi_one, e); }
 
 /* Reads the file that ContainerStatus names; it is there from the start of the container until the
  * pod's log directory is removed, whether the container runs or not. */
@@ -29474,22 +29578,41 @@ static int cli_do_exec(cli *c, error *e)
 
 /* Verbose statuses: beside what a kubelet sees, `info` has the daemon's own record, with all that
  * it has resolved (the final command line, mounts, limits, capabilities). */
-static int cli_inspect_container(cli *c, slice id, error *e)
+static int cli_put_container(cli *c, slice id, buf *text, error *e)
 {
     ContainerStatusRequest in = { .container_id = id, .verbose = true };
     ContainerStatusResponse out = { 0 };
     if (CLI_CALL(c, ContainerStatus, &in, &out, e) < 0) return -1;
     cli_verbose v = { &ContainerStatus_msg, out.status, out.info.p, out.info.n };
-    return cli_inspection(c, &v, e);
+    cli_put_verbose(c, &v, text);
+    buf_byte(text, '}');
+    return 0;
 }
 
+static int cli_inspect_container(cli *c, slice id, error *e)
+{
+    OWNED_BUF text = { 0 };
+    return cli_put_container(c, id, &text, e) < 0 ? -1 : cli_print_json(c, &text, e);
+}
+
+/* A pod is shown with its containers: {"status": ..., "info": ..., "containers": [...]}. */
 static int cli_inspect_pod(cli *c, slice id, error *e)
 {
     PodSandboxStatusRequest in = { .pod_sandbox_id = id, .verbose = true };
     PodSandboxStatusResponse out = { 0 };
+    OWNED_BUF text = { 0 };
+    cli_things inside = { 0 };
     if (CLI_CALL(c, PodSandboxStatus, &in, &out, e) < 0) return -1;
+    if (cli_add_containers(c, id, &inside, e) < 0) return -1;
     cli_verbose v = { &PodSandboxStatus_msg, out.status, out.info.p, out.info.n };
-    return cli_inspection(c, &v, e);
+    cli_put_verbose(c, &v, &text);
+    buf_str(&text, ",\"containers\":[");
+    for (size_t i = 0; i < inside.n; i++) {
+        if (i) buf_byte(&text, ',');
+        if (cli_put_container(c, inside.p[i].id, &text, e) < 0) return -1;
+    }
+    buf_str(&text, "]}");
+    return cli_print_json(c, &text, e);
 }
 
 static int cli_inspect_image(cli *c, slice id, error *e)
@@ -29502,20 +29625,16 @@ static int cli_inspect_image(cli *c, slice id, error *e)
     return cli_inspection(c, &v, e);
 }
 
-static int cli_do_inspect(cli *c, error *e)
+static int cli_inspect_one(cli *c, const char *word, error *e)
 {
-    for (int i = 0; i < c->nargs; i++) {
-        cli_thing one;
-        if (cli_find(c, CLI_WHAT | CLI_FIRST(CLI_CONTAINER), c->args[i], &one,
-                     e) < 0)
-            return -1;
-        int done = one.what == CLI_CONTAINER ? cli_inspect_container(c, one.id, e)
-                   : one.what == CLI_POD     ? cli_inspect_pod(c, one.id, e)
-                                             : cli_inspect_image(c, one.id, e);
-        if (done < 0) return -1;
-    }
-    return CLI_OK;
+    cli_thing one;
+    if (cli_find(c, CLI_WHAT, word, &one, e) < 0) return -1;
+    return one.what == CLI_CONTAINER ? cli_inspect_container(c, one.id, e)
+           : one.what == CLI_POD     ? cli_inspect_pod(c, one.id, e)
+                                     : cli_inspect_image(c, one.id, e);
 }
+
+static int cli_do_inspect(cli *c, error *e) { return cli_each(c, cli_inspect_one, e); }
 
 static int cli_stop_container(cli *c, slice id, int64_t seconds, error *e)
 {
@@ -29537,19 +29656,18 @@ static int cli_stop_gently(cli *c, const cli_thing *one, int64_t seconds, error 
     return client_stop_pod(&c->client, one->id, e);
 }
 
-static int cli_do_stop(cli *c, error *e)
+static int cli_stop_one(cli *c, const char *word, error *e)
 {
-    for (int i = 0; i < c->nargs; i++) {
-        cli_thing one;
-        if (cli_find(c, CLI_CONTAINER | CLI_POD | CLI_FIRST(CLI_POD), c->args[i], &one, e) < 0)
-            return -1;
-        int done = one.what == CLI_POD ? cli_stop_gently(c, &one, c->timeout, e)
-                                       : cli_stop_container(c, one.id, c->timeout, e);
-        if (done < 0) return fail_in(e, "stop %s", c->args[i]);
-        printf("%s\n", c->args[i]);
-    }
-    return CLI_OK;
+    cli_thing one;
+    if (cli_find(c, CLI_CONTAINER | CLI_POD, word, &one, e) < 0) return -1;
+    int done = one.what == CLI_POD ? cli_stop_gently(c, &one, c->timeout, e)
+                                   : cli_stop_container(c, one.id, c->timeout, e);
+    if (done < 0) return fail_in(e, "stop %s", word);
+    printf("%s\n", word);
+    return 0;
 }
+
+static int cli_do_stop(cli *c, error *e) { return cli_each(c, cli_stop_one, e); }
 
 /* Whether a container of this pod runs: 1, 0, or -1 and *e. */
 static int cli_pod_runs(cli *c, slice id, error *e)
@@ -29576,24 +29694,28 @@ static int cli_remove(cli *c, const cli_thing *one, error *e)
     return CLI_CALL(c, RemoveContainer, &in, &out, e);
 }
 
-/* All is looked up before anything is removed: a name that is wrong spoils nothing. */
+static int cli_remove_one(cli *c, const char *word, error *e)
+{
+    cli_thing one;
+    if (cli_find(c, CLI_CONTAINER | CLI_POD, word, &one, e) < 0) return -1;
+    if (cli_remove(c, &one, e) < 0) return -1;
+    printf("%s\n", word);
+    return 0;
+}
+
+/* With --all: all pods, without --force only those that were stopped. */
 static int cli_do_rm(cli *c, error *e)
 {
     cli_things all = { 0 };
-    if (!c->all && !c->nargs) return cli_usage(c, "give a pod or container, or --all");
-    if (c->all && cli_add_pods(c, &all, e) < 0) return -1;
-    for (int i = 0; i < c->nargs; i++) {
-        cli_thing one;
-        if (cli_find(c, CLI_CONTAINER | CLI_POD | CLI_FIRST(CLI_POD), c->args[i], &one, e) < 0)
-            return -1;
-        if (cli_add(c, &all, one, e) < 0) return -1;
-    }
-    for (size_t i = 0; i < all.n; i++) {
-        if (c->all && all.p[i].active && !c->force) continue;
-        if (cli_remove(c, &all.p[i], e) < 0) return -1;
-        printf("%.*s\n", PR(all.p[i].id));
-    }
-    return CLI_OK;
+    if (c->all == (c->nargs > 0)) return cli_usage(c, "give pods and containers, or --all");
+    if (!c->all) return cli_each(c, cli_remove_one, e);
+    if (cli_add_pods(c, &all, e) < 0) return -1;
+    c->args = arena_alloc(&c->client.arena, (all.n + 1) * sizeof *c->args);
+    if (!c->args) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
+    for (size_t i = 0; i < all.n; i++)
+        if (c->force || !all.p[i].active)
+            c->args[c->nargs++] = arena_str(&c->client.arena, all.p[i].id);
+    return cli_each(c, cli_remove_one, e);
 }
 
 /* -- krun run: a pod of one container ---------------------------------------------------------- */
@@ -29627,7 +29749,8 @@ static int cli_catch_signals(error *e)
     return fd < 0 ? fail_sys(e, GRPC_INTERNAL, "catch signals") : fd;
 }
 
-/* Prints a started container's log until its end. Returns its exit code, or -1. */
+/* Prints a started container's log until its end. Returns its exit code, or -1. After Ctrl-C that
+ * is 130, as of any program, unless the container's own program made something of its stop. */
 static int cli_attend(cli *c, slice id, int signals, error *e)
 {
     int exit_code = 0;
@@ -29636,7 +29759,8 @@ static int cli_attend(cli *c, slice id, int signals, error *e)
     if (!status) return -1;
     l.path = arena_str(&c->client.arena, status->log_path);
     if (client_log_open(&l, true, e) < 0) return -1;
-    return client_log_follow(&c->client, &l, &exit_code, e) < 0 ? -1 : exit_code & 255;
+    if (client_log_follow(&c->client, &l, &exit_code, e) < 0) return -1;
+    return l.interrupted && exit_code > 128 ? 128 + l.interrupted : exit_code & 255;
 }
 
 /* All of a pod's life. The signals are caught before there is a pod, so that Ctrl-C at any moment
@@ -29703,16 +29827,16 @@ static int cli_do_create(cli *c, error *e)
     return CLI_OK;
 }
 
-static int cli_do_start(cli *c, error *e)
+static int cli_start_one(cli *c, const char *word, error *e)
 {
-    for (int i = 0; i < c->nargs; i++) {
-        cli_thing one;
-        if (cli_find(c, CLI_CONTAINER, c->args[i], &one, e) < 0) return -1;
-        if (client_start(&c->client, one.id, e) < 0) return fail_in(e, "start %s", c->args[i]);
-        printf("%s\n", c->args[i]);
-    }
-    return CLI_OK;
+    slice id;
+    if (cli_find_container(c, word, &id, e) < 0) return -1;
+    if (client_start(&c->client, id, e) < 0) return fail_in(e, "start %s", word);
+    printf("%s\n", word);
+    return 0;
 }
+
+static int cli_do_start(cli *c, error *e) { return cli_each(c, cli_start_one, e); }
 
 /* -- the daemon -------------------------------------------------------------------------------- */
 
@@ -29877,8 +30001,9 @@ static const cli_command cli_commands[CLI_COMMANDS] = {
         "  krun info -o json\n" },
 };
 
-/* How an option's value is read. A WORD whose `value` has a '|' must be one of those words. */
-enum cli_kind { CLI_FLAG, CLI_WORD, CLI_WORDS, CLI_NUMBER, CLI_SIZE, CLI_DECIMAL };
+/* How an option's value is read. A WORD whose `value` has a '|' must be one of those words.
+ * REFUSED: what people know from docker and kubectl and krun does not have yet; `does` says so. */
+enum cli_kind { CLI_FLAG, CLI_WORD, CLI_WORDS, CLI_NUMBER, CLI_SIZE, CLI_DECIMAL, CLI_REFUSED };
 
 #define ON(command) (1U << CLI_##command)
 #define ON_EVERY (~0U)
@@ -29920,7 +30045,11 @@ static const cli_option cli_options[] = {
     OPTION(ON_PULLS, 0, "creds", "USER[:PASSWORD]", WORD, creds, "for the registry"),
     OPTION(ON_PULLS, 0, "auth", "BASE64", WORD, auth, "user:password in base64"),
     OPTION(ON_PULLS, 0, "authfile", "FILE", WORD, authfile, "instead of ~/.docker/config.json"),
-    OPTION(ON(EXEC), 't', "timeout", "SECONDS", NUMBER, timeout, "kill it after that; 0: never"),
+    OPTION(ON(EXEC), 0, "timeout", "SECONDS", NUMBER, timeout, "kill it after that; 0: never"),
+    OPTION(ON(EXEC) | ON(RUN), 'i', "interactive", NULL, REFUSED, all,
+           "not there yet: a program has no input"),
+    OPTION(ON(EXEC) | ON(RUN), 't', "tty", NULL, REFUSED, all,
+           "not there yet: a program has no terminal"),
     OPTION(ON(STOP), 't', "timeout", "SECONDS", NUMBER, timeout, "kill after that; 10"),
     OPTION(ON(SAVE), 'o', "output", "FILE", WORD, output, "write to it; standard output"),
     FLAG(ON(LOGS), 'f', "follow", follow, "go on until the container ends"),
@@ -29935,7 +30064,7 @@ static const cli_option cli_options[] = {
            "its form"),
     OPTION(ON_EVERY, 'r', "runtime-endpoint", "PATH", WORD, socket, "same as --socket"),
     OPTION(ON_EVERY, 0, "socket", "PATH", WORD, socket, "$KRUN_SOCKET, else " CLI_SOCKET),
-    FLAG(ON(COMMANDS), 0, "version", version, "show krun's version"),
+    FLAG(ON(COMMANDS), 'v', "version", version, "show krun's version"),
     FLAG(ON_EVERY, 'h', "help", help, "show this"),
 };
 
@@ -29964,6 +30093,17 @@ static int cli_help_command(enum cli_command which)
                "executed,\n"
                "127 if there is no such program.\n");
     return CLI_OK;
+}
+
+/* Every word that can stand after `krun`, for a guess of what was meant. */
+static const char *cli_near_command(const char *word, char out[GUESS_TEXT])
+{
+    guess g = { .word = slice_of(word) };
+    for (size_t i = 0; i < CLI_COMMANDS; i++) guess_try(&g, slice_of(cli_commands[i].name));
+    guess_try(&g, SLICE("serve"));
+    guess_try(&g, SLICE("self"));
+    guess_try(&g, SLICE("help"));
+    return guess_text(&g, out);
 }
 
 static int cli_help(void)
@@ -30005,12 +30145,27 @@ static bool cli_add_word(cli *c, cli_words *words, const char *value)
     return true;
 }
 
+/* What a value must be, for a person: "table or json", "a size such as 64m". */
+static const char *cli_must_be(cli *c, const cli_option *o)
+{
+    OWNED_BUF text = { 0 };
+    if (o->kind == CLI_SIZE) return "a size such as 64m";
+    if (o->kind == CLI_DECIMAL) return "a number such as 0.5";
+    if (o->kind == CLI_NUMBER) return "a whole number";
+    for (slice rest = slice_of(o->value), word; rest.n;) {
+        word = slice_cut(&rest, '|');
+        buf_printf(&text, "%s%.*s", text.n == 0 ? "" : rest.n ? ", " : " or ", PR(word));
+    }
+    return arena_str(&c->client.arena, buf_view(&text));
+}
+
 /* Puts an option's value into its member of *c. False if the value is none of that kind. */
 static bool cli_set(cli *c, const cli_option *o, const char *value)
 {
     void *to = (char *)c + o->offset;
     uint64_t number = 0;
     switch (o->kind) {
+    case CLI_REFUSED: return false;
     case CLI_FLAG: return *(bool *)to = true;
     case CLI_WORD: return *(const char **)to = value, cli_is_choice(value, o->value);
     case CLI_WORDS: return cli_add_word(c, to, value);
@@ -30044,13 +30199,25 @@ static const cli_option *cli_option_of(const char *word, unsigned command, const
 /* A line of words, the one to look at next, and the bit of the command whose options it has. */
 typedef struct { char **argv; int argc, at; unsigned command; } cli_line;
 
+static int cli_unknown_option(cli *c, const char *word, unsigned command)
+{
+    char near[GUESS_TEXT] = "";
+    slice name = slice_of(word);
+    guess g = { .word = slice_cut(&name, '=') };
+    for (size_t i = 0; i < COUNT(cli_options) && word[1] == '-'; i++)
+        if (cli_options[i].commands & command)
+            guess_try(&g, slice_of(arena_printf(&c->client.arena, "--%s", cli_options[i].name)));
+    return cli_usage(c, "unknown option %s%s", word, guess_text(&g, near));
+}
+
 /* Takes the options in the word at line->at, and the next word if that is the last one's value:
  * -f, -fn5 (two of them), -n5, -n 5, --tail=5, --tail 5. */
 static int cli_parse_option(cli *c, cli_line *line)
 {
     for (const char *word = line->argv[line->at], *rest; word;) {
         const cli_option *o = cli_option_of(word, line->command, &rest);
-        if (!o) return cli_usage(c, "unknown option %s", word);
+        if (!o) return cli_unknown_option(c, word, line->command);
+        if (o->kind == CLI_REFUSED) return cli_usage(c, "--%s is %s", o->name, o->does);
         bool more = o->kind == CLI_FLAG && rest && word[1] != '-';
         const char *value = rest;
         if (o->kind != CLI_FLAG && !rest && line->at + 1 < line->argc)
@@ -30060,7 +30227,7 @@ static int cli_parse_option(cli *c, cli_line *line)
         if (o->kind == CLI_FLAG && rest && !more)
             return cli_usage(c, "--%s takes no value", o->name);
         if (!cli_set(c, o, value))
-            return cli_usage(c, "--%s %s: want %s", o->name, value, o->value);
+            return cli_usage(c, "--%s \"%s\": must be %s", o->name, value, cli_must_be(c, o));
         word = more ? arena_printf(&c->client.arena, "-%s", rest) : NULL;
     }
     return CLI_OK;
@@ -30108,42 +30275,76 @@ static int cli_not_run(const error *e)
     return CLI_FAILED;
 }
 
+/* What the n-th word of a command is called in its row, as a person says it. */
+static const char *cli_word_name(cli *c, const cli_command *row, int n)
+{
+    static const struct { const char *in_row, *name; } rows[] = {
+        { "IMAGE", "image name" }, { "ID", "name or ID" }, { "COMMAND", "command" },
+        { "POD", "name or ID of a pod" }, { "FILE|DIRECTORY|-", "file, directory or -" },
+    };
+    slice rest = slice_of(row->args), word = { NULL, 0 };
+    for (int i = 0; i <= n && rest.n; i++) word = slice_cut(&rest, ' ');
+    if (slice_ends(word, "...")) word.n -= 3;
+    for (size_t i = 0; i < COUNT(rows); i++)
+        if (slice_is(word, rows[i].in_row)) return rows[i].name;
+    return arena_printf(&c->client.arena, "file %.*s", PR(word));
+}
+
+/* Whether the command has the words that it needs, and no more. */
+static int cli_check_words(cli *c, const cli_command *row)
+{
+    for (int i = 0; i < row->least; i++)
+        if (i >= c->nargs || !*c->args[i])
+            return cli_usage(c, "missing %s", cli_word_name(c, row, i));
+    if (c->nargs <= row->most) return CLI_OK;
+    return cli_usage(c, "unexpected word \"%s\"", c->args[row->most]);
+}
+
 /* Runs a command whose options have been parsed. */
 static int cli_do(cli *c, enum cli_command which)
 {
     const cli_command *row = &cli_commands[which];
-    error e;
+    error e = { 0 };
     if (c->help) return cli_help_command(which);
-    if (c->nargs < row->least || c->nargs > row->most)
-        return cli_usage(c, "want %s", *row->args ? row->args : "no arguments");
-    int code = row->run(c, &e);
-    bool told = fflush(stdout) == 0;
-    if (code < 0 || !told) {
-        OWNED_BUF text = { 0 };
-        text_escape(&text, code < 0 ? slice_of(e.text) : SLICE("the output could not be written"),
-                    sizeof e.text);
-        fprintf(stderr, "krun: %.*s\n", PR(buf_view(&text)));
-    }
-    if (code < 0) return row->flags & CLI_OWN_CODE ? cli_not_run(&e) : CLI_ERROR;
-    return told ? code : CLI_ERROR;
+    int code = cli_check_words(c, row);
+    if (code) return code;
+    code = row->run(c, &e);
+    if (fflush(stdout) && code >= 0) code = fail_sys(&e, GRPC_INTERNAL, "write the output");
+    if (code >= 0) return code;
+    cli_complain(&e);
+    if (cli_unread(&e)) return CLI_SIGPIPE;
+    return row->flags & CLI_OWN_CODE ? cli_not_run(&e) : CLI_ERROR;
+}
+
+/* `krun help [COMMAND]`, `krun --help [COMMAND]`. */
+static int cli_begin_help(cli *c, const char *word)
+{
+    char near[GUESS_TEXT];
+    int which = word ? cli_find_command(word) : CLI_COMMANDS;
+    if (!word || !strcmp(word, "help")) return cli_help();
+    if (!strcmp(word, "serve")) return daemon_main(2, (char *[]){ "serve", "--help", NULL });
+    if (!strcmp(word, "self")) return puts("usage: krun self PROGRAM [ARG...]"), CLI_OK;
+    if (which < CLI_COMMANDS) return cli_help_command((enum cli_command)which);
+    return cli_usage(c, "there is no command \"%s\"%s", word, cli_near_command(word, near));
 }
 
 /* The word after `krun` and the options before it. */
 static int cli_begin(cli *c, int argc, char **argv)
 {
+    char near[GUESS_TEXT];
     int bad = cli_parse(c, (cli_line){ argv, argc, 1, ON(COMMANDS) }, true);
     if (bad) return bad;
     if (c->version) return printf("krun %s\n", KRUN_VERSION), CLI_OK;
-    bool help = c->help || (c->nargs && !strcmp(c->args[0], "help"));
-    const char *word = c->nargs > 1 && help ? c->args[1] : c->nargs ? c->args[0] : "help";
-    int which = cli_find_command(word);
-    if (help && which < CLI_COMMANDS) return cli_help_command((enum cli_command)which);
-    if (help) return cli_help();
-    if (!c->nargs) return cli_help(), CLI_USAGE;
+    const char *word = c->nargs ? c->args[0] : NULL;
+    bool help = word && !strcmp(word, "help");
+    if (help || c->help) return cli_begin_help(c, !help ? word : c->nargs > 1 ? c->args[1] : NULL);
+    if (!word) return cli_help(), CLI_USAGE;
     if (!strcmp(word, "serve") && c->socket)
         return cli_usage(c, "the options of serve come after it");
     if (!strcmp(word, "serve")) return daemon_main(c->nargs, c->args);
-    if (which == CLI_COMMANDS) return cli_usage(c, "there is no command \"%s\"", word);
+    int which = cli_find_command(word);
+    if (which == CLI_COMMANDS)
+        return cli_usage(c, "there is no command \"%s\"%s", word, cli_near_command(word, near));
     c->command = cli_commands[which].name;
     c->timeout = which == CLI_STOP ? CLIENT_STOP_SECONDS : 0;
     cli_line line = { c->args, c->nargs, 1, 1U << which };

@@ -199,6 +199,41 @@ TEST(client_log_rotated_notices_another_file_under_the_name)
     client_test_end(dir);
 }
 
+TEST(client_log_rewind_notices_a_log_that_was_truncated_in_place)
+{
+    static const struct { const char *before, *after, *want; } rows[] = {
+        { "2026-11-22T02:10:52.123456789Z stdout F one\n", "2026-11-22T02:10:52.123456789Z stdout F one\n", "one\n" },
+        { "2026-11-22T02:10:52.123456789Z stdout F one\n", "", "one\n" },
+        { "2026-11-22T02:10:52.123456789Z stdout F one\n", "2026-11-22T02:10:53.123456789Z stdout F b\n", "one\nb\n" },
+        { "2026-11-22T02:10:52.123456789Z stdout F one\n", /* it has grown past what was read */
+          "2026-11-22T02:10:53.123456789Z stdout F two\n2026-11-22T02:10:54.123456789Z stdout F three\n", "one\ntwo\nthree\n" },
+        { "2026-11-22T02:10:52.123456789Z stdout F one\n2026-11-22T02:10:52.223456789Z stdout F cut o",
+          "2026-11-22T02:10:53.123456789Z stdout F two\n", "one\ntwo\n" },
+        { "", "2026-11-22T02:10:53.123456789Z stdout F two\n", "two\n" },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        char dir[PATH_MAX], shown[64] = "";
+        client_log l;
+        error e;
+        client_test_log(&l, dir, rows[i].before);
+        int shown_fd = memfd_create("shown", MFD_CLOEXEC), kept = dup(STDOUT_FILENO);
+        dup2(shown_fd, STDOUT_FILENO);
+        CHECK_INT(client_log_rewind(&l, &e) + client_log_drain(&l, &e), 0);
+        int writer = open(l.path, O_WRONLY | O_TRUNC | O_CLOEXEC);
+        CHECK(write(writer, rows[i].after, strlen(rows[i].after)) >= 0);
+        close(writer);
+        CHECK_INT(client_log_rewind(&l, &e) + client_log_drain(&l, &e), 0);
+        CHECK_INT(client_log_rewind(&l, &e) + client_log_drain(&l, &e), 0);
+        dup2(kept, STDOUT_FILENO);
+        close(kept);
+        CHECK(pread(shown_fd, shown, sizeof shown - 1, 0) >= 0);
+        CHECK_TEXT(slice_of(shown), rows[i].want);
+        close(shown_fd);
+        client_log_close(&l);
+        client_test_end(dir);
+    }
+}
+
 TEST(client_log_wait_tells_a_closed_writer_from_a_written_line)
 {
     char dir[PATH_MAX];

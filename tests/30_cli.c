@@ -54,6 +54,8 @@ TEST(cli_parse_refuses_what_no_option_means)
         { CLI_LOGS, { "--tail", "-1" } }, { CLI_LOGS, { "-n", "x" } }, { CLI_LOGS, { "-fz" } }, { CLI_LOGS, { "--=" } },
         { CLI_PS, { "-o", "yaml" } }, { CLI_RUN, { "--net", "bridge" } }, { CLI_RUN, { "--memory", "0" } },
         { CLI_RUN, { "--cpus", "1,5" } }, { CLI_PS, { "--rm" } }, { CLI_PODS, { "-a" } },
+        { CLI_EXEC, { "-t", "5", "x" } }, { CLI_EXEC, { "-it", "x" } }, { CLI_RUN, { "-i", "x" } },
+        { CLI_RUN, { "--interactive", "x" } }, { CLI_RUN, { "-ti", "x" } },
     };
     for (size_t i = 0; i < COUNT(rows); i++) {
         cli c;
@@ -93,13 +95,16 @@ TEST(cli_count_prefers_a_name_and_finds_the_beginning_of_an_id)
     };
     cli_things all = { things, COUNT(things), COUNT(things) };
     cli_thing got;
-    CHECK_INT(cli_count(&all, CLI_POD, "web", true, &got), 1);
+    CHECK_INT(cli_count(&all, CLI_POD, "web", CLI_BY_NAME, &got), 1);
     CHECK_TEXT(got.id, "ab99");
-    CHECK_INT(cli_count(&all, CLI_CONTAINER | CLI_POD, "ab", true, &got), 1);
+    CHECK_INT(cli_count(&all, CLI_CONTAINER | CLI_POD, "web", CLI_BY_NAME, &got), 2);
+    CHECK_INT(cli_count(&all, CLI_CONTAINER | CLI_POD, "ab", CLI_BY_NAME, &got), 1);
     CHECK_TEXT(got.id, "cd34");
-    CHECK_INT(cli_count(&all, CLI_CONTAINER | CLI_POD, "ab", false, &got), 2);
-    CHECK_INT(cli_count(&all, CLI_CONTAINER | CLI_POD, "ab1", false, &got), 1);
-    CHECK_INT(cli_count(&all, CLI_CONTAINER | CLI_POD, "", false, &got), 0);
+    CHECK_INT(cli_count(&all, CLI_CONTAINER | CLI_POD, "ab", CLI_BY_PREFIX, &got), 2);
+    CHECK_INT(cli_count(&all, CLI_CONTAINER | CLI_POD, "ab1", CLI_BY_PREFIX, &got), 1);
+    CHECK_INT(cli_count(&all, CLI_CONTAINER | CLI_POD, "ab1", CLI_BY_ID, &got), 0);
+    CHECK_INT(cli_count(&all, CLI_CONTAINER | CLI_POD, "ab12", CLI_BY_ID, &got), 1);
+    CHECK_INT(cli_count(&all, CLI_CONTAINER | CLI_POD, "", CLI_BY_PREFIX, &got), 0);
 }
 
 TEST(cli_ago_uses_the_largest_unit_that_is_there_twice)

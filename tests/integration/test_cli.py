@@ -1,6 +1,7 @@
 """krun's own command line: tables for people, JSON for programs, exit codes passed through."""
 import json
 import os
+import signal
 import subprocess
 
 from harness import KRUN, check, equal, holds, pb, test, until
@@ -79,6 +80,165 @@ def a_mistake_in_the_settings_is_named_with_its_place_and_what_is_allowed(k):
                              (["--sokcet", "/x"], 2, 'unknown flag --sokcet: did you mean "socket"?'),
                              (["word"], 2, "unexpected word word"), (["--root"], 2, "a value is missing after --root")):
         holds(want, complaint(k, code, "serve", "--config", path, *line), str(line))
+
+
+@test
+def a_line_that_was_typed_wrong_says_what_is_wrong_and_what_is_near(k):
+    rows = ((["imagse"], 'there is no command "imagse": did you mean "images"?'),
+            (["frob"], 'there is no command "frob" (see: krun --help)'),
+            (["help", "frob"], 'there is no command "frob"'), (["--help", "sotp"], 'did you mean "stop"?'),
+            (["ps", "--quite"], 'unknown option --quite: did you mean "--quiet"?'),
+            (["run", "--interactiv", "x"], "did you mean"), (["ps", "--frob"], "unknown option --frob (see"),
+            (["ps", "-o", "yaml"], '--output "yaml": must be table or json'),
+            (["run", "--net=bridge", "x"], '--net "bridge": must be host, cni or none'),
+            (["run", "--memory", "much", "x"], '--memory "much": must be a size such as 64m'),
+            (["run", "--cpus", "all", "x"], '--cpus "all": must be a number such as 0.5'),
+            (["logs", "--tail", "all", "x"], '--tail "all": must be a whole number'),
+            (["logs", "x", "--tail"], "--tail wants a value: LINES"), (["ps", "--quiet=1"], "--quiet takes no value"),
+            (["run"], "missing image name"), (["run", ""], "missing image name"), (["pull"], "missing image name"),
+            (["rmi"], "missing image name"), (["exec"], "missing name or ID"), (["exec", "x"], "missing command"),
+            (["stop"], "missing name or ID"), (["inspect", ""], "missing name or ID"), (["runp"], "missing file POD.json"),
+            (["create", "x", "y"], "missing file POD.json"), (["create"], "missing name or ID of a pod"),
+            (["load"], "missing file, directory or -"), (["rm"], "give pods and containers, or --all"),
+            (["rm", "--all", "x"], "give pods and containers, or --all"),
+            (["logs", "x", "y"], 'unexpected word "y"'), (["ps", "x"], 'unexpected word "x"'))
+    for line, want in rows:
+        holds(want, complaint(k, 2, *line), f"krun {line}")
+    for name in ("serve", "self", "ps", "help"):
+        done = subprocess.run([KRUN, "help", name], stdout=subprocess.PIPE, check=True)
+        holds("usage: krun", done.stdout.decode(), f"krun help {name}")
+
+
+@test
+def input_and_terminals_are_refused_with_a_sentence(k):
+    for line in (["run", "-i", SELF], ["run", "-it", SELF], ["exec", "-i", "x", "true"], ["exec", "-ti", "x", "true"]):
+        holds("not there yet: a program has no", complaint(k, 2, *line), f"krun {line}")
+    holds("not there yet: a program has no terminal", complaint(k, 2, "exec", "-t", "x", "true"), "exec -t")
+
+
+@test
+def who_may_not_reach_the_daemon_is_told_why(k):
+    def as_nobody(*line):
+        done = subprocess.run(["setpriv", "--reuid", "65534", "--clear-groups", KRUN, *line], stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, env={**os.environ, "KRUN_SOCKET": k.socket})
+        return done.returncode, done.stderr.decode()
+    for line in (["ps"], ["serve", "--config", ""]):
+        code, text = as_nobody(*line)
+        equal(code, 1, f"krun {line}: {text}")
+        holds("must run as root", text, f"krun {line}")
+    holds("is krun serve running?", complaint(k, 1, "ps", environment={"KRUN_SOCKET": "/none"}), "krun ps")
+    holds("is krun serve running?", complaint(k, 1, "stop", "x", "y", environment={"KRUN_SOCKET": "/none"}), "krun stop")
+
+
+@test
+def lists_go_on_past_what_is_not_there_and_fail_at_their_end(k):
+    def run(*line):
+        done = k.cli(*line, check_status=False)
+        return done.returncode, done.stdout.decode().split(), done.stderr.decode()
+    for name in ("one", "two"):
+        words(k, "run", "-d", "--net", "none", "--name", name, SELF, "sleep")
+    for command in ("stop", "rm"):
+        line = [command, "-t", "0"] if command == "stop" else [command]
+        code, out, err = run(*line, "one", "none", "", "two")
+        equal((code, out), (1, ["one", "two"]), f"krun {command}")
+        holds('there is no pod or container "none"', err, command)
+        holds('there is no pod or container ""', err, command)
+    equal(len(k.cri.ListPodSandbox().items), 0, "pods")
+    code, out, err = run("inspect", "none", SELF)
+    equal((code, json.loads("".join(out))["status"]["repoTags"]), (1, [SELF]), "krun inspect")
+    holds('there is no pod, container or image "none"', err, "inspect")
+    code, out, err = run("start", "none", "neither")
+    equal((code, err.count("there is no")), (1, 2), "krun start")
+    code, out, err = run("pin", "none", SELF)
+    equal((code, out), (1, [SELF]), f"krun pin: {err}")
+    code, out, err = run("check", "none", SELF)
+    equal(code, 1, "krun check")
+    holds(SELF, " ".join(out), "check")
+    name = "127.0.0.1:5000/test/docker:1"
+    code, out, err = run("pull", "-q", "127.0.0.1:5000/no/such:1", name)
+    equal((code, len(out)), (1, 1), f"krun pull: {err}")
+    equal(err.count("127.0.0.1:5000/no/such:1"), 1, f"what it says of the one that is not there: {err}")
+    code, out, err = run("rmi", "none", name)
+    equal(code, 1, f"krun rmi: {err}")
+    check("test/docker" not in words(k, "images"), "it is gone")
+
+
+@test
+def a_name_means_the_same_thing_to_every_command(k):
+    """The pod of that name, and in it the container of that name or the only one; else the container."""
+    first = words(k, "run", "-d", "--net", "none", "--name", "web", SELF, "print", "--every", "100", "first").strip()
+    box = k.cri.ListContainers(filter={"pod_sandbox_id": first}).containers[0].id
+    config = {"metadata": {"name": "other", "uid": "u1", "namespace": "n"}, "log_directory": k.directory + "/o",
+              "linux": {"security_context": {"namespace_options": {"network": "NODE"}}}}
+    put(k.directory + "/pod.json", json.dumps(config))
+    other = words(k, "runp", k.directory + "/pod.json").strip()
+    for name in ("web", "side"):
+        put(k.directory + "/c.json", json.dumps({"metadata": {"name": name}, "image": {"image": SELF}, "args": ["sleep"],
+                                                 "log_path": name + ".log", "linux": {}}))
+        words(k, "create", "other", k.directory + "/c.json", k.directory + "/pod.json")
+    shown = json.loads(words(k, "inspect", "web"))
+    equal((shown["status"]["id"], [c["status"]["id"] for c in shown["containers"]]), (first, [box]), "inspect web")
+    holds("first", words(k, "logs", "web"), "logs web")
+    equal(json.loads(words(k, "inspect", "side"))["status"]["metadata"]["name"], "side", "inspect side")
+    words(k, "start", "side")
+    equal(k.cli("logs", "other", check_status=False).returncode, 1, "logs of a pod with two containers")
+    holds('pod "other" has 2 containers: say which (', k.cli("logs", "other", check_status=False).stderr.decode(), "logs")
+    words(k, "stop", "-t", "0", "web")
+    equal(k.cri.PodSandboxStatus(pod_sandbox_id=first).status.state, pb.SANDBOX_NOTREADY, "the pod after stop web")
+    words(k, "rm", "web")
+    equal([p.id for p in k.cri.ListPodSandbox().items], [other], "pods after rm web")
+    equal(json.loads(words(k, "inspect", "web"))["status"]["metadata"]["name"], "web", "inspect of the other web")
+    config["metadata"]["uid"] = "u2"
+    put(k.directory + "/pod2.json", json.dumps(config))
+    second = words(k, "runp", k.directory + "/pod2.json").strip()
+    for command in (["stop"], ["inspect"], ["rm", "-f"], ["logs"], ["ps", "--pod"]):
+        holds('"other" is ambiguous (2 matches): use an ID',
+              k.cli(*command, "other", check_status=False).stderr.decode(), str(command))
+    words(k, "rm", "--force", second[:20], other)
+    equal(len(k.cri.ListPodSandbox().items), 0, "pods")
+
+
+@test
+def interrupted_runs_end_as_shells_expect(k):
+    """130 after Ctrl-C and 143 after SIGTERM; the program's own code if it made something of its stop."""
+    trap = ["--entrypoint", "/bin/sh", k.image, "-c", "trap 'exit 5' TERM; echo up; while :; do sleep 0.1; done"]
+    rows = ((signal.SIGINT, [SELF, "print", "--every", "100", "up"], 130),
+            (signal.SIGTERM, [SELF, "print", "--every", "100", "up"], 143), (signal.SIGINT, trap, 5))
+    for number, line, code in rows:
+        with subprocess.Popen([KRUN, "run", "--socket", k.socket, "--rm", "--net", "none", *line],
+                              stdout=subprocess.PIPE) as run:
+            run.stdout.readline()
+            run.send_signal(number)
+            equal(run.wait(), code, f"exit status after {number}")
+    equal(len(k.cri.ListPodSandbox().items), 0, "pods")
+
+
+@test
+def nothing_is_said_when_the_reader_of_the_output_goes(k):
+    """Also where SIGPIPE is ignored, as under systemd."""
+    def unread(*line, ignored):
+        reader, writer = os.pipe()
+        os.close(reader)
+        old = signal.signal(signal.SIGPIPE, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        done = subprocess.run([KRUN, *line, "--socket", k.socket], stdout=writer, stderr=subprocess.PIPE,
+                              restore_signals=False)
+        signal.signal(signal.SIGPIPE, old)
+        os.close(writer)
+        return done.returncode, done.stderr
+    words(k, "run", "-d", "--net", "none", "--name", "talk", SELF, "print", "word")
+    for line in (["images"], ["images", "-o", "json"], ["inspect", SELF, SELF], ["info"], ["logs", "talk"], ["ps", "-aq"],
+                 ["version"], ["pin", SELF, SELF]):
+        equal(unread(*line, ignored=True), (141, b""), f"krun {line}")
+        equal(unread(*line, ignored=False), (-signal.SIGPIPE, b""), f"krun {line}")
+    words(k, "rm", "-f", "talk")
+    reader, writer = os.pipe()
+    with subprocess.Popen([KRUN, "run", "--socket", k.socket, "--rm", "--net", "none", SELF, "print", "--every", "0.01",
+                           "x"], stdout=writer, stderr=subprocess.PIPE) as run:
+        os.close(writer)
+        os.read(reader, 1)
+        os.close(reader)
+        equal((run.wait(), run.stderr.read()), (141, b""), "krun run into head")
+    equal(len(k.cri.ListPodSandbox().items), 0, "pods")
 
 
 @test
@@ -175,6 +335,26 @@ def logs_f_follows_until_the_end(k):
     equal(words(k, "logs", "-f", "f"), "1\n2\n3\n4\n5\n", "what is followed")
     k.cli("rm", "--force", "f")
     equal(len(k.cri.ListPodSandbox().items), 0, "pods")
+
+
+@test
+def logs_f_goes_on_when_the_log_is_truncated_in_place(k):
+    words(k, "run", "-d", "--net", "none", "--name", "t", SELF, "print", "--every", "0.02", "line")
+    path = k.cri.ContainerStatus(container_id=k.cri.ListContainers().containers[0].id).status.log_path
+    with subprocess.Popen([KRUN, "logs", "--socket", k.socket, "-f", "t"], stdout=subprocess.PIPE) as follow:
+        for _ in range(3):
+            for _ in range(5):
+                holds("line ", follow.stdout.readline().decode(), "what is followed")
+            os.truncate(path, 0)
+        shown = int(follow.stdout.readline().split()[1])
+        until("a later line is in the file", lambda: f"line {shown + 20}\n" in open(path).read())
+        os.truncate(path, 0)
+        while int(follow.stdout.readline().split()[1]) < shown + 25:
+            pass
+        words(k, "stop", "-t", "0", "t")
+        follow.stdout.read()
+        equal(follow.wait(), 0, "exit status")
+    words(k, "rm", "t")
 
 
 @test
