@@ -23316,7 +23316,6 @@ static bool pod_is_privileged(const PodSandboxConfig *c)
 static int check_metadata(const PodSandboxMetadata *m, error *e)
 {
     if (!m || !m->name.n) return fail(e, GRPC_INVALID_ARGUMENT, "config.metadata.name is required");
-    if (!m->uid.n) return fail(e, GRPC_INVALID_ARGUMENT, "config.metadata.uid is required");
     if (!m->name_space.n)
         return fail(e, GRPC_INVALID_ARGUMENT, "config.metadata.namespace is required");
     return check_text(m->name, "config.metadata.name", e) < 0 ||
@@ -23349,6 +23348,10 @@ static int spec_check_pod(const RunPodSandboxRequest *in, error *e)
     if (check_text(c->hostname, "config.hostname", e) < 0) return -1;
     if (c->hostname.n > 64)
         return fail(e, GRPC_INVALID_ARGUMENT, "config.hostname is longer than 64 bytes");
+    if (c->hostname.n && pod_namespaces_of(c)->network == NamespaceMode_NODE)
+        return fail(e, GRPC_INVALID_ARGUMENT,
+                    "config.hostname \"%.*s\": a pod on the host's network has the host's name",
+                    PR(c->hostname));
     if (c->log_directory.n && check_absolute(c->log_directory, "config.log_directory", e) < 0)
         return -1;
     if (path_goes_up(c->log_directory))

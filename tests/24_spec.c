@@ -5,6 +5,9 @@ static PodSandboxMetadata spec_metadata = { .name = SLICE("p"), .uid = SLICE("u"
 TEST(spec_pod_refuses_what_cannot_be_meant_and_names_the_field) /* T4, T48, T49 */
 {
     PodSandboxMetadata no_name = { .uid = SLICE("u"), .name_space = SLICE("n") }, no_uid = { .name = SLICE("p"), .name_space = SLICE("n") };
+    NamespaceOption host = { .network = NamespaceMode_NODE };
+    LinuxSandboxSecurityContext s_host = { .namespace_options = &host };
+    LinuxPodSandboxConfig l_host = { .security_context = &s_host };
     PodSandboxMetadata lined = { .name = SLICE("p\nq"), .uid = SLICE("u"), .name_space = SLICE("n") };
     slice bad_search = SLICE("a\nnameserver 6.6.6.6");
     DNSConfig dns = { .searches.p = &bad_search, .searches.n = 1 };
@@ -16,7 +19,7 @@ TEST(spec_pod_refuses_what_cannot_be_meant_and_names_the_field) /* T4, T48, T49 
     const struct { PodSandboxConfig config; slice handler; int code; const char *says; } rows[] = {
         { { .metadata = NULL }, SLICE(""), GRPC_INVALID_ARGUMENT, "metadata" },
         { { .metadata = &no_name }, SLICE(""), GRPC_INVALID_ARGUMENT, "metadata.name" },
-        { { .metadata = &no_uid }, SLICE(""), GRPC_INVALID_ARGUMENT, "metadata.uid" },
+        { { .metadata = &spec_metadata, .linux = &l_host, .hostname = SLICE("h") }, SLICE(""), GRPC_INVALID_ARGUMENT, "hostname \"h\"" },
         { { .metadata = &lined }, SLICE(""), GRPC_INVALID_ARGUMENT, "metadata.name" },
         { { .metadata = &spec_metadata, .hostname = SLICE("a\nb") }, SLICE(""), GRPC_INVALID_ARGUMENT, "hostname" },
         { { .metadata = &spec_metadata, .log_directory = SLICE("var/log") }, SLICE(""), GRPC_INVALID_ARGUMENT, "log_directory" },
@@ -38,6 +41,8 @@ TEST(spec_pod_refuses_what_cannot_be_meant_and_names_the_field) /* T4, T48, T49 
     }
     PodSandboxConfig good = { .metadata = &spec_metadata, .hostname = SLICE("h"), .log_directory = SLICE("/var/log/pods/x") };
     CHECK_INT(spec_check_pod(&(RunPodSandboxRequest){ .config = &good }, &e), 0);
+    PodSandboxConfig others[] = { { .metadata = &no_uid }, { .metadata = &spec_metadata, .linux = &l_host } };
+    for (size_t i = 0; i < COUNT(others); i++) CHECK_INT(spec_check_pod(&(RunPodSandboxRequest){ .config = &others[i] }, &e), 0);
 }
 
 TEST(spec_container_refuses_what_cannot_be_meant_and_names_the_field)

@@ -100,12 +100,28 @@ def twenty_pods_at_once_are_twenty_pods(k):
 
 @test
 def a_pod_without_metadata_or_with_a_bad_hostname_is_refused(k):  # T4, T49
-    rows = ({"metadata": {"name": ""}}, {"metadata": {"uid": ""}}, {"hostname": "a\nb"},
+    rows = ({"metadata": {"name": ""}}, {"metadata": {"namespace": ""}}, {"hostname": "a\nb"},
             {"hostname": "x" * 300}, {"dns_config": {"searches": ["a\nnameserver 6.6.6.6"]}})
     for row in rows:
         own = merge(merge(k.pod_config(hostname="ok"), options(network=pb.POD)), row)
         refused("INVALID_ARGUMENT", lambda own=own: k.cri.RunPodSandbox(config=own))
     refused("INVALID_ARGUMENT", k.cri.RunPodSandbox)
+    equal(len(k.cri.ListPodSandbox().items), 0, "pods")
+
+
+@test
+def a_pod_needs_no_uid_and_keeps_that_it_has_none(k):
+    pod = k.pod(metadata={"uid": ""})
+    equal(pod.status().metadata.uid, "", "uid")
+    equal(k.cri.RunPodSandbox(config=pod.config).pod_sandbox_id, pod.id, "the same again")
+    other = k.pod(metadata={"name": pod.config["metadata"]["name"], "uid": "u"})
+    check(other.id != pod.id, "with a uid it is another pod")
+    equal(pod.prints("echo", "runs"), "runs\n", "output")
+
+
+@test
+def a_pod_on_the_hosts_network_cannot_have_a_name_of_its_own(k):
+    refused("INVALID_ARGUMENT", lambda: k.pod(hostname="another"), "config.hostname")
     equal(len(k.cri.ListPodSandbox().items), 0, "pods")
 
 
