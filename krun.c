@@ -573,7 +573,8 @@ enum {
     K_FSCONFIG_SET_FLAG = 0, K_FSCONFIG_SET_STRING = 1, K_FSCONFIG_SET_FD = 5,
     K_FSCONFIG_CMD_CREATE = 6,
     K_ATTR_RDONLY = 1, K_ATTR_NOSUID = 2, K_ATTR_NODEV = 4, K_ATTR_NOEXEC = 8,
-    K_ATTR_NOATIME = 0x10, K_ATTR_IDMAP = 0x100000,
+    K_ATTR_NOATIME = 0x10, K_ATTR_STRICTATIME = 0x20, K_ATTR_ATIME = 0x70, K_ATTR_NODIRATIME = 0x80,
+    K_ATTR_IDMAP = 0x100000, K_ATTR_NOSYMFOLLOW = 0x200000,
     K_AT_RECURSIVE = 0x8000
 };
 /* And of linux/fs.h, for the same reason: ioctl_iflags(2). */
@@ -18905,25 +18906,44 @@ static int rootfs_plain_dir(int root, const char *path, error *e)
 
 /* -- volumes ----------------------------------------------------------------------------------- */
 
-static const struct { const char *name; unsigned attr; } mount_options[] = {
-    { "ro", K_ATTR_RDONLY }, { "noexec", K_ATTR_NOEXEC }, { "nosuid", K_ATTR_NOSUID },
-    { "nodev", K_ATTR_NODEV }, { "noatime", K_ATTR_NOATIME }, { "rw", 0 },
+/* The options of mount(8) that belong to a mount and not to its file system: what each sets and
+ * takes away. The kernel changes how access times are kept only if all of K_ATTR_ATIME is named
+ * (mount_setattr(2)). A mount that was asked for as read-only stays so whatever is said here. */
+static const struct { const char *name; unsigned set, clear; } mount_options[] = {
+    { "ro", K_ATTR_RDONLY, 0 }, { "rw", 0, 0 },
+    { "noexec", K_ATTR_NOEXEC, 0 }, { "exec", 0, K_ATTR_NOEXEC },
+    { "nosuid", K_ATTR_NOSUID, 0 }, { "suid", 0, K_ATTR_NOSUID },
+    { "nodev", K_ATTR_NODEV, 0 }, { "dev", 0, K_ATTR_NODEV },
+    { "noatime", K_ATTR_NOATIME, K_ATTR_ATIME }, { "atime", 0, K_ATTR_ATIME },
+    { "strictatime", K_ATTR_STRICTATIME, K_ATTR_ATIME }, { "nostrictatime", 0, K_ATTR_ATIME },
+    { "relatime", 0, K_ATTR_ATIME }, { "norelatime", 0, K_ATTR_ATIME },
+    { "nodiratime", K_ATTR_NODIRATIME, 0 }, { "diratime", 0, K_ATTR_NODIRATIME },
+    { "nosymfollow", K_ATTR_NOSYMFOLLOW, 0 }, { "symfollow", 0, K_ATTR_NOSYMFOLLOW },
+    { "defaults", 0, 0 }, { "bind", 0, 0 }, { "rbind", 0, 0 },
 };
 
-/* The attributes that a volume's flags and options ask for. */
-static int volume_attributes(const MountSpec *m, unsigned *attr, error *e)
+/* The change that a volume's flags and options ask for; the last of two that contradict counts. */
+static int volume_attributes(const MountSpec *m, struct k_mount_attr *out, error *e)
 {
-    *attr = (m->noexec ? K_ATTR_NOEXEC : 0) | (m->nosuid ? K_ATTR_NOSUID : 0) |
-            (m->nodev ? K_ATTR_NODEV : 0) | (m->readonly || m->layers.n ? K_ATTR_RDONLY : 0);
+    unsigned set = 0, clear = 0;
     for (size_t i = 0; i < m->mount_options.n; i++) {
         size_t k = 0;
         while (k < COUNT(mount_options) && !slice_is(m->mount_options.p[i], mount_options[k].name))
             k++;
         if (k == COUNT(mount_options))
-            return fail(e, GRPC_INVALID_ARGUMENT, "mount %.*s: unknown option \"%.*s\"",
+            return fail(e, GRPC_INVALID_ARGUMENT,
+                        "mount %.*s: unknown option \"%.*s\": mount_options may be ro, noexec, "
+                        "nosuid, nodev, noatime, nodiratime, relatime, strictatime, nosymfollow "
+                        "and their opposites",
                         PR(m->destination), PR(m->mount_options.p[i]));
-        *attr |= mount_options[k].attr;
+        set = (set & ~mount_options[k].clear) | mount_options[k].set;
+        clear = (clear & ~mount_options[k].set) | mount_options[k].clear;
     }
+    set |= (m->noexec ? K_ATTR_NOEXEC : 0) | (m->nosuid ? K_ATTR_NOSUID : 0) |
+           (m->nodev ? K_ATTR_NODEV : 0) | (m->readonly || m->layers.n ? K_ATTR_RDONLY : 0);
+    clear &= ~(set & ~K_ATTR_ATIME);
+    if (set & K_ATTR_ATIME) clear |= K_ATTR_ATIME;
+    *out = (struct k_mount_attr){ .attr_set = set, .attr_clr = clear };
     return 0;
 }
 
@@ -18954,13 +18974,11 @@ static int volume_set(int volume, const MountSpec *m, error *e)
 {
     /* by MountPropagation */
     static const unsigned propagation[] = { MS_PRIVATE, MS_SLAVE, MS_SHARED };
-    unsigned attr;
-    if (volume_attributes(m, &attr, e) < 0) return -1;
-    struct k_mount_attr all = { .propagation = propagation[m->propagation % 3U] },
-                        top = { .attr_set = attr };
+    struct k_mount_attr all = { .propagation = propagation[m->propagation % 3U] }, top;
+    if (volume_attributes(m, &top, e) < 0) return -1;
     if (m->recursive_readonly) all.attr_set = K_ATTR_RDONLY;
     if (mount_attributes(volume, K_AT_RECURSIVE, &all, e) < 0) return -1;
-    return attr ? mount_attributes(volume, 0, &top, e) : 0;
+    return top.attr_set | top.attr_clr ? mount_attributes(volume, 0, &top, e) : 0;
 }
 
 /* A volume out of an image's layers. To take a part of it, older kernels (before 6.15) want it
@@ -23888,7 +23906,8 @@ static int spec_mounts(const spec_context *x, const ContainerConfig *c, Containe
                              .propagation = m->propagation };
         spec->mount_options.p = m->mount_options.p;
         spec->mount_options.n = m->mount_options.n;
-        if ((m->image && m->image->image.n ? spec_image_volume : spec_bind)(x, m, spec, e) < 0)
+        if (volume_attributes(spec, &(struct k_mount_attr){ 0 }, e) < 0 ||
+            (m->image && m->image->image.n ? spec_image_volume : spec_bind)(x, m, spec, e) < 0)
             return -1;
         out->mounts.n++;
     }
@@ -26398,6 +26417,7 @@ static int service_status(grpc_call *c, const void *in, void *out, error *e)
     reply->runtime_handlers.p = handler;
     reply->runtime_handlers.n = 1;
     reply->features->supplemental_groups_policy = true;
+    reply->features->mount_options = true;
     if (!ask->verbose) return 0;
     pb_pair *info = call_alloc(c, sizeof *info, e);
     if (!info) return -1;

@@ -670,6 +670,31 @@ def host_directories_and_files_are_mounted_and_echoed(k):
 
 
 @test
+def mount_options_are_those_of_the_mount(k):
+    pod = k.pod()
+    source = volume(k)
+    rows = (("noatime", "noatime", "relatime"), ("strictatime", "", "relatime,noatime"),
+            ("noatime,relatime", "relatime", "noatime"), ("nodiratime", "nodiratime", ""),
+            ("noexec,nosuid,nodev", "noexec,nosuid,nodev", ""), ("noexec,exec", "", "noexec"),
+            ("exec,noexec", "noexec", ""), ("atime,diratime,suid,dev,symfollow,defaults", "rw", ""),
+            ("nosymfollow", "nosymfollow", ""), ("ro", "ro", ""), ("ro,noatime", "ro,noatime", ""),
+            ("norelatime", "", "noatime"), ("nostrictatime,rbind,bind", "rw", "noatime"))
+    names = [mount(source, f"/v{i}", mount_options=row[0].split(",")) for i, row in enumerate(rows)]
+    names.append(mount(source, "/kept", readonly=True, mount_options=["rw", "noexec"]))
+    lines = pod.prints("cat", "/proc/mounts", mounts=names).splitlines()
+    found = {line.split()[1]: line.split()[3].split(",") for line in lines}
+    for i, (asked, has, lacks) in enumerate(rows):
+        for word in filter(None, has.split(",")):
+            check(word in found[f"/v{i}"], f"{asked}: {word} is in {found[f'/v{i}']}")
+        for word in filter(None, lacks.split(",")):
+            check(word not in found[f"/v{i}"], f"{asked}: {word} is not in {found[f'/v{i}']}")
+    check({"ro", "noexec"} <= set(found["/kept"]), f"readonly stays: {found['/kept']}")
+    for bad in ("uid=0", "NOEXEC", "", "size=1m", "rshared", "sync"):
+        refused("INVALID_ARGUMENT", lambda bad=bad: pod.create(
+            mounts=[mount(source, mount_options=["ro", bad])]), f'"{bad}"')
+
+
+@test
 def mounts_come_in_an_order_that_hides_none(k):
     outer, inner = volume(k), volume(k)
     os.makedirs(outer + "/in")
