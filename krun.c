@@ -8046,6 +8046,19 @@ PB_TABLE(KrunPinImageRequest,
 typedef struct { bool pinned; } KrunPinImageResponse; /* whether it is, for whatever reason */
 PB_TABLE(KrunPinImageResponse, PB(1, BOOL, KrunPinImageResponse, pinned));
 
+/* Takes one name of an image away, and the image with its last. force: also one that a container
+ * uses. all_names: all of its names, if `image` is an ID. */
+typedef struct { slice image; bool force, all_names; } KrunUntagImageRequest;
+PB_TABLE(KrunUntagImageRequest,
+    PB(1, STRING, KrunUntagImageRequest, image),
+    PB(2, BOOL, KrunUntagImageRequest, force),
+    PB(3, BOOL, KrunUntagImageRequest, all_names));
+
+typedef struct { LIST(slice) untagged; slice deleted; } KrunUntagImageResponse; /* deleted: an ID */
+PB_TABLE(KrunUntagImageResponse,
+    PB_LIST(1, STRING, KrunUntagImageResponse, untagged),
+    PB(2, STRING, KrunUntagImageResponse, deleted));
+
 typedef struct { LIST(slice) images; } KrunCheckImagesRequest; /* none: all */
 PB_TABLE(KrunCheckImagesRequest, PB_LIST(1, STRING, KrunCheckImagesRequest, images));
 
@@ -14645,7 +14658,7 @@ typedef struct image_store {
     bool debris;             /* directories put aside may have become removable */
 } image_store;
 
-/* The built-in image, which cannot be removed: chapter 16 makes it. */
+/* The built-in image: chapter 17 makes it, at each start and when it is pulled. */
 static const char self_name[] = "localhost/krun:self";
 
 static store_layer **layer_slot(image_store *s,
@@ -15442,9 +15455,104 @@ static int image_remove(image_store *s, slice name, error *e)
     if (!name.n) return fail(e, GRPC_INVALID_ARGUMENT, "RemoveImage: image is empty");
     pthread_mutex_lock(&s->writing);
     const ImageRecord *r = image_hold(s, name);
-    if (r && image_has_name(r, slice_of(self_name)))
-        failed = fail(e, GRPC_FAILED_PRECONDITION, "%s is built in", self_name);
-    else if (r) failed = store_forget(s, r->id, e);
+    if (r) failed = store_forget(s, r->id, e);
+    pthread_mutex_unlock(&s->writing);
+    image_drop(s, r);
+    return failed;
+}
+
+/* The repository of a name: without its tag or digest. */
+static slice name_repository(slice name)
+{
+    slice rest = name, repository = slice_cut(&rest, '@');
+    if (rest.p) return repository;
+    for (size_t i = name.n; i-- > 0 && name.p[i] != '/';)
+        if (name.p[i] == ':') return (slice){ name.p, i };
+    return name;
+}
+
+/* A request to take a name away. */
+typedef struct {
+    const KrunUntagImageRequest *in;
+    slice user; /* the container that uses the image, for a person, or empty */
+    slice full; /* the name, completed; empty if an ID was given */
+    arena *a;
+    KrunUntagImageResponse *out;
+} image_untagging;
+
+/* Moves the name to those that go, or to those that stay. */
+static void untag_sort(image_untagging *u, slice name, bool goes, slice *keep, size_t *n)
+{
+    if (!goes) keep[(*n)++] = name;
+    else u->out->untagged.p[u->out->untagged.n++] = arena_copy(u->a, name);
+}
+
+/* Sorts the names of *r. The digests of a repository go with its last tag, as docker has it. */
+static int untag_names(image_untagging *u, ImageRecord *r, error *e)
+{
+    size_t most = r->repo_tags.n + r->repo_digests.n + 1, ntags = 0, ndigests = 0;
+    slice *tags = arena_alloc(u->a, most * sizeof *tags);
+    slice *digests = arena_alloc(u->a, most * sizeof *digests), given = u->full;
+    u->out->untagged.p = arena_alloc(u->a, most * sizeof *u->out->untagged.p);
+    if (u->a->oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "names of an image: out of memory");
+    bool tag = !slice_has(given, '@'), last = tag;
+    for (size_t i = 0; i < r->repo_tags.n; i++) {
+        slice one = r->repo_tags.p[i];
+        bool goes = !given.n || slice_eq(one, given);
+        if (!goes && slice_eq(name_repository(one), name_repository(given))) last = false;
+        untag_sort(u, one, goes, tags, &ntags);
+    }
+    for (size_t i = 0; i < r->repo_digests.n; i++) {
+        slice one = r->repo_digests.p[i];
+        bool same = slice_eq(name_repository(one), name_repository(given));
+        untag_sort(u, one, !given.n || slice_eq(one, given) || (last && same), digests, &ndigests);
+    }
+    r->repo_tags.p = tags, r->repo_tags.n = ntags;
+    r->repo_digests.p = digests, r->repo_digests.n = ndigests;
+    return 0;
+}
+
+/* The first names of an image, for a person. */
+static void untag_list(const ImageRecord *r, buf *out)
+{
+    for (size_t i = 0; i < MIN(r->repo_tags.n, (size_t)4); i++)
+        buf_printf(out, "%s%.*s", i ? ", " : "", PR(r->repo_tags.p[i]));
+    if (r->repo_tags.n > 4) buf_str(out, ", ...");
+}
+
+/* Under `writing`. */
+static int untag_held(image_store *s, image_untagging *u, const ImageRecord *r, error *e)
+{
+    ImageRecord less = *r;
+    OWNED_BUF names = { 0 };
+    if (!image_has_name(r, u->full)) u->full = (slice){ NULL, 0 };
+    if (!u->full.n && r->repo_tags.n > 1 && !u->in->all_names) {
+        untag_list(r, &names);
+        return fail(e, GRPC_FAILED_PRECONDITION,
+                    "image %.*s has %zu names (%.*s): give one of them, or use --force",
+                    PR(u->in->image), r->repo_tags.n, PR(buf_view(&names)));
+    }
+    if (untag_names(u, &less, e) < 0) return -1;
+    if (less.repo_tags.n || less.repo_digests.n) return store_rewrite(s, &less, e);
+    if (u->user.n && !u->in->force)
+        return fail(e, GRPC_FAILED_PRECONDITION,
+                    "image %.*s is in use by %.*s: remove that first, or use --force",
+                    PR(u->in->image), PR(u->user));
+    u->out->deleted = arena_copy(u->a, r->id);
+    return store_forget(s, r->id, e);
+}
+
+/* Takes one name of an image away, and with the last the image. NOT_FOUND; FAILED_PRECONDITION: a
+ * container uses it, or an ID was given of an image that has several names. */
+static int image_untag(image_store *s, image_untagging *u, error *e)
+{
+    slice name = u->in->image;
+    if (!name.n) return fail(e, GRPC_INVALID_ARGUMENT, "UntagImage: image is empty");
+    u->full = name_normalise(name, u->a);
+    pthread_mutex_lock(&s->writing);
+    const ImageRecord *r = image_hold(s, name);
+    int failed = r ? untag_held(s, u, r, e)
+                   : fail(e, GRPC_NOT_FOUND, "there is no image \"%.*s\"", PR(name));
     pthread_mutex_unlock(&s->writing);
     image_drop(s, r);
     return failed;
@@ -17740,8 +17848,8 @@ static int self_install(image_store *s, const self_image *self, slice old_id, er
 }
 
 /* Makes the built-in image that of this program. That of another version goes; containers made from
- * it keep its layer. */
-static int self_ensure(image_store *s, error *e)
+ * it keep its layer. One at a time. */
+static int self_ensure_alone(image_store *s, error *e)
 {
     struct stat st;
     OWNED_ARENA a = arena_make(MIB);
@@ -17760,6 +17868,28 @@ static int self_ensure(image_store *s, error *e)
     munmap(program, (size_t)st.st_size);
     buf_free(&self.head), buf_free(&self.tail), buf_free(&self.config);
     return failed ? fail_in(e, "image %s", self_name) : 0;
+}
+
+static int self_ensure(image_store *s, error *e)
+{
+    static pthread_mutex_t alone = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&alone);
+    int failed = self_ensure_alone(s, e);
+    pthread_mutex_unlock(&alone);
+    return failed;
+}
+
+/* A pull of the built-in image asks no registry: it is there, or is made again after a removal.
+ * 1, and *id in the arena; 0: `name` is another image; -1. */
+static int self_pull(image_store *s, slice name, arena *a, slice *id, error *e)
+{
+    if (!slice_is(name_normalise(name, a), self_name)) return 0;
+    const ImageRecord *r = image_hold(s, slice_of(self_name));
+    if (!r && self_ensure(s, e) < 0) return -1;
+    if (!r) r = image_hold(s, slice_of(self_name));
+    *id = r ? arena_copy(a, r->id) : (slice){ NULL, 0 };
+    image_drop(s, r);
+    return id->p ? 1 : fail(e, GRPC_INTERNAL, "image %s is not there", self_name);
 }
 
 /* -- whether images are whole ------------------------------------------------------------------ */
@@ -26836,11 +26966,19 @@ static int service_image_status(grpc_call *c, const void *in, void *out, error *
     return image_status(service_runtime(c)->images, in, &c->arena, out, e);
 }
 
+static slice service_wanted(const PullImageRequest *in)
+{
+    return in->image ? in->image->image : SLICE("");
+}
+
 static int service_pull(grpc_call *c, const void *in, void *out, error *e)
 {
     int cancel = grpc_cancel_fd(c, e);
+    slice id, name = service_wanted(in);
     if (cancel < 0) return -1;
-    slice id = image_pull(service_runtime(c)->images, in, cancel, &c->arena, e);
+    int own = self_pull(service_runtime(c)->images, name, &c->arena, &id, e);
+    if (own < 0) return -1;
+    if (!own) id = image_pull(service_runtime(c)->images, in, cancel, &c->arena, e);
     ((PullImageResponse *)out)->image_ref = id;
     return id.p ? 0 : -1;
 }
@@ -26853,11 +26991,41 @@ static int service_pull_tell(void *call, const KrunPullProgress *now, error *e)
 static int service_pull_watched(grpc_call *c, const void *in, void *out, error *e)
 {
     pull_watcher client = { service_pull_tell, c };
+    KrunPullProgress whole = { 0 };
     int cancel = grpc_cancel_fd(c, e);
     (void)out;
-    return cancel < 0
-               ? -1
-               : image_pull_watched(service_runtime(c)->images, in, cancel, &client, e);
+    if (cancel < 0) return -1;
+    image_store *s = service_runtime(c)->images;
+    int own = self_pull(s, service_wanted(in), &c->arena, &whole.image_ref, e);
+    if (own) return own < 0 ? -1 : grpc_send(c, &whole, e);
+    return image_pull_watched(s, in, cancel, &client, e);
+}
+
+/* A container that uses the image, as a person calls it; empty: none does. */
+static slice service_image_user(grpc_call *c, slice name)
+{
+    runtime *r = service_runtime(c);
+    slice user = SLICE("");
+    const ImageRecord *image = image_hold(r->images, name);
+    lock_state(r);
+    for (size_t i = 0; image && i < r->containers_by_id.n && !user.n; i++) {
+        const container *one = r->containers_by_id.rows[i].object;
+        if (slice_eq(one->record.image_id, image->id))
+            user = slice_of(arena_printf(&c->arena, "container %.13s (%.*s)",
+                                         (const char *)one->record.id.p,
+                                         PR(one->record.config->metadata->name)));
+    }
+    unlock_state(r);
+    image_drop(r->images, image);
+    return user;
+}
+
+static int service_untag_image(grpc_call *c, const void *in, void *out, error *e)
+{
+    const KrunUntagImageRequest *ask = in;
+    image_untagging u = { .in = ask, .user = service_image_user(c, ask->image), .a = &c->arena,
+                          .out = out };
+    return image_untag(service_runtime(c)->images, &u, e);
 }
 
 static int service_remove_image(grpc_call *c, const void *in, void *out, error *e)
@@ -27035,7 +27203,7 @@ static const service *service_find(const char *name) /* NULL: not built yet */
     return NULL;
 }
 
-/* Our own calls, for what CRI has none: images from and to files, pins, pulls
+/* Our own calls, for what CRI has none: images from and to files, pins, single names, pulls
  * that are watched, looking for damage. */
 static const grpc_method services_own[] = {
     { .path = "/krun.v1.Krun/LoadImage", .in = &KrunLoadImageRequest_msg,
@@ -27045,6 +27213,8 @@ static const grpc_method services_own[] = {
       .run = service_save_image },
     { .path = "/krun.v1.Krun/PinImage", .in = &KrunPinImageRequest_msg,
       .out = &KrunPinImageResponse_msg, .where = GRPC_LONG, .run = service_pin_image },
+    { .path = "/krun.v1.Krun/UntagImage", .in = &KrunUntagImageRequest_msg,
+      .out = &KrunUntagImageResponse_msg, .where = GRPC_LONG, .run = service_untag_image },
     { .path = "/krun.v1.Krun/PullImage", .in = &PullImageRequest_msg,
       .out = &KrunPullProgress_msg, .where = GRPC_WAITING, .streams = true,
       .run = service_pull_watched },
@@ -29540,21 +29710,38 @@ static int cli_do_check(cli *c, error *e)
     return code;
 }
 
-/* The CRI's RemoveImage does not mind an image that is not there; a person wants to be told. */
+/* As docker has it: a name goes, and the image with its last name unless a container uses it. The
+ * CRI's RemoveImage takes all names, and does not mind users. */
 static int cli_rmi_one(cli *c, const char *name, error *e)
 {
-    cli_things found = { 0 };
-    if (*name && cli_add_image(c, name, &found, e) < 0) return -1;
-    if (!found.n) return fail(e, GRPC_NOT_FOUND, "there is no image \"%s\"", name);
-    ImageSpec spec = { .image = slice_of(name) };
-    RemoveImageRequest in = { .image = &spec };
-    RemoveImageResponse out = { 0 };
-    if (CLI_IMAGE(c, RemoveImage, &in, &out, e) < 0) return fail_in(e, "remove image %s", name);
-    printf("%s\n", name);
+    KrunUntagImageRequest in = { slice_of(name), c->force, c->all || c->force };
+    KrunUntagImageResponse out = { 0 };
+    grpc_request r = { .path = "/krun.v1.Krun/UntagImage",
+                       .in_msg = &KrunUntagImageRequest_msg,
+                       .in = &in,
+                       .out_msg = &KrunUntagImageResponse_msg,
+                       .out = &out };
+    if (!*name) return fail(e, GRPC_NOT_FOUND, "there is no image \"\"");
+    if (client_call(&c->client, &r, e) < 0) return -1;
+    for (size_t i = 0; i < out.untagged.n; i++) printf("untagged: %.*s\n", PR(out.untagged.p[i]));
+    if (out.deleted.n) printf("deleted: %.*s\n", PR(out.deleted));
     return 0;
 }
 
-static int cli_do_rmi(cli *c, error *e) { return cli_each(c, cli_rmi_one, e); }
+static int cli_do_rmi(cli *c, error *e)
+{
+    ListImagesRequest in = { 0 };
+    ListImagesResponse out = { 0 };
+    if (c->all == (c->nargs > 0)) return cli_usage(c, c->all ? "--all takes no names"
+                                                             : "missing image name");
+    if (!c->all) return cli_each(c, cli_rmi_one, e);
+    if (CLI_IMAGE(c, ListImages, &in, &out, e) < 0) return -1;
+    c->args = arena_alloc(&c->client.arena, (out.images.n + 1) * sizeof *c->args);
+    if (!c->args) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
+    for (size_t i = 0; i < out.images.n; i++)
+        c->args[c->nargs++] = arena_str(&c->client.arena, out.images.p[i].id);
+    return cli_each(c, cli_rmi_one, e);
+}
 
 /* Reads the file that ContainerStatus names; it is there from the start of the container until the
  * pod's log directory is removed, whether the container runs or not. */
@@ -30004,9 +30191,10 @@ static const cli_command cli_commands[CLI_COMMANDS] = {
         "look whether images are still whole on disk",
         "  krun check\n"
         "  krun check busybox || krun pull busybox\n" },
-    [CLI_RMI] = { cli_do_rmi, "rmi", "IMAGE...", 1, CLI_ANY, CLI_PLAIN,
-        "remove images",
-        "  krun rmi busybox\n" },
+    [CLI_RMI] = { cli_do_rmi, "rmi", "IMAGE...", 0, CLI_ANY, CLI_PLAIN,
+        "remove names of images; an image goes with its last",
+        "  krun rmi busybox\n"
+        "  krun rmi --force 3f2a\n" },
     [CLI_RUNP] = { cli_do_runp, "runp", "POD.json", 1, 1, CLI_PLAIN,
         "make a pod from a file",
         "  krun runp examples/pod.json\n" },
@@ -30082,6 +30270,8 @@ static const cli_option cli_options[] = {
     OPTION(ON(PS), 'p', "pod", "POD", WORD, of_pod, "only those of this pod"),
     FLAG(ON(RM), 'a', "all", all, "all pods that were stopped; with --force, all"),
     FLAG(ON(RM), 'f', "force", force, "stop what runs"),
+    FLAG(ON(RMI), 'a', "all", all, "all images"),
+    FLAG(ON(RMI), 'f', "force", force, "also what containers use, and all names of an ID"),
     FLAG(ON_LISTS | ON(PULL), 'q', "quiet", quiet, "print IDs only"),
     OPTION(ON_LISTS | ON(VERSION) | ON(INFO), 'o', "output", "table|json", WORD, output,
            "its form"),

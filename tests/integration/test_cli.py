@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 
+import images
 from harness import KRUN, check, equal, holds, pb, test, until
 
 SELF = "localhost/krun:self"
@@ -375,10 +376,102 @@ def images_are_pulled_listed_and_removed(k):
     name = "127.0.0.1:5000/test/docker:1"
     words(k, "pull", name)
     holds("test/docker", words(k, "images"), "images")
-    words(k, "rmi", name)
+    holds("untagged: " + name, words(k, "rmi", name), "rmi")
     check("test/docker" not in words(k, "images"), "it is gone")
     done = k.cli("pull", "127.0.0.1:5000/no/such:1", check_status=False)
     check(done.returncode != 0 and b"no/such" in done.stderr, f"a missing one: {done.stderr}")
+
+
+def load_named(k, names):
+    """An image of its own with these names; its ID."""
+    tree = images.Tree().file("f", " ".join(names))
+    path = images.write_tar(images.docker_files(images.Image([tree]), names), k.directory + "/named.tar")
+    words(k, "load", path)
+    return k.cri.ImageStatus(image={"image": names[0]}).image.id
+
+
+@test
+def rmi_takes_one_name_away_and_the_image_with_the_last(k):
+    def run(*line):
+        done = k.cli("rmi", *line, check_status=False)
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    def tags():
+        return list(k.cri.ImageStatus(image={"image": ident}).image.repo_tags)
+    names = [f"example.test/{n}" for n in ("a:1", "a:2", "b:1")]
+    ident = load_named(k, names)
+    equal(run(names[0]), (0, f"untagged: {names[0]}\n", ""), "rmi of one name")
+    equal(tags(), names[1:], "names")
+    code, out, err = run(ident[7:19])
+    equal((code, out), (1, ""), "rmi of the ID of an image with two names")
+    holds(f"has 2 names ({names[1]}, {names[2]}): give one of them, or use --force", err, "rmi")
+    equal(tags(), names[1:], "names")
+    k.stop(), k.start()
+    equal(tags(), names[1:], "names after a restart of the daemon")
+    equal(run(names[1])[0], 0, "rmi")
+    equal(run(names[2]), (0, f"untagged: {names[2]}\ndeleted: {ident}\n", ""), "rmi of the last name")
+    equal(k.cri.ImageStatus(image={"image": ident}).HasField("image"), False, "the image is there")
+    holds("there is no image", run(names[2])[2], "rmi again")
+    ident = load_named(k, names)
+    equal(run("-f", ident)[1].count("untagged"), 3, "names that go with --force ID")
+    ident = load_named(k, names)
+    k.cri.RemoveImage(image={"image": names[1]})
+    equal(k.cri.ImageStatus(image={"image": ident}).HasField("image"), False, "there after the CRI's RemoveImage")
+
+
+@test
+def rmi_of_a_digest_and_of_the_last_tag_of_a_repository(k):
+    name = "127.0.0.1:5000/test/docker:1"
+    words(k, "pull", "-q", name)
+    image = k.cri.ImageStatus(image={"image": name}).image
+    digest = image.repo_digests[0]
+    holds(f"untagged: {digest}\n", words(k, "rmi", digest), "rmi")
+    equal(list(k.cri.ImageStatus(image={"image": name}).image.repo_digests), [], "digests")
+    words(k, "pull", "-q", name)
+    equal(words(k, "rmi", name), f"untagged: {name}\nuntagged: {digest}\ndeleted: {image.id}\n", "rmi of the only tag")
+
+
+@test
+def rmi_refuses_what_a_container_uses(k):
+    names = ["example.test/used:1", "example.test/used:2"]
+    tree = images.Tree().file("krun", open(KRUN, "rb").read(), mode=0o755)
+    path = images.write_tar(images.docker_files(images.Image([tree], {"Entrypoint": ["/krun", "self"]}), names),
+                            k.directory + "/used.tar")
+    words(k, "load", path)
+    words(k, "run", "-d", "--net", "none", "--name", "user", names[0], "sleep")
+    words(k, "rmi", names[0])
+    done = k.cli("rmi", names[1], check_status=False)
+    equal((done.returncode, done.stdout), (1, b""), "rmi")
+    holds("is in use by container ", done.stderr.decode(), "rmi")
+    holds("(user): remove that first, or use --force", done.stderr.decode(), "rmi")
+    holds("deleted: ", words(k, "rmi", "--force", names[1]), "rmi --force")
+    words(k, "rm", "-f", "user")
+
+
+@test
+def the_built_in_image_goes_and_comes_back_without_a_network(k):
+    def there():
+        return k.cri.ImageStatus(image={"image": SELF}).HasField("image")
+    first = k.cri.ImageStatus(image={"image": SELF}).image.id
+    equal(words(k, "pull", SELF), first + "\n", "pull of what is there")
+    equal(k.cri.PullImage(image={"image": SELF}).image_ref, first, "PullImage of what is there")
+    k.cri.RemoveImage(image={"image": SELF})
+    equal(there(), False, "there after RemoveImage")
+    equal(k.cri.PullImage(image={"image": SELF}).image_ref, first, "PullImage")
+    holds("hello", words(k, "run", "--rm", "--net", "none", "--pull", "always", SELF, "print", "hello"), "output")
+    ident = load_named(k, ["example.test/x:1"])
+    kept = [i.id for i in k.cri.ListImages().images]
+    words(k, "pin", "example.test/x:1")
+    out = words(k, "rmi", "--all")
+    equal(sorted(line.split()[1] for line in out.splitlines() if line.startswith("deleted")), sorted(kept), "deleted")
+    check(ident in kept, "the pinned one was among them")
+    equal(len(k.cri.ListImages().images), 0, "images after rmi --all")
+    calls = [k.cri.begin("PullImage", image={"image": SELF}) for _ in range(8)]
+    equal({c.result().image_ref for c in calls}, {first}, "IDs of eight pulls at once")
+    k.cri.RemoveImage(image={"image": SELF})
+    k.stop(), k.start()
+    equal(there(), True, "there after a restart of the daemon")
+    k.pull(k.image)
 
 
 @test
