@@ -35,7 +35,8 @@ tests/unit: $(UNIT_SOURCES)
 	$(UNIT_COMPILE) -O1 -g -o $@ tests/unit.c -lpthread
 tests/unit-sanitized: $(UNIT_SOURCES)
 	$(UNIT_COMPILE) $(SANITIZE) -o $@ tests/unit.c -lpthread
-unit: tests/unit tests/unit-sanitized
+unit:
+	$(MAKE) -j2 tests/unit tests/unit-sanitized
 	./tests/unit $(UNIT)
 	./tests/unit-sanitized $(UNIT)
 
@@ -53,6 +54,10 @@ fuzz:
 # Everything: installs what the tests need and is missing (KRUN_NO_INSTALL=1 refuses). As root.
 check:
 	tests/check.sh
+
+# The same and everything else: hours. As root.
+full:
+	tests/full.sh
 
 # What can be seen without running anything: the chapters' order, #if, lengths, warnings.
 structure:
@@ -89,4 +94,4 @@ clean:
 	rm -f krun $(CROSS) tests/unit tests/unit-sanitized examples/embed
 	rm -f tests/fuzz/fuzz-clang tests/fuzz/fuzz-gcc
 
-.PHONY: cross unit fuzz check structure warnings demo conformance bench crash embed install clean
+.PHONY: cross unit fuzz check full structure warnings demo conformance bench crash embed install clean

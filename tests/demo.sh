@@ -26,7 +26,8 @@ traces() {
         read -r comm < "$name" 2>/dev/null || continue
         case $comm in krun) echo "process $comm ${name%/comm}" ;; esac
     done
-    find "$dir/root/pods" "$dir/root/logs" "$dir/run" -mindepth 1 ! -path "$dir/run/pods" 2>/dev/null |
+    find "$dir/root/pods" "$dir/root/logs" "$dir/run" -mindepth 1 ! -path "$dir/run/pods" \
+        ! -path "$dir/run/lock" ! -path "$dir/run/root.json" 2>/dev/null |
         sed 's/^/file /'
     return 0
 }

@@ -1,5 +1,5 @@
 #!/bin/sh
-# install.sh [check|vm|conformance|bench]...: installs what these need and this machine lacks, from
+# install.sh [check|vm|conformance|bench|cross]...: installs what these need and this machine lacks, from
 # Debian's packages, and says what. With KRUN_NO_INSTALL=1 it only says, and fails. Default: check.
 #
 # crictl and critest are Go programs that want a newer Go than Debian's. Any Go can fetch that one:
@@ -76,6 +76,14 @@ need_for_vm()
 need_for_conformance() { need_for_check; }
 need_for_bench() { need_for_check; need zstd have_command zstd; need zlib1g-dev test -e /usr/include/zlib.h; }
 
+need_for_cross()
+{
+    need gcc-aarch64-linux-gnu have_command aarch64-linux-gnu-gcc
+    need libc6-dev-arm64-cross test -e /usr/aarch64-linux-gnu/include/stdio.h
+    need gcc-riscv64-linux-gnu have_command riscv64-linux-gnu-gcc
+    need libc6-dev-riscv64-cross test -e /usr/riscv64-linux-gnu/include/stdio.h
+}
+
 # Installing docker-registry must not start one: policy-rc.d(5) is how Debian is told so.
 without_services()
 {
@@ -113,7 +121,11 @@ find_go()
         found=$("$go" env GOVERSION 2>/dev/null) || continue
         at_least "${found#go}" $go_wanted && { echo "$go"; return; }
     done
-    have_command go || { missing=golang-go; install_packages >&2; }
+    # Debian's golang-go only recommends the certificates that https wants.
+    missing=
+    have_command go || missing=golang-go
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$missing ca-certificates"
+    install_packages >&2
     case $(uname -m) in x86_64) arch=amd64 ;; aarch64) arch=arm64 ;; *) arch=$(uname -m) ;; esac
     module=golang.org/toolchain@v0.0.1-go$go_wanted.linux-$arch
     say "Go $go_wanted, as the module $module" >&2
@@ -154,6 +166,7 @@ for part; do
         vm) need_for_vm ;;
         conformance) need_for_conformance ;;
         bench) need_for_bench ;;
+        cross) need_for_cross ;;
         *) die "what is $part?" ;;
     esac
 done

@@ -1,34 +1,42 @@
 #!/bin/sh
 # Compiles krun.c and the tests with every warning of the house as an error: with gcc and clang,
 # under each C standard that it must live with, and in each form that a switch gives it. What
-# compiler is not here is named and left out. CROSS=1 adds Debian's cross compilers.
+# compiler is not here is named and left out. CROSS=1 adds Debian's cross compilers. As many at a time as
+# there are processors.
 set -u
 cd "$(dirname "$0")/.." || exit
 common="-Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wvla -Wimplicit-fallthrough -Werror"
-failed=0 relaxed=
+relaxed=
 
-# try COMPILER FLAG... FILE: one compilation, nothing kept.
+# try COMPILER FLAG... FILE: one compilation, nothing kept; as a line for xargs(1). All that clang warns of
+# it sees before it makes code.
 try() {
-    command -v "$1" >/dev/null || { echo "skipped, not here: $1"; return; }
-    if "$@" $common $relaxed -c -o /dev/null; then echo "no warnings: $*"; else failed=1; fi
+    command -v "$1" >/dev/null || { echo "skipped, not here: $1" >&2; return; }
+    kind=-c
+    [ "$1" != clang ] || kind=-fsyntax-only
+    echo "$* $common $relaxed $kind -o /dev/null"
 }
 
-for cc in gcc clang; do
-    try $cc -std=gnu11 -O2 krun.c
-    try $cc -std=gnu11 -O0 krun.c
-    try $cc -std=gnu17 -O1 krun.c
-    try $cc -std=gnu2x -O1 krun.c
-    # Without main or a command line, some of the file's functions serve nobody.
-    relaxed=-Wno-unused
-    try $cc -std=gnu11 -O1 -DKRUN_NO_MAIN krun.c
-    try $cc -std=gnu11 -O1 -DKRUN_NO_CLI krun.c
-    relaxed=
-    try $cc -std=gnu11 -O1 examples/embed.c
-done
-multiarch=$(gcc -print-multiarch 2>/dev/null)
-try musl-gcc -std=gnu11 -O1 -idirafter /usr/include -idirafter "/usr/include/$multiarch" krun.c
-if [ "${CROSS:-}" ]; then
-    try aarch64-linux-gnu-gcc -std=gnu11 -O2 krun.c
-    try riscv64-linux-gnu-gcc -std=gnu11 -O2 krun.c
-fi
-exit $failed
+all()
+{
+    for cc in gcc clang; do
+        try $cc -std=gnu11 -O2 krun.c
+        try $cc -std=gnu11 -O0 krun.c
+        try $cc -std=gnu17 -O1 krun.c
+        try $cc -std=gnu2x -O1 krun.c
+        # Without main or a command line, some of the file's functions serve nobody.
+        relaxed=-Wno-unused
+        try $cc -std=gnu11 -O1 -DKRUN_NO_MAIN krun.c
+        try $cc -std=gnu11 -O1 -DKRUN_NO_CLI krun.c
+        relaxed=
+        try $cc -std=gnu11 -O1 examples/embed.c
+    done
+    multiarch=$(gcc -print-multiarch 2>/dev/null)
+    try musl-gcc -std=gnu11 -O1 -idirafter /usr/include -idirafter "/usr/include/$multiarch" krun.c
+    if [ "${CROSS:-}" ]; then
+        try aarch64-linux-gnu-gcc -std=gnu11 -O2 krun.c
+        try riscv64-linux-gnu-gcc -std=gnu11 -O2 krun.c
+    fi
+}
+
+all | xargs -P "$(nproc)" -d '\n' -n 1 sh -c '$1 && echo "no warnings: ${1%% -Wall*}"' sh

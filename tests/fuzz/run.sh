@@ -47,17 +47,26 @@ with_gcc()
     grep "^$1: .* executions" "$out/$1.log"
 }
 
-passed=0 failed=0
+# Targets run side by side, as many as there are processors; each says what it did when it is done.
+passed=0 failed=0 started=0 batch=
 for target; do
-    "with_$driver" "$target"
-    if [ $status = 0 ]; then
-        passed=$((passed + 1))
-        rm -f "$out/$target.log"
-    else
-        failed=$((failed + 1))
-        tail -n 40 "$out/$target.log"
-        echo "FAILED $target: see $out"
-    fi
+    { "with_$driver" "$target" >"$out/$target.said"; echo $status >"$out/$target.status"; } &
+    batch="$batch $target" started=$((started + 1))
+    [ $started = $# ] || [ $((started % $(nproc))) = 0 ] || continue
+    wait
+    for done in $batch; do
+        cat "$out/$done.said"
+        if [ "$(cat "$out/$done.status")" = 0 ]; then
+            passed=$((passed + 1))
+            rm -f "$out/$done.log"
+        else
+            failed=$((failed + 1))
+            tail -n 40 "$out/$done.log"
+            echo "FAILED $done: see $out"
+        fi
+        rm -f "$out/$done.said" "$out/$done.status"
+    done
+    batch=
 done
 echo "$passed passed, $failed failed, 0 skipped"
 [ $failed = 0 ]

@@ -252,8 +252,9 @@ def timeout_0_kills_at_once(k):
 
 @test
 def a_stop_ends_all_that_the_container_started(k):
-    container = k.pod().start("sh", "-c", "setsid sleep 3100001 & setsid sh -c 'trap \"\" TERM INT HUP;"
-                              " sleep 3100001' & echo up; trap 'exit 0' TERM; while :; do sleep 1; done")
+    container = k.pod().start("sh", "-c", "trap 'exit 0' TERM; setsid sleep 3100001 & setsid sh -c 'trap"
+                              " \"\" TERM INT HUP; echo child; sleep 3100001' & echo up; while :; do sleep 1; done")
+    until("both have set their traps", lambda: {"up", "child"} <= set(container.output().split()))
     until("they run", lambda: len(running("3100001")) >= 3)
     container.stop(timeout=600)
     equal(running("3100001"), [], "processes")
