@@ -11792,7 +11792,7 @@ static int become_nobody(error *e)
  * There is no way to take a filter off, and threads and programs executed inherit it.
  *
  * What is left to one that has been taken over:
- *   read     to answer nonsense
+ *   read     to answer nonsense; so of users (chapter 18), which has read's filter
  *   archive  that, and of a layout directory to read any file in it, by a path or by another
  *   unpack   to make, change and remove any file in the directory that it fills; device nodes too,
  *            but not to open one (hide_devices)
@@ -14581,7 +14581,7 @@ typedef struct {
     bool no_sync;            /* do not make a pull survive a power cut */
 } image_options;
 
-enum { LAYER_NAME = 65, STORE_BUCKETS = 256, LAYERS_AT_ONCE = 3 };
+enum { LAYER_NAME = 65, STORE_BUCKETS = 256, LAYERS_AT_ONCE = 3, STORE_USERS = 16 };
 enum { BLOB_PART_LIFE = 24 * 60 * 60 }; /* seconds that the beginning of a blob is kept */
 
 /* A layer, whole on disk unless `damaged` says what ails it. Guarded by the store's lock. */
@@ -14598,13 +14598,22 @@ typedef struct store_layer {
     char damaged[96];
 } store_layer;
 
+/* What a user's text means in an image, once it was looked up (chapter 18). */
+typedef struct store_user {
+    struct store_user *next;
+    slice text, home;
+    bool merge;
+    ProcessUser ids;
+} store_user;
+
 /* An image. Its record never changes: an image whose names change is replaced by another one, and
- * the old goes when nobody holds it any more. `refs` is guarded by the store's lock. */
+ * the old goes when nobody holds it any more. All but the record is guarded by the store's lock. */
 typedef struct store_image {
     struct store_image *next;
     ImageRecord record;
     arena memory;
-    unsigned refs;
+    unsigned refs, nusers;
+    store_user *users;
 } store_image;
 
 /* How far a layer of a pull is. The thread that gets it writes the atomics, whoever watches reads
@@ -18586,7 +18595,8 @@ static void import_close(image_import *m)
  *
  * Defined by  mount_namespaces(7), fsopen(2), move_mount(2), mount_setattr(2), openat2(2),
  *             Documentation/filesystems/overlayfs.rst; passwd(5), group(5)
- * Uses        1, 2, 9        Gives  rootfs_open_layers, rootfs_find_user, rootfs_build
+ * Uses        1, 2, 9, 13, 15, 16 (helper_*)
+ * Gives       rootfs_open_layers, rootfs_ask_user, users_main, rootfs_build
  * Bounds      /etc/passwd and /etc/group 1 MiB, 4 KiB a line; 129 layers */
 
 enum {
@@ -18827,29 +18837,47 @@ static int rootfs_mount(const ContainerSpec *spec, int layers_dir, int state_dir
     return overlay_mount(&o, e);
 }
 
-/* -- who a container runs as ------------------------------------------------------------------- */
+/* -- who a container runs as ----------------------------------------------------------------------
+ *
+ * A name means what the image's own /etc/passwd and /etc/group say. They are the image's, so the
+ * daemon only opens them and has `krun users` read them, as nobody, with no right but to read what
+ * it was given (chapter 13): each once, as much as 1 MiB. What it answers is kept with the image,
+ * whose files never change: the second container of an image starts no process for it. */
 
 /* name is empty when only a number is known. The slices live in the arena that was given. */
 typedef struct { ProcessUser ids; slice name, home; } rootfs_user;
 
-/* A file of the image that root reads: whatever its path leads to, it must be a regular file of at
- * most 1 MiB; O_PATH, so that a device or FIFO in its place is never opened (T40). A link inside
- * the image is followed, as images made by Nix have them. A missing file is an empty one. */
-static int rootfs_read(int root, const char *path, arena *a, slice *out, error *e)
+typedef struct { slice passwd, group; } account_files; /* what is in them */
+
+/* Opens a file of the image that is to be read: whatever its path leads to, it must be a regular
+ * file of at most 1 MiB; O_PATH first, so that a device or FIFO in its place is never opened (T40).
+ * A link inside the image is followed, as images made by Nix have them. A missing file is an empty
+ * one. */
+static int rootfs_open_account(int root, const char *path, error *e)
 {
     char again[32];
     struct stat st;
-    *out = (slice){ NULL, 0 };
     OWNED_FD found = open_inside(root, path, O_PATH, e);
-    if (found < 0) return e->code == GRPC_NOT_FOUND || e->sys == ENOTDIR ? 0 : -1;
-    if (fstat(found, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat %s", path);
-    if (!S_ISREG(st.st_mode))
+    bool none = found < 0 && (e->code == GRPC_NOT_FOUND || e->sys == ENOTDIR);
+    if (found < 0 && !none) return -1;
+    if (!none && fstat(found, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat %s", path);
+    if (!none && !S_ISREG(st.st_mode))
         return fail(e, GRPC_INVALID_ARGUMENT, "the image's %s is not a regular file", path);
-    if (st.st_size > ROOTFS_ACCOUNTS_MAX)
+    if (!none && st.st_size > ROOTFS_ACCOUNTS_MAX)
         return fail(e, GRPC_INVALID_ARGUMENT, "the image's %s is larger than 1 MiB", path);
     snprintf(again, sizeof again, "/proc/self/fd/%d", found);
-    *out = file_read(AT_FDCWD, again, ROOTFS_ACCOUNTS_MAX, a, e);
-    return out->p ? 0 : -1;
+    int fd = open(none ? "/dev/null" : again, O_RDONLY | O_CLOEXEC);
+    return fd < 0 ? fail_sys(e, GRPC_INTERNAL, "open the image's %s", path) : fd;
+}
+
+/* All of such a file, into the arena. */
+static int account_read(int fd, arena *a, slice *out, error *e)
+{
+    uint8_t *p = arena_alloc(a, ROOTFS_ACCOUNTS_MAX);
+    ssize_t n = p ? read_all(fd, p, ROOTFS_ACCOUNTS_MAX) : 0;
+    if (!p || n < 0) return fail_sys(e, GRPC_INTERNAL, "read the image's users");
+    *out = (slice){ p, (size_t)n };
+    return 0;
 }
 
 /* Takes the next line of `*text` apart at its colons; missing fields are empty. A line with a NUL
@@ -18900,43 +18928,79 @@ static bool rootfs_passwd(slice passwd, slice who, rootfs_user *u)
 }
 
 /* The group "1000" or "staff". A text of digits is a number and never a name to look up. */
-static int rootfs_group(int root, slice group, uint32_t *gid, arena *a, error *e)
+static int rootfs_group(slice group_file, slice group, uint32_t *gid, error *e)
 {
-    slice text, f[7];
+    slice f[7];
     if (all_digits(group))
         return account_id(group, gid)
                    ? 0
                    : fail(e, GRPC_INVALID_ARGUMENT, "group %.*s is out of range", PR(group));
-    if (rootfs_read(root, "/etc/group", a, &text, e) < 0) return -1;
-    while (account_next(&text, f))
+    while (account_next(&group_file, f))
         if (slice_eq(f[0], group) && account_id(f[2], gid)) return 0;
     return fail(e, GRPC_INVALID_ARGUMENT, "no group \"%.*s\" in the image's /etc/group", PR(group));
 }
 
-static int rootfs_add_group(ProcessUser *ids, uint32_t gid, arena *a, error *e)
+/* Adds the groups that /etc/group puts a user into. */
+static void rootfs_member_of(slice group_file, slice name, buf *gids)
 {
-    for (size_t i = 0; i < ids->groups.n; i++)
-        if (ids->groups.p[i] == gid) return 0;
-    size_t n = ids->groups.n;
-    if ((n & (n - 1)) == 0) { /* full at each power of two */
-        uint32_t *more = arena_alloc(a, MAX(n * 2, (size_t)1) * sizeof *more);
-        if (!more) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for groups");
-        if (n) memcpy(more, ids->groups.p, n * sizeof *more);
-        ids->groups.p = more;
-    }
-    ids->groups.p[ids->groups.n++] = gid;
-    return 0;
+    slice f[7];
+    uint32_t gid;
+    while (name.n && account_next(&group_file, f))
+        for (slice members = f[3]; members.n;) {
+            if (!slice_eq(slice_cut(&members, ','), name) || !account_id(f[2], &gid)) continue;
+            buf_add(gids, &gid, sizeof gid);
+            break;
+        }
 }
+
+static int gid_compare(const void *a, const void *b)
+{
+    const uint32_t *x = a, *y = b;
+    return (*x > *y) - (*x < *y);
+}
+
+/* Makes `n` groups the user's, sorted, each once; copied into the arena. -1: INVALID_ARGUMENT for
+ * more than the kernel takes (setgroups(2)). */
+static int rootfs_set_groups(ProcessUser *ids, const uint32_t *gids, size_t n, arena *a, error *e)
+{
+    uint32_t *all = arena_alloc(a, MAX(n, (size_t)1) * sizeof *all);
+    size_t kept = 0;
+    if (!all) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for groups");
+    if (n) memcpy(all, gids, n * sizeof *all);
+    if (n) qsort(all, n, sizeof *all, gid_compare);
+    for (size_t i = 0; i < n; i++)
+        if (!kept || all[i] != all[kept - 1]) all[kept++] = all[i];
+    ids->groups.p = all;
+    ids->groups.n = kept;
+    return kept <= NGROUPS_MAX ? 0
+                               : fail(e, GRPC_INVALID_ARGUMENT,
+                                      "the user is in %zu groups, more than %d", kept, NGROUPS_MAX);
+}
+
+/* What is asked of `krun users`, and what it says. merge: with the groups that /etc/group puts the
+ * user into (the CRI's SupplementalGroupsPolicy Merge). */
+typedef struct { slice text; bool merge; } UserRequest;
+PB_TABLE(UserRequest,
+    PB(1, BYTES, UserRequest, text),
+    PB(2, BOOL, UserRequest, merge));
+
+typedef struct { int32_t code; slice message; ProcessUser *ids; slice home; } UserAnswer;
+PB_TABLE(UserAnswer,
+    PB(1, INT32, UserAnswer, code),
+    PB(2, STRING, UserAnswer, message),
+    PB_SUB(3, ProcessUser, UserAnswer, ids),
+    PB(4, BYTES, UserAnswer, home));
 
 /* Resolves a user as an image's USER or the CRI has it: "name", "uid", "name:group", "uid:gid",
  * mixed; "" is root. The group is that of /etc/passwd unless it is named, and 0 for a number that
- * is not in it. out->ids.groups is the group alone (dropping it from them is CVE-2022-36109).
- * root     what rootfs_open_layers gave
+ * is not in it. It is among out->ids.groups (dropping it from them is CVE-2022-36109).
  * Returns  -1: INVALID_ARGUMENT, with the text that is wrong (T39) */
-static int rootfs_find_user(int root, slice text, rootfs_user *out, arena *a, error *e)
+static int rootfs_find_user(const account_files *f, const UserRequest *q, rootfs_user *out,
+                            arena *a, error *e)
 {
-    slice group = text, who = slice_cut(&group, ':'), passwd;
+    slice text = q->text, group = text, who = slice_cut(&group, ':');
     bool with_group = slice_has(text, ':');
+    OWNED_BUF gids = { 0 };
     *out = (rootfs_user){ .home = SLICE("/") };
     if (!text.n) who = SLICE("0");
     if (!who.n || slice_has(group, ':') || (with_group && !group.n))
@@ -18944,27 +19008,91 @@ static int rootfs_find_user(int root, slice text, rootfs_user *out, arena *a, er
                     PR(text));
     if (all_digits(who) && !account_id(who, &out->ids.uid))
         return fail(e, GRPC_INVALID_ARGUMENT, "user %.*s is out of range", PR(who));
-    if (rootfs_read(root, "/etc/passwd", a, &passwd, e) < 0) return -1;
-    if (!rootfs_passwd(passwd, who, out) && !all_digits(who))
+    if (!rootfs_passwd(f->passwd, who, out) && !all_digits(who))
         return fail(e, GRPC_INVALID_ARGUMENT, "no user \"%.*s\" in the image's /etc/passwd",
                     PR(who));
-    if (group.n && rootfs_group(root, group, &out->ids.gid, a, e) < 0) return -1;
-    return rootfs_add_group(&out->ids, out->ids.gid, a, e);
+    if (group.n && rootfs_group(f->group, group, &out->ids.gid, e) < 0) return -1;
+    buf_add(&gids, &out->ids.gid, sizeof out->ids.gid);
+    if (q->merge) rootfs_member_of(f->group, out->name, &gids);
+    if (gids.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for groups");
+    return rootfs_set_groups(&out->ids, (void *)gids.p, gids.n / sizeof(uint32_t), a, e);
 }
 
-/* Adds the groups that /etc/group puts the user into (the CRI's SupplementalGroupsPolicy Merge). */
-static int rootfs_user_groups(int root, rootfs_user *u, arena *a, error *e)
+enum { USERS_PASSWD = 3, USERS_GROUP = 4 };
+
+/* `krun users`: fds 3 and 4 are an image's passwd and group; one UserRequest comes, one UserAnswer
+ * goes back. */
+static int users_main(int argc, char **argv)
 {
-    slice text, f[7];
-    uint32_t gid;
-    if (!u->name.n) return 0;
-    if (rootfs_read(root, "/etc/group", a, &text, e) < 0) return -1;
-    while (account_next(&text, f))
-        for (slice members = f[3]; members.n;)
-            if (slice_eq(slice_cut(&members, ','), u->name) && account_id(f[2], &gid) &&
-                rootfs_add_group(&u->ids, gid, a, e) < 0)
-                return -1;
-    return 0;
+    error e = { 0 };
+    slice wire;
+    account_files files;
+    UserRequest q;
+    rootfs_user found;
+    UserAnswer answer = { .ids = &found.ids };
+    OWNED_ARENA a = arena_make(8 * MIB);
+    (void)argc, (void)argv;
+    if (become_nobody(&e) < 0 || role_filter(ROLE_READ, &e) < 0)
+        return log_error("%s", e.text), 1;
+    if (frame_read(STDIN_FILENO, &a, &wire) != 1) return 1;
+    if (account_read(USERS_PASSWD, &a, &files.passwd, &e) < 0 ||
+        account_read(USERS_GROUP, &a, &files.group, &e) < 0 ||
+        pb_decode(&UserRequest_msg, wire, &a, &q, &e) < 0 ||
+        rootfs_find_user(&files, &q, &found, &a, &e) < 0)
+        answer = (UserAnswer){ .code = e.code, .message = slice_of(e.text) };
+    else answer.home = found.home;
+    return frame_write_message(STDOUT_FILENO, &UserAnswer_msg, &answer) ? 0 : 1;
+}
+
+/* Has it asked about the image whose tree is open at `root` (rootfs_open_layers). */
+static int rootfs_ask_user(int root, const UserRequest *q, UserAnswer *out, arena *a, error *e)
+{
+    helper users = helper_none;
+    const helper_terms terms = { -1, helper_cpu(0) };
+    OWNED_FD passwd = rootfs_open_account(root, "/etc/passwd", e);
+    OWNED_FD group = passwd < 0 ? -1 : rootfs_open_account(root, "/etc/group", e);
+    if (group < 0) return -1;
+    int failed = helper_start(&users, "users", (int[]){ passwd, group }, terms, e) < 0 ||
+                 helper_send(&users, &UserRequest_msg, q, e) < 0 ||
+                 helper_receive(&users, &UserAnswer_msg, a, out, e) < 0;
+    helper_stop(&users);
+    if (failed) return -1;
+    if (out->code) return fail(e, out->code, "%.*s", PR(out->message));
+    return out->ids ? 0 : fail(e, GRPC_INTERNAL, "krun users: an answer without a user");
+}
+
+/* What was answered before for this image; copied into the arena. */
+static bool rootfs_known_user(image_store *s, const ImageRecord *image, const UserRequest *q,
+                              rootfs_user *out, arena *a)
+{
+    error none;
+    pthread_mutex_lock(&s->lock);
+    const store_user *u = OWNER(image, store_image, record)->users;
+    while (u && (u->merge != q->merge || !slice_eq(u->text, q->text))) u = u->next;
+    if (u) *out = (rootfs_user){ .ids = u->ids, .home = arena_copy(a, u->home) };
+    bool good = u && rootfs_set_groups(&out->ids, u->ids.groups.p, u->ids.groups.n, a, &none) == 0;
+    pthread_mutex_unlock(&s->lock);
+    return good;
+}
+
+/* Keeps an answer for as long as the image's record lasts; not one that would take much memory. */
+static void rootfs_keep_user(image_store *s, const ImageRecord *image, const UserRequest *q,
+                             const rootfs_user *u)
+{
+    error none;
+    store_image *i = OWNER(image, store_image, record);
+    if (q->text.n > 256 || u->home.n > PATH_MAX || u->ids.groups.n > 256) return;
+    pthread_mutex_lock(&s->lock);
+    store_user *made = i->nusers < STORE_USERS ? arena_alloc(&i->memory, sizeof *made) : NULL;
+    if (made) {
+        *made = (store_user){ .next = i->users, .merge = q->merge, .ids = u->ids };
+        made->text = arena_copy(&i->memory, q->text);
+        made->home = arena_copy(&i->memory, u->home);
+        const ProcessUser *ids = &u->ids;
+        int failed = rootfs_set_groups(&made->ids, ids->groups.p, ids->groups.n, &i->memory, &none);
+        if (!failed && !i->memory.oom) i->users = made, i->nusers++;
+    }
+    pthread_mutex_unlock(&s->lock);
 }
 
 /* -- places inside the container's tree -------------------------------------------------------- */
@@ -23850,24 +23978,35 @@ static int spec_env(const spec_context *x, const ContainerConfig *c, ContainerSp
     return env_unique(out, x->a, e);
 }
 
-/* Adds the request's supplemental groups to those that were looked up, each once. */
+/* Adds the request's supplemental groups to those that were looked up. */
 static int add_groups(const LinuxContainerSecurityContext *s, arena *a, ProcessUser *user, error *e)
 {
-    uint32_t *all = arena_alloc(a, (user->groups.n + s->supplemental_groups.n + 1) * sizeof *all);
-    size_t n = user->groups.n;
+    size_t n = user->groups.n, more = s->supplemental_groups.n;
+    uint32_t *all = arena_alloc(a, (n + more + 1) * sizeof *all);
     if (!all) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for groups");
     if (n) memcpy(all, user->groups.p, n * sizeof *all);
-    for (size_t i = 0; i < s->supplemental_groups.n; i++) {
+    for (size_t i = 0; i < more; i++) {
         int64_t id = s->supplemental_groups.p[i];
         if (id < 0 || id > INT32_MAX)
             return fail(e, GRPC_INVALID_ARGUMENT,
                         "supplemental_groups: %" PRId64 " is not a group id", id);
-        size_t k = 0;
-        while (k < n && all[k] != (uint32_t)id) k++;
-        if (k == n) all[n++] = (uint32_t)id;
+        all[n++] = (uint32_t)id;
     }
-    user->groups.p = all;
-    user->groups.n = n;
+    return rootfs_set_groups(user, all, n, a, e);
+}
+
+/* What the image's files say of the user, from an earlier time or from a helper. */
+static int spec_look_up(const spec_context *x, const UserRequest *q, const ContainerSpec *spec,
+                        rootfs_user *out, error *e)
+{
+    UserAnswer answer;
+    if (rootfs_known_user(x->images, x->image, q, out, x->a)) return 0;
+    OWNED_FD layers = openat(x->root, "layers", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    OWNED_FD root = rootfs_open_layers(layers, spec->layers.p, spec->layers.n, e);
+    if (root < 0) return fail_in(e, "look up the user");
+    if (rootfs_ask_user(root, q, &answer, x->a, e) < 0) return -1;
+    *out = (rootfs_user){ .ids = *answer.ids, .home = answer.home };
+    rootfs_keep_user(x->images, x->image, q, out);
     return 0;
 }
 
@@ -23877,9 +24016,6 @@ static int spec_user(const spec_context *x, const ContainerConfig *c, ContainerS
 {
     const LinuxContainerSecurityContext *s = security_of(c);
     slice user = x->image->config ? x->image->config->user : SLICE("");
-    OWNED_FD layers = openat(x->root, "layers", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    OWNED_FD root = rootfs_open_layers(layers, out->layers.p, out->layers.n, e);
-    if (root < 0) return fail_in(e, "look up the user");
     if (s->run_as_username.n) user = s->run_as_username;
     if (s->run_as_user) user = slice_of(arena_printf(x->a, "%" PRId64, s->run_as_user->value));
     if (s->run_as_group) {
@@ -23889,10 +24025,8 @@ static int spec_user(const spec_context *x, const ContainerConfig *c, ContainerS
     out->user = arena_alloc(x->a, sizeof *out->user);
     if (!out->user) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the user");
     rootfs_user found = { 0 };
-    if (rootfs_find_user(root, user, &found, x->a, e) < 0) return -1;
-    if (s->supplemental_groups_policy == SupplementalGroupsPolicy_Merge &&
-        rootfs_user_groups(root, &found, x->a, e) < 0)
-        return -1;
+    UserRequest q = { user, s->supplemental_groups_policy == SupplementalGroupsPolicy_Merge };
+    if (spec_look_up(x, &q, out, &found, e) < 0) return -1;
     *out->user = found.ids;
     if (!env_has(out, "HOME"))
         env_add(out, x->a, SLICE("HOME"), found.home.n ? found.home : SLICE("/"));
@@ -30799,6 +30933,7 @@ static const main_role main_roles[] = {
     { "pack", pack_main },       /* chapter 14: reads one, for `krun save` */
     { "inherit", inherit_main }, /* chapter 14: reads all, for directories without an entry */
     { "seal", seal_main },       /* chapter 14: looks whether a layer is still what it was */
+    { "users", users_main },     /* chapter 18: reads an image's users, with no rights at all */
 };
 
 /* argv[0] tells a role from a word that a user typed: spawn gives exactly "krun", and the built-in

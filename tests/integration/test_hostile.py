@@ -132,6 +132,46 @@ def an_images_working_directory_is_inside(k):  # T39, T52, CVE-2024-21626
         drop(k, image["image"])
 
 
+def bytes_read(k):
+    """What the daemon's threads have read with read(2); of the process it would count its children's as well."""
+    total = 0
+    for thread in os.listdir(f"/proc/{k.process.pid}/task"):
+        with open(f"/proc/{k.process.pid}/task/{thread}/io", encoding="ascii") as f:
+            total += int(next(line for line in f if line.startswith("rchar:")).split()[1])
+    return total
+
+
+@test
+def an_images_users_are_not_read_by_the_daemon(k):  # T40
+    """What is in passwd and group was written by strangers: a process without rights reads it."""
+    names = "".join(f"u{n}:x:{n}:{n}::/home/u{n}:\n" for n in range(1000, 26000))
+    groups = "".join(f"g{n}:x:{n}:u{n},u{n + 1}\n" for n in range(1000, 26000))
+    check(len(names) > 700 << 10 and len(groups) > 500 << 10, "the files are large")
+    image = pulled(k, "users", {"User": "u25000"},
+                   Tree().file("etc/passwd", "root:x:0:0::/:\n" + names).file("etc/group", groups))
+    pod = k.pod()
+    for turn in range(3):
+        before = bytes_read(k)
+        container = pod.create("sh", "-c", "id -u; id -G; echo $HOME", image=image)
+        read = bytes_read(k) - before
+        check(read < 100 << 10, f"the daemon read {read} bytes to make container {turn}")
+        container.start()
+        equal(container.exited().exit_code, 0, "the exit code")
+        equal(container.output(), "25000\n25000 24999\n/home/u25000\n", "who it was")
+    k.remove_all()
+    drop(k, image["image"])
+
+
+@test
+def a_user_in_more_groups_than_the_kernel_takes_is_refused(k):  # T40
+    image = pulled(k, "groups", {"User": "u"}, Tree().file("etc/passwd", "u:x:1:1::/:\n").file(
+        "etc/group", "".join(f"g:x:{n}:u\n" for n in range(1, 70001))))
+    holds("the user is in 70000 groups, more than 65536",
+          fails(lambda: k.pod().create("true", image=image)))
+    k.remove_all()
+    drop(k, image["image"])
+
+
 @test
 def an_images_entrypoint_may_be_kruns_program_but_not_change_it(k):  # T39, T51
     """What it finds there is a sealed copy, which does nothing that the container may not."""
