@@ -22802,12 +22802,17 @@ static int monitor_main(int argc, char **argv)
  *
  * Plugins run as root on the host and are trusted to do so; what they print is not. They hang, they
  * print without end, they leave children that hold their stdout: so each has a deadline, a bounded
- * output and a session of its own that can be killed as a whole.
+ * output, and a cgroup of its pod's plugins, which can be waited for and killed as a whole.
+ *
+ * A plugin writes to state that all pods share, such as the directory of addresses that are taken.
+ * One that is killed in the middle can leave there what no DEL recognizes (an address without an
+ * owner). So a plugin that has lost its caller, or even its daemon, is given time to end first, and
+ * DEL is not sent before it has: else the ADD would go on after its undo.
  *
  * Defined by  the CNI specification 1.1 (github.com/containernetworking/cni, SPEC.md), its runtime
  *             conventions (CONVENTIONS.md); the choice among files as libcni makes it
- * Uses        1, 2 (spawn), 3 (JSON), 9 (PodSandboxConfig)
- * Gives       cni_load, cni_is_configured, cni_find_all, cni_add, cni_del
+ * Uses        1, 2 (spawn), 3 (JSON), 9 (PodSandboxConfig), 19 (cgroups)
+ * Gives       cni_load, cni_settle, cni_is_configured, cni_find_all, cni_add, cni_del
  * Bounds      1 MiB a configuration or result, 32 plugins, 32 addresses; args.deadline */
 
 enum {
@@ -22818,6 +22823,7 @@ enum {
     CNI_IPS_MAX = 32
 };
 #define CNI_UNDO_PATIENCE (60 * NS_PER_SEC) /* a DEL after a failed ADD has a time of its own */
+#define CNI_GRACE (10 * NS_PER_SEC) /* for a plugin to end whose work nobody wants any more */
 #define CNI_KILL_PATIENCE (5 * NS_PER_SEC)
 
 /* A network: the chain of plugins of one configuration file. All of it is the arena's. */
@@ -22838,6 +22844,8 @@ typedef struct {
     const PodSandboxConfig *config; /* ports, DNS, annotations; may be NULL */
     int64_t deadline;               /* monotonic ns, 0: none */
     int cancel_fd;                  /* can be read once the caller has lost interest; -1: never */
+    bool let_go;                    /* a plugin then goes on without us; the next daemon waits */
+    int cgroup;                     /* where plugins are born; 0: in our own */
 } cni_args;
 
 typedef struct {
@@ -23264,7 +23272,8 @@ static int cni_start(const cni_step *s, cni_process *p, error *e)
     char *argv[] = { path, NULL };
     int fds[] = { in, out, err };
     spawn_args how = { .exec_fd = -1, .path = path, .argv = argv, .envp = env,
-                       .fds = fds, .nfds = COUNT(fds), .new_session = true };
+                       .fds = fds, .nfds = COUNT(fds), .new_session = true,
+                       .cgroup = s->args->cgroup };
     p->pidfd = spawn(&how, &p->pid, e);
     return p->pidfd < 0 ? -1 : 0;
 }
@@ -23283,18 +23292,21 @@ static void cni_drain(int *fd, buf *into, size_t keep)
     close_fd(fd);
 }
 
-/* Follows a plugin until it has exited. A child of it that still holds its stdout is not waited
- * for: what the plugin itself had to say is in the pipe by then. */
+/* Follows a plugin until it has exited, or may be killed. A child of it that still holds its stdout
+ * is not waited for: what the plugin itself had to say is in the pipe by then. Its success after
+ * the caller has gone is CANCELLED all the same. */
 static int cni_follow(const cni_args *args, cni_process *p, error *e)
 {
+    int64_t deadline = args->deadline;
+    int cancel = args->cancel_fd;
     for (;;) {
         struct pollfd events[] = {
             { .fd = p->pidfd, .events = POLLIN },
-            { .fd = args->cancel_fd, .events = POLLIN },
+            { .fd = cancel, .events = POLLIN },
             { .fd = p->out, .events = POLLIN },
             { .fd = p->err, .events = POLLIN },
         };
-        int n = poll(events, COUNT(events), clock_poll_ms(args->deadline));
+        int n = poll(events, COUNT(events), clock_poll_ms(deadline));
         if (n < 0 && errno != EINTR) return fail_sys(e, GRPC_INTERNAL, "poll");
         cni_drain(&p->out, &p->text, CNI_TEXT_MAX + 1);
         cni_drain(&p->err, &p->complaint, CNI_STDERR_MAX);
@@ -23302,11 +23314,29 @@ static int cni_follow(const cni_args *args, cni_process *p, error *e)
             return fail(e, GRPC_INTERNAL, "it printed more than %d bytes", CNI_TEXT_MAX);
         if (p->text.oom || p->complaint.oom)
             return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
-        if (n > 0 && events[0].revents) return 0;
-        if (n > 0 && events[1].revents) return fail(e, GRPC_CANCELLED, "the call was cancelled");
-        if (args->deadline && clock_mono() >= args->deadline)
+        bool gone = cancel != args->cancel_fd || (n > 0 && events[1].revents);
+        bool ended = n > 0 && events[0].revents;
+        if (gone && (ended || args->let_go || clock_mono() >= deadline))
+            return fail(e, GRPC_CANCELLED, "the call was cancelled");
+        if (ended) return 0;
+        if (deadline && clock_mono() >= deadline)
             return fail(e, GRPC_DEADLINE_EXCEEDED, "it did not end in time and was killed");
+        if (!gone || cancel < 0) continue;
+        int64_t grace = clock_mono() + CNI_GRACE;
+        deadline = deadline ? MIN(deadline, grace) : grace;
+        cancel = -1;
     }
+}
+
+/* Waits until no process is left in the cgroup of a pod's plugins, and kills it after `grace`. */
+static void cni_settle(int cgroup, int64_t grace)
+{
+    error e;
+    if (cgroup <= 0 || cg_wait_empty(cgroup, clock_mono() + grace, &e) == 0) return;
+    if (cg_kill(cgroup, &e) == 0 &&
+        cg_wait_empty(cgroup, clock_mono() + CNI_KILL_PATIENCE, &e) == 0)
+        return;
+    log_warn("what a CNI plugin has left behind: %s", e.text);
 }
 
 /* Why a plugin with this exit code has failed: its error object (SPEC.md, "Error"), or stderr. */
@@ -23336,11 +23366,14 @@ static int cni_run_process(const cni_step *s, cni_process *p, error *e)
     if (cni_start(s, p, e) < 0) return -1;
     if (cni_follow(s->args, p, e) == 0) {
         int status = reap(p->pidfd, 0);
+        if (status > 128) cni_settle(s->args->cgroup, CNI_GRACE); /* its children may go on */
         return status ? cni_explain(p, status, e) : 0;
     }
+    if (s->args->let_go && e->code == GRPC_CANCELLED) return -1;
     kill(-p->pid, SIGKILL); /* its session's first group, while its pid cannot be another's */
     sys_pidfd_kill(p->pidfd, SIGKILL);
     reap(p->pidfd, clock_mono() + CNI_KILL_PATIENCE);
+    cni_settle(s->args->cgroup, 0);
     return -1;
 }
 
@@ -24519,7 +24552,7 @@ struct pod {
 typedef struct owed {
     pod *of;           /* holds that record; it is in no table */
     struct owed *next;
-    int64_t due;       /* when it is tried next (monotonic ns) */
+    int64_t due;       /* when it is tried next (monotonic ns); 0: not yet by this daemon */
     int64_t pause;     /* from there to the next time but one */
     bool taken;        /* someone tries it now */
 } owed;
@@ -25117,6 +25150,34 @@ static int pod_plan_network(pod *p, error *e)
     return p->memory.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a pod") : 0;
 }
 
+static void plugins_name(const pod *p, char out[80])
+{
+    snprintf(out, 80, "cni-%.*s", PR(p->record.id));
+}
+
+/* The cgroup of the pod's plugins, beside the monitors: neither its limits nor the end of the
+ * daemon's own cgroup may cut them off. It is there only while they run, or have left something.
+ * The caller's; 0 where the monitors have none either. */
+static int plugins_enter(const pod *p)
+{
+    char name[80];
+    error e;
+    plugins_name(p, name);
+    int cgroup = p->runtime->monitors < 0 ? 0 : cg_make_below(p->runtime->monitors, name, &e);
+    if (cgroup >= 0) return cgroup;
+    log_warn("pod %.12s: %s", (const char *)p->record.id.p, e.text);
+    return 0;
+}
+
+static void plugins_leave(const pod *p, int cgroup)
+{
+    char name[80];
+    if (cgroup <= 0) return;
+    close(cgroup);
+    plugins_name(p, name);
+    unlinkat(p->runtime->monitors, name, AT_REMOVEDIR); /* EBUSY: a daemon that a plugin started */
+}
+
 static int pod_network_up(pod *p, int cancel, error *e)
 {
     OWNED_ARENA a = arena_make(16 * MIB);
@@ -25125,8 +25186,11 @@ static int pod_network_up(pod *p, int cancel, error *e)
     if (pod_network(p, &a, &net, e) < 0) return fail_in(e, "set up the pod's network");
     fault_point("pod.network");
     cni_args args = pod_cni_args(p, &net, cancel, &a);
+    args.cgroup = plugins_enter(p);
     p->record.network_up = true;
-    if (cni_add(&args, &a, &result, e) < 0) return fail_in(e, "set up the pod's network");
+    int added = cni_add(&args, &a, &result, e);
+    plugins_leave(p, args.cgroup);
+    if (added < 0) return fail_in(e, "set up the pod's network");
     p->record.ips.p = arena_alloc(&p->memory, result.ips.n * sizeof *p->record.ips.p);
     p->record.ips.n = p->record.ips.p ? result.ips.n : 0;
     for (size_t i = 0; i < p->record.ips.n; i++)
@@ -25135,7 +25199,8 @@ static int pod_network_up(pod *p, int cancel, error *e)
     return p->memory.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory") : 0;
 }
 
-/* CNI DEL, with what ADD was called with. Harmless when there is nothing to take down. */
+/* CNI DEL, with what ADD was called with. Harmless when there is nothing to take down.
+ * cancel  can be read when the daemon ends: the plugin is then left to the next one; or -1 */
 static int pod_network_down(const pod *p, int cancel, error *e)
 {
     OWNED_ARENA a = arena_make(16 * MIB);
@@ -25145,8 +25210,11 @@ static int pod_network_down(const pod *p, int cancel, error *e)
     OWNED_FD netns = open(args.netns_path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (netns < 0 || !fd_is_on(netns, 0x6e736673 /* NSFS_MAGIC */))
         args.netns_path = ""; /* after a reboot, say: the addresses are still to be freed */
-    if (cni_del(&args, p->record.cni_result, e) == 0) return 0;
-    return fail_in(e, "take down the pod's network");
+    args.let_go = cancel >= 0;
+    args.cgroup = plugins_enter(p);
+    int done = cni_del(&args, p->record.cni_result, e);
+    plugins_leave(p, args.cgroup);
+    return done < 0 ? fail_in(e, "take down the pod's network") : 0;
 }
 
 static void netns_unpin(const pod *p)
@@ -25185,6 +25253,11 @@ static bool owed_attempt(const owed *o, error *e)
     error ignored;
     char id[65];
     id_text(id, p->record.id);
+    if (!o->due) { /* a plugin that the last daemon has started may run still */
+        int cgroup = plugins_enter(p);
+        cni_settle(cgroup, CNI_GRACE);
+        plugins_leave(p, cgroup);
+    }
     if (pod_network_down(p, r->ending, e) < 0) {
         bool named = pod_network(p, &a, &net, &ignored) == 0 &&
                      cni_is_configured(r->options->cni_conf_dir, net.name);
@@ -26542,11 +26615,23 @@ static int runtime_sweep(runtime *r, error *e)
     return 0;
 }
 
+/* Removes the cgroups of plugins that have ended; what still runs in one keeps it: EBUSY. */
+static void runtime_sweep_plugins(const runtime *r)
+{
+    int dir = r->monitors < 0 ? -1 : openat(r->monitors, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *list = dir < 0 ? NULL : fdopendir(dir);
+    for (struct dirent *entry; list && (entry = readdir(list));)
+        if (slice_starts(slice_of(entry->d_name), "cni-"))
+            unlinkat(r->monitors, entry->d_name, AT_REMOVEDIR);
+    if (list) closedir(list);
+}
+
 /* Takes up the networks that are owed a DEL. */
 static int runtime_resume_networks(runtime *r, error *e)
 {
     DIR *list = fdopendir(openat(r->networks, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!list) return fail_sys(e, GRPC_INTERNAL, "read %s/networks", r->options->root);
+    runtime_sweep_plugins(r);
     for (struct dirent *entry; (entry = readdir(list));) {
         if (!id_valid(entry->d_name) || owed_load(r, entry->d_name, 0, e) == 0) continue;
         if (e->code == GRPC_DATA_LOSS || e->code == GRPC_INVALID_ARGUMENT)

@@ -26,15 +26,20 @@ print(json.dumps(json.load(open(sys.argv[1]))["prevResult"]))' $n.stdin
 """
 
 # The bridge plugin, which does as files in our directory say: `fail-DEL` makes its DEL fail before it
-# has done anything, `slow-ADD` and `slow-DEL` give it something to wait for first. It writes down each
-# call, and whether a process "sleep 56..." ran at that time.
+# has done anything, `slow-ADD` and `slow-DEL` give it something to wait for first, with `orphan-ADD` it
+# is killed while its IPAM plugin runs. It writes down each call, and whether a process "sleep
+# 56..." ran at that time; and that it came to its end.
 STUBBORN = """#!/bin/sh
 d=%(d)s
 echo "$CNI_COMMAND $CNI_CONTAINERID $(grep -lz '^56' /proc/[0-9]*/cmdline 2>/dev/null | wc -l)" >>$d/bridge.calls
 while [ -e $d/slow-$CNI_COMMAND ]; do sleep 0.1; done
 [ ! -e $d/fail-$CNI_COMMAND ] ||
     { echo '{"cniVersion":"1.0.0","code":11,"msg":"told to fail"}'; exit 1; }
+[ ! -e $d/orphan-$CNI_COMMAND ] || { exec 4<&0; (sleep 1; /usr/lib/cni/host-local <&4) & kill -9 $$; }
 /usr/lib/cni/bridge
+status=$?
+echo "end-of-$CNI_COMMAND $CNI_CONTAINERID" >>$d/bridge.calls
+exit $status
 """
 
 
@@ -365,7 +370,7 @@ def containers_have_ended_before_the_network_goes(k):
     pod.start("sleep", "5600001")
     pod.stop()
     with open(k.calls + "/bridge.calls") as f:
-        calls = [line.split() for line in f]
+        calls = [line.split() for line in f if "end-of" not in line]
     equal([(c[0], c[2]) for c in calls], [("ADD", "0"), ("DEL", "0")],
           "calls, and containers that ran then")
 
@@ -514,3 +519,88 @@ def what_is_owed_is_given_up_once_no_configuration_names_the_network(k):
     equal(len(k.reserved_addresses()), 2, "addresses that nobody can give back")
     for address in k.reserved_addresses():
         os.unlink(f"{k.directory}/ipam/krun-test/{address}")
+
+
+# -- a plugin does not outlive whoever undoes its work ----------------------------------------------
+
+def daemon_dies_in_an_ADD(k, number):
+    """Ends the daemon while a plugin's ADD waits; a new one serves. Gives the pod's id."""
+    with_stubborn(k, "slow-ADD")
+    call = k.cri.begin("RunPodSandbox", config=own_network(k))
+    until("ADD is under way", lambda: bridge_calls(k, "ADD"))
+    k.end(number)
+    call.exception()
+    k.start()
+    equal(len(k.cri.ListPodSandbox().items), 0, "pods")
+    return bridge_calls(k, "ADD")[0]
+
+
+def the_undo_came_after(k):
+    forget(k, "slow-ADD")
+    until("the pod's DEL", lambda: bridge_calls(k, "end-of-DEL"))
+    settled(k)
+    check(not running("stubborn"), "no plugin is left")
+
+
+@restarts
+@test
+def an_ADD_whose_daemon_was_killed_ends_before_its_DEL(k):
+    pod = daemon_dies_in_an_ADD(k, signal.SIGKILL)
+    the_undo_came_after(k)
+    with open(k.calls + "/bridge.calls") as f:
+        calls = [line.split()[0] for line in f if pod in line]
+    equal(calls, ["ADD", "end-of-ADD", "DEL", "end-of-DEL"], "calls")
+
+
+@restarts
+@test
+def an_ADD_whose_daemon_was_ended_ends_before_its_DEL(k):
+    daemon_dies_in_an_ADD(k, signal.SIGTERM)
+    the_undo_came_after(k)
+
+
+@restarts
+@test
+def an_ADD_that_hangs_and_whose_daemon_was_killed_is_killed_and_undone(k):
+    daemon_dies_in_an_ADD(k, signal.SIGKILL)
+    until("the pod's DEL", lambda: bridge_calls(k, "end-of-DEL"))
+    equal(bridge_calls(k, "end-of-ADD"), [], "ADDs that ended")
+    until("no plugin is left", lambda: not running("stubborn"))
+    the_undo_came_after(k)
+
+
+@restarts
+@test
+def a_DEL_whose_daemon_was_killed_ends_before_the_next_one(k):
+    with_stubborn(k, "slow-DEL")
+    pod = k.own_network_pod()
+    call = k.cri.begin("StopPodSandbox", pod_sandbox_id=pod.id)
+    until("DEL is under way", lambda: bridge_calls(k, "DEL"))
+    k.restart()
+    call.exception()
+    equal(len(bridge_calls(k, "DEL")), 1, "DELs while the first one runs")
+    forget(k, "slow-DEL")
+    settled(k)
+    with open(k.calls + "/bridge.calls") as f:
+        equal([line.split()[0] for line in f], ["ADD", "end-of-ADD"] + ["DEL", "end-of-DEL"] * 2, "calls")
+
+
+@test
+def an_ADD_whose_caller_hangs_up_may_finish_what_it_has_begun(k):
+    with_stubborn(k, "slow-ADD")
+    call = k.cri.begin("RunPodSandbox", config=own_network(k))
+    until("ADD is under way", lambda: bridge_calls(k, "ADD"))
+    call.cancel()
+    k.cri.Status()
+    forget(k, "slow-ADD")
+    until("the pod's DEL", lambda: bridge_calls(k, "end-of-DEL"))
+    equal(len(bridge_calls(k, "end-of-ADD")), 1, "ADDs that ended")
+    settled(k)
+
+
+@test
+def what_a_plugin_that_was_killed_leaves_running_ends_before_the_DEL(k):
+    with_stubborn(k, "orphan-ADD")
+    refused("INTERNAL", lambda: k.cri.RunPodSandbox(config=own_network(k)), "stubborn")
+    forget(k, "orphan-ADD")
+    settled(k)
