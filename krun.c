@@ -278,6 +278,24 @@ static int give_fd(int *fd)
 
 /* -- memory ------------------------------------------------------------------------------------ */
 
+#ifdef __GLIBC__
+#include <malloc.h>
+/* glibc keeps freed memory for later, and more of it the larger it was: after one 16 MiB reply the
+ * daemon would stay that much larger. What is large goes back to the kernel at once: mallopt(3). */
+static void memory_thrift(void)
+{
+    mallopt(M_MMAP_THRESHOLD, 128 * KIB);
+    mallopt(M_ARENA_MAX, 2);
+}
+
+/* And what is free between smaller pieces that live goes back when this is called: malloc_trim(3).
+ * The time it takes grows with what there is to give. */
+static void memory_give_back(void) { malloc_trim(0); }
+#else
+static void memory_thrift(void) {}
+static void memory_give_back(void) {} /* musl's free(3) does it */
+#endif
+
 /* The arena's unit: a run of bytes from malloc, handed out from the front. */
 struct block { struct block *older; size_t size, used; max_align_t data[]; };
 
@@ -821,6 +839,41 @@ static int tree_remove(int at, const char *name, error *e)
 
 /* -- starting a process ------------------------------------------------------------------------ */
 
+/* Signals as a new program expects them: all at their default, none blocked. execve(2) resets
+ * handlers, but what is ignored (by us, or by whoever has started us) would stay ignored. */
+static void signals_default(void)
+{
+    unsigned long normal[8] = { 0 }; /* the kernel's struct sigaction: SIG_DFL, no flags */
+    sigset_t none;
+    for (int sig = 1; sig < 65; sig++) /* not by libc, which keeps two of them to itself */
+        syscall(SYS_rt_sigaction, sig, normal, NULL, 8);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+/* A write to a pipe that nobody reads, or past a limit for files (setrlimit(2), RLIMIT_FSIZE), is
+ * to fail with an errno, which has a sentence, and not to kill. The daemon and all roles begin with
+ * this. */
+static void signals_of_writes(void)
+{
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
+}
+
+/* How many files a process may open at once: the soft limit is what programs expect who loop over
+ * all descriptors or use select(2), the hard one is for those who know (systemd, "File Descriptor
+ * Limits"). krun needs many and raises its own soft limit; what it starts gets the old one. */
+enum { FILES_USUAL = 1024, FILES_MOST = 512 * KIB };
+static struct rlimit files_before; /* rlim_max 0: not raised */
+
+static void files_raise(void)
+{
+    struct rlimit now;
+    if (getrlimit(RLIMIT_NOFILE, &now) < 0 || now.rlim_cur == now.rlim_max) return;
+    struct rlimit all = { now.rlim_max, now.rlim_max };
+    if (setrlimit(RLIMIT_NOFILE, &all) == 0) files_before = now;
+}
+
 /* What a spawned process gets; everything else of the parent's is closed or reset. */
 typedef struct {
     int exec_fd;              /* the program as a descriptor, or -1: then `path` */
@@ -856,7 +909,6 @@ static int spawn_child_main(void *arg)
 {
     struct spawn_child *c = arg;
     const spawn_args *s = c->args;
-    signal(SIGPIPE, SIG_DFL); /* execve(2) resets handlers; what is ignored would stay ignored */
     /* Targets 0..n-1 may be sources of each other: first all go above them, then down again. */
     for (int i = 0; i < s->nfds; i++) {
         c->moved[i] = s->fds[i] < 0 ? open("/dev/null", O_RDWR | O_CLOEXEC) : s->fds[i];
@@ -872,9 +924,8 @@ static int spawn_child_main(void *arg)
     if (s->cpu_seconds) setrlimit(RLIMIT_CPU, &c->cpu);
     if (s->dies_with_us) prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (chdir(s->dir ? s->dir : "/") < 0) { c->failed = errno; _exit(127); }
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
+    if (files_before.rlim_max) setrlimit(RLIMIT_NOFILE, &files_before);
+    signals_default();
     if (program >= 0) syscall(SYS_execveat, program, "", s->argv, s->envp, AT_EMPTY_PATH);
     else execve(s->path, s->argv, s->envp);
     c->failed = errno;
@@ -961,6 +1012,25 @@ static bool program_find(const char *name, const char *path, char out[PATH_MAX])
     return false;
 }
 
+/* An empty file in memory from which a program can be run. Without MFD_EXEC (Linux 6.3) the sysctl
+ * vm.memfd_noexec may make it one that cannot; older kernels do not know the flag. */
+static int memory_program(void)
+{
+    enum { CLOEXEC = 1, ALLOW_SEALING = 2, EXEC = 0x10 }; /* memfd_create(2) */
+    int fd = (int)syscall(SYS_memfd_create, "krun", CLOEXEC | ALLOW_SEALING | EXEC);
+    bool unknown = fd < 0 && errno == EINVAL;
+    return unknown ? (int)syscall(SYS_memfd_create, "krun", CLOEXEC | ALLOW_SEALING) : fd;
+}
+
+/* Whether nobody can change what `fd` holds. That it has seals at all says little: every file of a
+ * tmpfs, an initramfs' too, has F_SEAL_SEAL. */
+static bool is_sealed(int fd)
+{
+    enum { ALL = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE };
+    int seals = fcntl(fd, F_GET_SEALS);
+    return seals >= 0 && (seals & ALL) == ALL;
+}
+
 /* krun's own program as a sealed memfd, made once: nothing that runs from it can be written to
  * through /proc/PID/exe, not even by root in a container (CVE-2019-5736), and a file replaced on
  * disk under a running daemon cannot mix two versions. Borrowed; -1 and *e on failure.
@@ -971,10 +1041,8 @@ static int self_program(error *e)
     if (sealed >= 0) return sealed;
     OWNED_FD file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
     if (file < 0) return fail_sys(e, GRPC_INTERNAL, "open /proc/self/exe");
-    if (fcntl(file, F_GET_SEALS) >= 0)
-        return sealed = give_fd(&file); /* we run from the memfd already */
-    OWNED_FD copy =
-        (int)syscall(SYS_memfd_create, "krun", 2U | 1U /* MFD_ALLOW_SEALING | MFD_CLOEXEC */);
+    if (is_sealed(file)) return sealed = give_fd(&file); /* we run from the memfd already */
+    OWNED_FD copy = memory_program();
     if (copy < 0) return fail_sys(e, GRPC_INTERNAL, "memfd_create krun");
     char chunk[16 * KIB];
     for (ssize_t n; (n = read_all(file, chunk, sizeof chunk)) != 0;)
@@ -9258,6 +9326,7 @@ enum {
     GRPC_BRIEF_MAX = 64 * KIB,    /* a request whose kind the loop itself looks at */
     GRPC_STACK = 256 * KIB,
     GRPC_READ = 128 * KIB,        /* one recv(2) */
+    GRPC_THRIFT = 4 * MIB,        /* of messages, after which free memory is given back */
     GRPC_PREFIX = 5               /* of a message: a flag, the length */
 };
 #define GRPC_GREETING_TIME (10 * NS_PER_SEC)
@@ -9265,6 +9334,7 @@ enum {
 #define GRPC_WELCOME NS_PER_SEC /* in which who has connected should have greeted */
 #define GRPC_WORKER_IDLE (10 * NS_PER_SEC)
 #define GRPC_ACCEPT_PAUSE (100 * NS_PER_MS)
+#define GRPC_THRIFT_PAUSE (1 * NS_PER_SEC)
 #define GRPC_LONGEST_TIMEOUT (365 * 24 * 3600 * NS_PER_SEC)
 
 typedef struct grpc_call grpc_call;
@@ -9421,6 +9491,8 @@ struct grpc_server {
     grpc_conn *conns; /* newest first */
     unsigned nconns, nwaiting; /* all; those with a call that waits */
     size_t ncalls, buffered;
+    size_t carried; /* bytes of messages since free memory was last given back */
+    timer thrift;
     uint8_t *scratch; /* GRPC_READ bytes, used within one event */
     int64_t stop_at;  /* shutting down: until then */
     timer stop;
@@ -9629,12 +9701,35 @@ static void grpc_answer(grpc_call *c, int http, const error *status)
     else h2_headers(s, buf_view(&block), true);
 }
 
+/* Many messages at once, whole or half sent, have made the heap large. When they are gone it is to
+ * be small again, on a machine that has 64 MiB; not after each, for that takes time. */
+static void grpc_thrift(timer *t)
+{
+    grpc_server *s = OWNER(t, grpc_server, thrift);
+    error e;
+    if (s->buffered >= GRPC_THRIFT &&
+        loop_arm(s->loop, t, clock_mono() + GRPC_THRIFT_PAUSE, &e) == 0)
+        return;
+    memory_give_back();
+    s->carried = 0;
+}
+
+static void grpc_note_carried(grpc_server *s, size_t n)
+{
+    error e;
+    s->carried += n;
+    if (s->carried >= GRPC_THRIFT && !s->thrift.slot &&
+        loop_arm(s->loop, &s->thrift, clock_mono() + GRPC_THRIFT_PAUSE, &e) < 0)
+        log_debug("grpc: %s", e.text);
+}
+
 /* Counts n bytes more of the call's. False: all calls together have too many. A small message may
  * still come when large ones have filled what there is for all. */
 static bool grpc_charge(grpc_call *c, size_t n)
 {
     c->charged += n;
     c->server->buffered += n;
+    grpc_note_carried(c->server, n);
     size_t spare = c->charged <= GRPC_BRIEF_MAX ? GRPC_SPARE : 0;
     return c->server->buffered <= c->server->o.max_buffered + spare;
 }
@@ -10252,6 +10347,7 @@ static void grpc_server_free(grpc_server *s)
     while (s->conns) grpc_conn_close(s->conns);
     grpc_unlisten(s);
     loop_disarm(s->loop, &s->stop);
+    loop_disarm(s->loop, &s->thrift);
     if (s->ncalls) { log_warn("grpc: %zu calls still run", s->ncalls); return; }
     pthread_mutex_lock(&s->lock);
     s->ending = true;
@@ -10334,6 +10430,7 @@ static grpc_server *grpc_serve(loop *l, const grpc_options *o, error *e)
         return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory"), NULL;
     }
     *s = (grpc_server){ .loop = l, .o = *o, .scratch = scratch, .retry.due = grpc_retry,
+                        .thrift.due = grpc_thrift,
                         .listener = { -1, grpc_accept } };
     if (!s->o.max_message) s->o.max_message = GRPC_MESSAGE_MAX;
     if (!s->o.max_buffered) s->o.max_buffered = GRPC_BUFFERED_MAX;
@@ -11779,7 +11876,6 @@ static int become_nobody(error *e)
         return fail_sys(e, GRPC_INTERNAL, "no_new_privs");
     prctl(PR_SET_DUMPABLE, 0);
     setrlimit(RLIMIT_CORE, &none);
-    signal(SIGPIPE, SIG_IGN);
     return 0;
 }
 
@@ -13802,7 +13898,6 @@ static int confine_to(int fd, uint32_t capabilities, error *e)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     prctl(PR_SET_DUMPABLE, 0);
     setrlimit(RLIMIT_CORE, &none);
-    signal(SIGPIPE, SIG_IGN);
     if (fchdir(fd) < 0 || chroot(".") < 0)
         return fail_sys(e, GRPC_INTERNAL, "chroot into the directory of descriptor %d", fd);
     return keep_capabilities(capabilities, e);
@@ -20343,9 +20438,17 @@ static int security_oom_score(int file, int64_t score, error *e)
     return fail_sys(e, GRPC_INVALID_ARGUMENT, "set oom_score_adj to %s", text);
 }
 
-/* Resource limits; a hard limit that we may not raise stays where it is. */
+/* Resource limits; a hard limit that we may not raise stays where it is. Of open files a container
+ * has what a program expects, however many krun may have itself; of all else what krun has. */
 static int security_rlimits(const ProcessRlimit *limits, size_t n, error *e)
 {
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+        files.rlim_max = MIN(files.rlim_max, (rlim_t)FILES_MOST);
+        files.rlim_cur = MIN(files.rlim_max, (rlim_t)FILES_USUAL);
+        if (setrlimit(RLIMIT_NOFILE, &files) < 0)
+            return fail_sys(e, GRPC_INTERNAL, "set the limit of open files");
+    }
     for (size_t i = 0; i < n; i++) {
         struct rlimit now, want = { limits[i].soft, limits[i].hard };
         if (prlimit(0, limits[i].resource, NULL, &now) < 0)
@@ -20358,6 +20461,23 @@ static int security_rlimits(const ProcessRlimit *limits, size_t n, error *e)
                             limits[i].resource, limits[i].soft, limits[i].hard);
     }
     return 0;
+}
+
+/* What else a process inherits and a program would not expect: how urgent and where the daemon runs
+ * is about the daemon. Best effort, for all of it may be forbidden to us. Which CPUs there are for
+ * the container is a matter of its cpuset, within which the kernel keeps the mask. */
+static void security_scheduling(void)
+{
+    enum { WHO_PROCESS = 1, DEFAULT_SLACK_NS = 50000 };
+    unsigned long cpus[KIB / sizeof(long)];
+    struct sched_param none = { 0 };
+    memset(cpus, 0xff, sizeof cpus);
+    syscall(SYS_sched_setscheduler, 0, SCHED_OTHER, &none); /* libc's may be a stub: musl */
+    setpriority(PRIO_PROCESS, 0, 0);
+    syscall(SYS_ioprio_set, WHO_PROCESS, 0, 0);
+    syscall(SYS_sched_setaffinity, 0, sizeof cpus, cpus);
+    syscall(SYS_personality, 0UL); /* addresses are random again: personality(2) */
+    prctl(PR_SET_TIMERSLACK, DEFAULT_SLACK_NS, 0, 0, 0);
 }
 
 /* Groups, group, user, in the one order in which the right to do the next step is still there. By
@@ -21011,17 +21131,6 @@ static int init_execute(char **args, char **env, error *e)
     return e->sys = ENOENT, -1;
 }
 
-/* Signals as a new program expects them: all at their default, none blocked. */
-static void init_signals(void)
-{
-    unsigned long normal[8] = { 0 }; /* the kernel's struct sigaction: SIG_DFL, no flags */
-    sigset_t none;
-    for (int sig = 1; sig < 65; sig++) /* not by libc, which keeps two of them to itself */
-        syscall(SYS_rt_sigaction, sig, normal, NULL, 8);
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-}
-
 /* The way of every process from "inside the container, as krun" to the user's program. Comes back
  * only on failure. */
 static int init_finish(const init_process *p, error *e)
@@ -21038,10 +21147,11 @@ static int init_finish(const init_process *p, error *e)
     if (p->tty && init_terminal(p, e) < 0) return -1;
     init_own_stdio(p->spec);
     if (security_rlimits(p->spec->rlimits.p, p->spec->rlimits.n, e) < 0) return -1;
+    security_scheduling();
     /* KEYCTL_JOIN_SESSION_KEYRING: not the monitor's keys; kernels may lack it */
     syscall(SYS_keyctl, 1, NULL);
     if (init_become_user(p, e) < 0) return -1;
-    init_signals();
+    signals_default();
     umask(p->spec->umask ? (mode_t)p->spec->umask : 0022);
     if (sys_close_range(3, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */) < 0)
         return fail_sys(e, GRPC_INTERNAL, "close_range");
@@ -21239,7 +21349,7 @@ static int pause_main(const birth *b, error *e)
     sigset_t all;
     prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     prctl(PR_SET_NAME, "krun-pause", 0, 0, 0);
-    init_signals();
+    signals_default();
     signal(SIGCHLD, SIG_IGN);
     if (pod_empty_tree("555", 4 * KIB, e) < 0 || security_set_caps((security_caps){ 0, 0 }, e) < 0)
         return -1;
@@ -22761,12 +22871,13 @@ static void monitor_accept(watch *w, uint32_t events)
 static void monitor_harden(void)
 {
     static const int deaf_to[] = {
-        SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGTSTP, SIGPIPE, SIGXFSZ,
+        SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGTSTP,
     };
     for (size_t i = 0; i < COUNT(deaf_to); i++) signal(deaf_to[i], SIG_IGN);
     prctl(PR_SET_DUMPABLE, 0);
     prctl(PR_SET_NAME, "krun monitor");
     umask(022);
+    files_raise();
     OWNED_FD oom = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
     bool safe = oom >= 0 && write(oom, "-999", 4) == 4;
     if (!safe) log_debug("monitor: oom_score_adj: %s", strerror(errno)); /* no CAP_SYS_RESOURCE */
@@ -28708,19 +28819,6 @@ static void daemon_close(krund *d)
     free(d);
 }
 
-#ifdef __GLIBC__
-#include <malloc.h>
-/* glibc keeps freed memory for later, and more of it the larger it was: after one 16 MiB reply the
- * daemon would stay that much larger. What is large goes back to the kernel at once: mallopt(3). */
-static void daemon_thrift(void)
-{
-    mallopt(M_MMAP_THRESHOLD, 128 * KIB);
-    mallopt(M_ARENA_MAX, 2);
-}
-#else
-static void daemon_thrift(void) {}
-#endif
-
 static bool daemon_is_root(error *e)
 {
     if (geteuid() == 0) return true;
@@ -28888,8 +28986,10 @@ static int daemon_main(int argc, char **argv)
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
-    signal(SIGPIPE, SIG_IGN);
-    daemon_thrift();
+    signals_of_writes();
+    files_raise();
+    umask(022);
+    memory_thrift();
     krund *d = daemon_open(&given, &e);
     if (!d || daemon_catch_signals(d, &set, &e) < 0) {
         fprintf(stderr, "krun serve: %s\n", e.text);
@@ -31028,7 +31128,10 @@ void krun_main_role(int argc, char **argv)
     if (argc < 2) return;
     if (!strcmp(argv[0], "/krun") && !strcmp(argv[1], "self")) exit(self_main(argc, argv));
     for (size_t i = 0; i < COUNT(main_roles) && !strcmp(argv[0], "krun"); i++)
-        if (!strcmp(argv[1], main_roles[i].name)) exit(main_roles[i].run(argc, argv));
+        if (!strcmp(argv[1], main_roles[i].name)) {
+            signals_of_writes();
+            exit(main_roles[i].run(argc, argv));
+        }
 }
 
 int krun_main(int argc, char **argv)

@@ -24,8 +24,9 @@
  *          threads at once. krun_pull, krun_run_pod, krun_remove_pod and krun_call wait for an
  *          answer from the daemon, so krun_serve must be running on another thread (or, for a
  *          krun from krun_connect, in another process).
- * Signals  none is caught. Ignore SIGPIPE. SIGCHLD must not be ignored: krun reaps its children,
- *          each by its pidfd, and no others. */
+ * Signals  none is caught. Ignore SIGPIPE and SIGXFSZ. SIGCHLD must not be ignored: krun reaps its
+ *          children, each by its pidfd, and no others.
+ * Limits   krun holds some descriptors a pod: let RLIMIT_NOFILE have room. */
 #ifndef KRUN_H
 #define KRUN_H
 

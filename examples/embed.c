@@ -48,6 +48,7 @@ int main(int argc, char **argv)
     krun_main_role(argc, argv); /* first: krun starts this program again to keep a pod */
     if (argc != 2) return fprintf(stderr, "usage: %s STATE-DIRECTORY\n", argv[0]), 2;
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
     snprintf(run, sizeof run, "%s/run", argv[1]);
     krun_options options = { .root = argv[1], .run = run, .log_level = "warn",
                              .missing_controllers = "ignore" };

@@ -146,6 +146,47 @@ TEST(reap_tells_exit_codes_as_shells_do)
     CHECK_INT(run_sh("kill -TERM $$", -1), 143);
 }
 
+TEST(spawn_gives_a_child_signals_and_files_as_it_expects_them)
+{
+    static const int odd[] = { SIGPIPE, SIGXFSZ, SIGHUP, SIGINT, SIGUSR2, 34 };
+    int pipes[2];
+    char text[512] = "";
+    struct rlimit mine;
+    if (pipe2(pipes, O_CLOEXEC) < 0 || getrlimit(RLIMIT_NOFILE, &mine) < 0) abort();
+    for (size_t i = 0; i < COUNT(odd); i++) signal(odd[i], SIG_IGN);
+    struct rlimit low = { 100, mine.rlim_max };
+    setrlimit(RLIMIT_NOFILE, &low);
+    files_raise();
+    struct rlimit raised;
+    CHECK(getrlimit(RLIMIT_NOFILE, &raised) == 0 && raised.rlim_cur == mine.rlim_max);
+    CHECK_INT(run_sh("grep -E '^Sig(Ign|Blk)' /proc/self/status; ulimit -Sn", pipes[1]), 0);
+    for (size_t i = 0; i < COUNT(odd); i++) signal(odd[i], SIG_DFL);
+    setrlimit(RLIMIT_NOFILE, &mine);
+    files_before = (struct rlimit){ 0, 0 };
+    close(pipes[1]);
+    CHECK(read_all(pipes[0], text, sizeof text - 1) > 0);
+    close(pipes[0]);
+    CHECK(strstr(text, "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n100\n"));
+}
+
+TEST(only_what_nobody_can_change_counts_as_sealed)
+{
+    enum { ALL = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE };
+    static const struct { int seals; bool sealed; } rows[] = {
+        { 0, false }, { F_SEAL_WRITE, false }, { F_SEAL_SEAL, false },
+        { ALL & ~F_SEAL_WRITE, false }, { ALL & ~F_SEAL_SEAL, false }, { ALL, true },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        OWNED_FD fd = memory_program();
+        CHECK(fd >= 0 && (!rows[i].seals || fcntl(fd, F_ADD_SEALS, rows[i].seals) == 0));
+        CHECK_INT(is_sealed(fd), rows[i].sealed);
+    }
+    OWNED_FD plain = open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600); /* a tmpfs */
+    CHECK(plain < 0 || !is_sealed(plain));
+    OWNED_FD elsewhere = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    CHECK(!is_sealed(elsewhere));
+}
+
 TEST(spawn_of_a_missing_program_fails_with_its_errno)
 {
     error e;

@@ -1,6 +1,7 @@
 """The daemon itself: Version, Status, configuration, its socket, and clients that misbehave."""
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -13,7 +14,7 @@ import grpc
 import images
 
 from harness import (Cri, DEADLINE, Failure, KRUN, Krun, SLEEP, check, equal, holds, pb, pid_of,
-                     refused, restarts, running, test, tree, until)
+                     processes, refused, restarts, running, test, tree, until)
 
 
 @test
@@ -435,6 +436,132 @@ def of_three_that_start_at_once_one_serves(k):
                 p.terminate()
             equal(sorted(p.wait(DEADLINE) for p in started), [0, 1, 1], f"with one {shared}")
     shutil.rmtree(other)
+
+
+class Wrapped(Krun):
+    """A daemon that is started by way of another program, or from another file."""
+    def __init__(self, directory, *words, program=KRUN):
+        super().__init__(directory)
+        self.words, self.program = list(words), program
+        self.image = "localhost/test/busybox:1"
+
+    def command(self):
+        return self.words + [self.program] + super().command()[1:]
+
+    def begin(self):
+        path = images.write_tar(images.docker_files(images.busybox(), [self.image]), self.directory + "/image.tar")
+        self.start()
+        self.cli("load", path)
+        return self.pod()
+
+
+ODD_PARENT = """
+import os, resource, signal, sys
+for number in range(1, 65):
+    try: signal.signal(number, signal.SIG_IGN)
+    except (OSError, ValueError): pass
+signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGCHLD])
+signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
+os.umask(0o077)
+os.nice(7)
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+os.environ["SECRET"] = "of the daemon"
+os.chdir("/tmp")
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+LOOK = ("ulimit -Sn; ulimit -Hn; umask; grep -E '^(SigIgn|SigBlk|SigCgt|Cpus_allowed):' "
+        "/proc/self/status; cut -d' ' -f19 /proc/self/stat; cat /proc/self/timerslack_ns "
+        "/proc/self/personality 2>/dev/null; env | grep -c SECRET; true")
+
+
+@test
+def a_container_inherits_nothing_odd_from_the_daemon(k):
+    """A soft limit of open files that programs expect, a hard one of at most 524288 and no more than
+    the daemon has; and neither signals, urgency, CPUs, umask nor environment."""
+    seen = {}
+    for soft, hard in ((700, 800), (1024, 20000), (20000, 20000), (1000000, 1000000)):
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        second = Wrapped(f"{k.directory}/odd{soft}", "/usr/bin/python3", "-c", ODD_PARENT,
+                         str(min(soft, most)), str(min(hard, most)))
+        pod = second.begin()
+        printed = pod.prints("sh", "-c", LOOK).split("\n")
+        box = pod.start()
+        equal(box.sh(LOOK).split("\n"), printed, "an exec sees what the container sees")
+        limits, seen[soft] = [int(n) for n in printed[:2]], printed[2:]
+        equal(limits, [min(1024, hard, most), min(524288, hard, most)], "limits of open files")
+        fresh = subprocess.check_output(
+            ["/usr/bin/python3", "-c", "import os, sys\nos.sched_setaffinity(0, range(os.cpu_count()))"
+             "\nos.execv('/bin/grep', ['grep', '^Cpus_allowed:', '/proc/self/status'])"]).decode()
+        holds(fresh.strip(), "\n".join(printed), "the CPUs")
+        numbers = dict(line.split(":\t") for line in printed if ":\t" in line)
+        equal({numbers[n] for n in ("SigIgn", "SigBlk")}, {"0" * 16}, "signals ignored and blocked")
+        equal(printed[2], "0022", "umask")
+        equal(printed[7], "0", "nice value")
+        equal(printed[-2], "0", "secrets")
+        with open(f"/proc/{second.process.pid}/limits") as f:
+            own = next(line.split() for line in f if line.startswith("Max open files"))
+        equal(own[3:5], [str(min(hard, most))] * 2, "the daemon's own limit")
+        second.remove_all()
+        second.stop()
+        shutil.rmtree(second.directory)
+    equal(len({str(s) for s in seen.values()}), 1, f"whatever the daemon has: {seen}")
+
+
+@test
+def a_daemon_from_a_tmpfs_runs_its_parts_from_sealed_memory(k):  # CVE-2019-5736
+    """Every file of a tmpfs has a seal, so that it has some says nothing: an appliance's initramfs."""
+    where = k.directory + "/memory"
+    os.makedirs(where)
+    subprocess.check_call(["mount", "-t", "tmpfs", "none", where])
+    try:
+        shutil.copy(KRUN, where + "/krun")
+        second = Wrapped(k.directory + "/appliance", program=where + "/krun")
+        pod = second.begin()
+        monitor = next(p for p in running("krun monitor") if pod.id in processes()[p])
+        exe = f"/proc/{monitor}/exe"
+        holds("/memfd:krun", os.readlink(exe), "the monitor's program")
+        try:
+            open(exe, "r+b").close()
+            raise Failure("the monitor's program can be written to")
+        except OSError:
+            pass
+        second.remove_all()
+        second.stop()
+        shutil.rmtree(second.directory)
+    finally:
+        subprocess.check_call(["umount", where])
+        os.rmdir(where)
+
+
+@test
+def a_limit_for_files_makes_calls_fail_and_kills_nobody(k):
+    second = Wrapped(k.directory + "/small")
+    pod = second.begin()
+    box = pod.start("sh", "-c", "while :; do echo 0123456789012345678901234567890123456789; done")
+    pid, limit = second.process.pid, (20000, resource.RLIM_INFINITY)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
+    refused("INTERNAL", lambda: second.pod(annotations={"a": "b" * 50000}), "File too large")
+    path = images.write_tar(images.docker_files(images.Image([images.Tree().file(
+        "large", os.urandom(300000))]), ["localhost/test/large:1"]), second.directory + "/large.tar")
+    done = second.cli("load", path, check_status=False)
+    check(done.returncode != 0, "a layer with a large file is refused")
+    holds("File too large", done.stderr.decode(), "what load says")
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+    second.process.send_signal(signal.SIGHUP)  # its log is full too, and this writes a line to it
+    second.cri.Version()
+    equal(second.process.poll(), None, "the daemon's exit status")
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
+    small = second.pod()  # its monitor, and so its log, has the limit too
+    loud = small.start("sh", "-c", "i=0; while [ $i -lt 2000 ]; do echo $i 0123456789; "
+                                   "i=$((i + 1)); done; exit 3")
+    equal(loud.exited().exit_code, 3, "exit code of one whose log is full")
+    equal(box.status().state, pb.CONTAINER_RUNNING, "the container before")
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    second.remove_all()
+    second.stop()
+    shutil.rmtree(second.directory)
 
 
 @test

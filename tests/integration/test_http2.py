@@ -676,3 +676,32 @@ def six_hundred_stops_on_three_connections_leave_room_for_the_one_that_ends_them
         equal({f["grpc-status"] for f in ended.values()}, {"0"}, "what the others are told")
         c.close()
     other.close()
+
+
+@test
+def memory_of_64_MiB_of_half_sent_messages_goes_back(k):
+    """In any sizes, and although a connection that came last goes on."""
+    def resident():
+        with open(f"/proc/{k.process.pid}/statm") as f:
+            return int(f.read().split()[1]) * 4 // 1024
+    before, stay = resident(), []
+    for conns, streams, size in ((16, 4, 1000000), (50, 16, 60000), (50, 200, 5000), (50, 60, 16000)):
+        open_now = [Conn(k.socket) for _ in range(conns)]
+        for c in open_now:
+            body = message(b"\0" * size, claim=15 << 20)
+            for n in range(1, 2 * streams, 2):
+                c.send(opening(n, path="/runtime.v1.RuntimeService/RunPodSandbox"))
+                for at in range(0, len(body), 16384):
+                    c.send(frame(DATA, 0, n, body[at:at + 16384]))
+        until("much memory is used", lambda: resident() > before + 30)
+        last = Conn(k.socket)
+        last.send(opening(1) + frame(DATA, 0, 1, message(b"x" * 100, claim=15 << 20)))
+        last.send(frame(PING, 0, 0, b"12345678"))
+        last.until(lambda f: f[0] == PING)
+        stay.append(last)
+        for c in open_now:
+            c.s.close()
+        until(f"the memory goes back after {conns} x {streams} x {size}",
+              lambda: resident() < before + 8, DEADLINE / 3)
+    for c in stay:
+        c.s.close()
