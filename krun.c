@@ -5541,7 +5541,7 @@ static int tar_inherit(const int *layers, const bool *implied, size_t n, tar_sin
  *
  * Defined by  protobuf.dev/programming-guides/encoding and /json; the field numbers: cri.proto
  * Uses        1 (slice, buf, arena, error), 2 (file_read), 3 (JSON), 4 (base64)
- * Gives       LIST, PB rows, pb_decode, pb_encode, pb_copy, pb_write_json, pb_read_json,
+ * Gives       LIST, PB rows, pb_decode, pb_encode, pb_copy, pb_same, pb_write_json, pb_read_json,
  *             pb_read_file
  * Bounds      16 MiB a message, 4 MiB a file, 32 levels, 48 rows a table; memory: the budget of the
  *             arena */
@@ -6059,6 +6059,56 @@ static int pb_copy(const pb_message *m, const void *from, arena *a, void *to)
     if (pb_encode(m, from, &wire) < 0) return -1;
     slice kept = arena_copy(a, buf_view(&wire));
     return a->oom ? -1 : pb_decode(m, kept, a, to, &e);
+}
+
+/* -- comparing --------------------------------------------------------------------------------- */
+
+/* The pairs of a map, sorted; NULL when the arena has no room. */
+static pb_pair **pb_sorted(pb_list l, arena *scratch)
+{
+    pb_pair **order = arena_alloc(scratch, (l.n + 1) * sizeof *order);
+    for (size_t i = 0; order && i < l.n; i++) order[i] = (pb_pair *)(void *)l.p + i;
+    if (order) qsort(order, l.n, sizeof *order, pb_pair_order);
+    return order;
+}
+
+static bool pb_same(const pb_message *m, const void *a, const void *b, arena *scratch);
+
+static bool pb_same_value(const pb_field *f, const void *a, const void *b, arena *scratch)
+{
+    if (f->kind == PB_STRING || f->kind == PB_BYTES)
+        return slice_eq(*(const slice *)a, *(const slice *)b);
+    if (f->kind != PB_MESSAGE) return pb_load(f, a) == pb_load(f, b);
+    if (f->list) return pb_same(f->sub, a, b, scratch);
+    const void *x = pb_get_sub(a), *y = pb_get_sub(b);
+    return x && y ? pb_same(f->sub, x, y, scratch) : x == y;
+}
+
+static bool pb_same_list(const pb_field *f, pb_list a, pb_list b, arena *scratch)
+{
+    if (a.n != b.n) return false;
+    bool map = f->kind == PB_MAP;
+    pb_pair **x = map ? pb_sorted(a, scratch) : NULL, **y = map ? pb_sorted(b, scratch) : NULL;
+    if (map && (!x || !y)) return false;
+    for (size_t i = 0, size = pb_element(f); i < a.n; i++) {
+        if (map && (!slice_eq(x[i]->key, y[i]->key) || !slice_eq(x[i]->value, y[i]->value)))
+            return false;
+        if (!map && !pb_same_value(f, a.p + i * size, b.p + i * size, scratch)) return false;
+    }
+    return true;
+}
+
+/* Whether two messages say the same. The pairs of a map may come in any order: an encoder of
+ * another language gives them another one each time. */
+static bool pb_same(const pb_message *m, const void *a, const void *b, arena *scratch)
+{
+    for (const pb_field *f = m->fields; f < m->fields + m->nfields; f++) {
+        const void *x = (const char *)a + f->offset, *y = (const char *)b + f->offset;
+        if (f->list ? !pb_same_list(f, pb_get_list(a, f), pb_get_list(b, f), scratch)
+                    : !pb_same_value(f, x, y, scratch))
+            return false;
+    }
+    return true;
 }
 
 /* -- as JSON: writing -------------------------------------------------------------------------- */
@@ -25754,12 +25804,22 @@ static void *copy_of(const pb_message *type, const void *from, arena *a)
 }
 
 /* The pod that this metadata names already, if any: joins a creation that is under way, so that a
- * client that lost patience and asks again gets the same pod (never "name is reserved").
- * 1: *id is set; 0: there is none; -1: its creation failed, or it is no longer ready. Locked. */
-static int pod_join(runtime *r, slice key, grpc_call *call, slice *id, error *e)
+ * client that lost patience and asks again gets the same pod (never "name is reserved"). One who
+ * asks for something else under this name gets no pod that he did not describe.
+ * 1: *id is set; 0: there is none; -1: its creation failed, it is no longer ready, or it has
+ * another configuration. Locked. */
+static int pod_join(const pod *wanted, grpc_call *call, slice *id, error *e)
 {
-    pod *p = sorted_find(&r->pods_by_key, key);
+    runtime *r = wanted->runtime;
+    pod *p = sorted_find(&r->pods_by_key, wanted->key);
     if (!p) return 0;
+    const PodRecord *had = &p->record, *want = &wanted->record;
+    if (!slice_eq(had->runtime_handler, want->runtime_handler) ||
+        !pb_same(&PodSandboxConfig_msg, had->config, want->config, &call->arena))
+        return fail(e, GRPC_ALREADY_EXISTS,
+                    "pod sandbox \"%.*s\" has this metadata and another configuration: remove it "
+                    "or raise the attempt",
+                    PR(had->id));
     pod_hold(p);
     int done = 0, cancel = grpc_cancel_fd(call, e);
     bool again = false; /* its caller has hung up, ours has not */
@@ -25772,7 +25832,7 @@ static int pod_join(runtime *r, slice key, grpc_call *call, slice *id, error *e)
             PR(p->record.id));
     else if (done == 0) *e = p->failure, again = e->code == GRPC_CANCELLED, done = -1;
     pod_drop(p);
-    return again ? pod_join(r, key, call, id, e) : done;
+    return again ? pod_join(wanted, call, id, e) : done;
 }
 
 /* Fills a new pod's record from the request. Copies all: the request goes with its call. */
@@ -25817,7 +25877,7 @@ static int pod_run(runtime *r, const RunPodSandboxRequest *in, grpc_call *call, 
     if (!p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a pod");
     int described = pod_describe(p, in, e);
     lock_state(r);
-    int joined = described < 0 ? -1 : pod_join(r, p->key, call, id, e);
+    int joined = described < 0 ? -1 : pod_join(p, call, id, e);
     p->record.created_at = next_created(r);
     if (joined == 0 && pod_enter(p, e) < 0) joined = -1;
     if (joined != 0) {
@@ -25925,10 +25985,16 @@ static slice container_key(arena *a, slice pod_id, const ContainerMetadata *m)
 }
 
 /* As pod_join: 1 with *id of a container that was made for this very request already. Locked. */
-static int container_join(runtime *r, slice key, grpc_call *call, slice *id, error *e)
+static int container_join(const container *wanted, grpc_call *call, slice *id, error *e)
 {
-    container *c = sorted_find(&r->containers_by_key, key);
+    runtime *r = wanted->pod->runtime;
+    container *c = sorted_find(&r->containers_by_key, wanted->key);
     if (!c) return 0;
+    if (!pb_same(&ContainerConfig_msg, c->record.config, wanted->record.config, &call->arena))
+        return fail(e, GRPC_ALREADY_EXISTS,
+                    "container \"%.*s\" has this name and attempt and another configuration: "
+                    "remove it or raise the attempt",
+                    PR(c->record.id));
     container_hold(c);
     int done = 0, cancel = grpc_cancel_fd(call, e);
     while (c->state == BOX_MAKING && done == 0) done = wait_change(r, &c->waiters, cancel, 0, e);
@@ -26087,7 +26153,7 @@ static int container_make(pod *p, const CreateContainerRequest *in, grpc_call *c
     if (done == 0) done = container_describe(c, in, &held, e);
     if (done == 0) done = container_check_target(c, e);
     lock_state(r);
-    if (done == 0) done = container_join(r, c->key, call, id, e);
+    if (done == 0) done = container_join(c, call, id, e);
     bool mine = done == 0;
     if (mine) c->record.created_at = next_created(r);
     if (mine && (done = container_enter(c, e)) < 0) mine = false;
@@ -27648,7 +27714,7 @@ static bool client_bytes(slice text, int64_t *out)
 /* The two configurations for a krun_pod (krun.h) and all that they point to. It points into itself,
  * so it stays where it was filled. */
 typedef struct {
-    char uid[37], made_up[16];
+    char uid[37], run[37], made_up[16];
     slice name;
     const char *log_directory;
     bool no_network;
@@ -27657,7 +27723,7 @@ typedef struct {
     LinuxPodSandboxConfig pod_linux;
     LinuxSandboxSecurityContext pod_security;
     NamespaceOption namespaces;
-    pb_pair labels[4], no_network_annotation;
+    pb_pair labels[4], annotations[2];
     ContainerConfig container;
     ContainerMetadata metadata;
     ImageSpec image;
@@ -27669,17 +27735,51 @@ typedef struct {
 
 enum { CLIENT_CPU_PERIOD = 100000 }; /* microseconds, the kernel's own default for cpu.max */
 
+static void client_uuid_text(uint8_t b[16], unsigned version, char out[37])
+{
+    char hex[33];
+    b[6] = (uint8_t)((b[6] & 0x0F) | version << 4);
+    b[8] = (uint8_t)((b[8] & 0x3F) | 0x80);
+    hex_encode(b, 16, hex);
+    snprintf(out, 37, "%.8s-%.4s-%.4s-%.4s-%.12s", hex, hex + 8, hex + 12, hex + 16, hex + 20);
+}
+
 /* A random UUID (RFC 9562, section 5.4), which is what a kubelet gives a pod as its uid. */
 static bool client_uuid(char out[37])
 {
     uint8_t b[16];
-    char hex[33];
     if (!random_bytes(b, sizeof b)) return false;
-    b[6] = (uint8_t)((b[6] & 0x0F) | 0x40);
-    b[8] = (uint8_t)((b[8] & 0x3F) | 0x80);
-    hex_encode(b, sizeof b, hex);
-    snprintf(out, 37, "%.8s-%.4s-%.4s-%.4s-%.12s", hex, hex + 8, hex + 12, hex + 16, hex + 20);
-    return true;
+    return client_uuid_text(b, 4, out), true;
+}
+
+/* The UUID of a name (RFC 9562, section 5.8). Two runs with one name give their pods the same uid
+ * so, thus the same metadata, of which the daemon lets only one pod be: also when both begin at the
+ * same moment. client_run_key makes their configurations differ. */
+static void client_uuid_of(const char *name, char out[37])
+{
+    sha256 h;
+    uint8_t hash[32];
+    sha256_init(&h);
+    sha256_add(&h, "krun run ", 9);
+    sha256_add(&h, name, strlen(name));
+    sha256_end(&h, hash);
+    client_uuid_text(hash, 8, out);
+}
+
+/* ALREADY_EXISTS if a pod has this name: a name has to mean one. */
+static int client_name_free(client *c, const char *name, error *e)
+{
+    ListPodSandboxRequest in = { 0 };
+    ListPodSandboxResponse out = { 0 };
+    if (CLIENT_CALL(c, RuntimeService, ListPodSandbox, &in, &out, e) < 0) return -1;
+    for (size_t i = 0; i < out.items.n; i++) {
+        const PodSandbox *one = &out.items.p[i];
+        if (one->metadata && slice_is(one->metadata->name, name))
+            return fail(e, GRPC_ALREADY_EXISTS,
+                        "the name \"%s\" is in use by pod %.13s: remove that, or take another name",
+                        name, arena_str(&c->arena, one->id));
+    }
+    return 0;
 }
 
 /* A name becomes a hostname and a part of the log's path. */
@@ -27736,17 +27836,21 @@ static const char *client_log_root(client *c)
     return root.n ? arena_printf(&c->arena, "%.*s/logs", PR(root)) : "/var/log/krun";
 }
 
+/* The annotation that has a run's own random name: that of the directory of its logs. */
+static const char client_run_key[] = "krun.run";
+
 /* What the pod itself needs: a name, labels, namespaces, the log directory. */
 static void client_fill_pod(client_pod *p, const krun_pod *want)
 {
     slice uid = slice_of(p->uid), name_space = SLICE("default");
+    p->annotations[0] = (pb_pair){ slice_of(client_run_key), slice_of(p->run) };
+    p->annotations[1] = (pb_pair){ SLICE("krun.network"), SLICE("none") };
     p->pod_metadata = (PodSandboxMetadata){ p->name, uid, name_space, 0 };
     /* The kubelet's labels: crictl and others take the pod's name from them. */
     p->labels[0] = (pb_pair){ SLICE("io.kubernetes.container.name"), p->name };
     p->labels[1] = (pb_pair){ SLICE("io.kubernetes.pod.name"), p->name };
     p->labels[2] = (pb_pair){ SLICE("io.kubernetes.pod.namespace"), name_space };
     p->labels[3] = (pb_pair){ SLICE("io.kubernetes.pod.uid"), uid };
-    p->no_network_annotation = (pb_pair){ SLICE("krun.network"), SLICE("none") };
     p->namespaces.pid = NamespaceMode_CONTAINER;
     p->pod_security.namespace_options = &p->namespaces;
     p->pod_security.privileged = want->privileged;
@@ -27756,8 +27860,8 @@ static void client_fill_pod(client_pod *p, const krun_pod *want)
     p->pod.log_directory = slice_of(p->log_directory);
     p->pod.labels.p = p->labels + 1;
     p->pod.labels.n = COUNT(p->labels) - 1;
-    p->pod.annotations.p = &p->no_network_annotation;
-    p->pod.annotations.n = p->no_network;
+    p->pod.annotations.p = p->annotations;
+    p->pod.annotations.n = p->no_network ? 2 : 1;
     p->pod.linux = &p->pod_linux;
 }
 
@@ -27825,6 +27929,18 @@ static int client_fill_volumes(client_pod *p, const char *const *volumes, arena 
     return 0;
 }
 
+/* What is mounted has to be there. The daemon would make a directory of it, as a kubelet expects
+ * (hostPath without a type); a person has mistyped a path. */
+static int client_check_volumes(const client_pod *p, arena *a, error *e)
+{
+    for (size_t i = 0; i < p->container.mounts.n; i++) {
+        const char *path = arena_str(a, p->container.mounts.p[i].host_path);
+        if (access(path, F_OK) < 0)
+            return fail_sys(e, GRPC_INVALID_ARGUMENT, "volume %s: not on the host", path);
+    }
+    return 0;
+}
+
 /* The entrypoint and the arguments. As with docker, arguments take the place of the image's CMD and
  * follow its ENTRYPOINT; the CRI calls the two `args` and `command`. */
 static int client_fill_words(client_pod *p, const krun_pod *want, arena *a, error *e)
@@ -27863,7 +27979,8 @@ static int client_fill_container(client_pod *p, const krun_pod *want, arena *a, 
     p->container.linux = &p->container_linux;
     if (want->user && client_fill_user(p, want->user, e) < 0) return -1;
     if (client_fill_words(p, want, a, e) < 0 || client_fill_env(p, want->env, a, e) < 0) return -1;
-    return client_fill_volumes(p, want->volumes, a, e);
+    if (client_fill_volumes(p, want->volumes, a, e) < 0) return -1;
+    return client_check_volumes(p, a, e);
 }
 
 /* Fills *p for `want`, which must live as long. INVALID_ARGUMENT names the member that is wrong. */
@@ -27876,13 +27993,15 @@ static int client_pod_fill(client *c, client_pod *p, const krun_pod *want, error
                     "name \"%s\": want 1 to 63 letters, digits, '-', '_' or '.', "
                     "the first no sign",
                     want->name);
-    if (!client_uuid(p->uid)) return fail_sys(e, GRPC_INTERNAL, "random bytes for a pod's uid");
-    snprintf(p->made_up, sizeof p->made_up, "run-%.8s", p->uid);
+    if (!client_uuid(p->run)) return fail_sys(e, GRPC_INTERNAL, "random bytes for a pod's uid");
+    snprintf(p->made_up, sizeof p->made_up, "run-%.8s", p->run);
     p->name = slice_of(want->name ? want->name : p->made_up);
+    client_uuid_of((const char *)p->name.p, p->uid);
+    if (want->name && client_name_free(c, want->name, e) < 0) return -1;
     if (client_pod_network(c, p, want->network, e) < 0) return -1;
     p->log_directory = want->log_directory;
     if (!p->log_directory)
-        p->log_directory = arena_printf(&c->arena, "%s/%s", client_log_root(c), p->uid);
+        p->log_directory = arena_printf(&c->arena, "%s/%s", client_log_root(c), p->run);
     client_fill_pod(p, want);
     return client_fill_container(p, want, &c->arena, e);
 }
@@ -27938,16 +28057,16 @@ static int client_stop_pod(client *c, slice id, error *e)
     return CLIENT_WAIT(c, RuntimeService, StopPodSandbox, &in, &out, e);
 }
 
-/* Removes the log directory of a pod of ours, and the one above with the last. Its name is the
- * pod's uid, which whoever makes a pod chooses: only hexadecimal digits and '-' are accepted. */
-static int client_remove_logs(client *c, slice uid, error *e)
+/* Removes the log directory of a pod of ours, and the one above with the last. Its name is in an
+ * annotation, which whoever makes a pod chooses: only hexadecimal digits and '-' are accepted. */
+static int client_remove_logs(client *c, slice run, error *e)
 {
-    for (size_t i = 0; i < uid.n; i++)
-        if (!isxdigit(uid.p[i]) && uid.p[i] != '-') return 0;
-    if (!uid.n) return 0;
+    for (size_t i = 0; i < run.n; i++)
+        if (!isxdigit(run.p[i]) && run.p[i] != '-') return 0;
+    if (!run.n) return 0;
     const char *logs = client_log_root(c);
     OWNED_FD root = open(logs, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (root >= 0 && tree_remove(root, arena_str(&c->arena, uid), e) < 0) return -1;
+    if (root >= 0 && tree_remove(root, arena_str(&c->arena, run), e) < 0) return -1;
     rmdir(logs); /* fails, as it should, while another pod's are in it */
     return 0;
 }
@@ -27963,8 +28082,10 @@ static int client_remove_pod(client *c, slice id, error *e)
     if (CLIENT_CALL(c, RuntimeService, PodSandboxStatus, &ask, &was, e) < 0) return -1;
     client_stop_pod(c, id, e);
     if (CLIENT_CALL(c, RuntimeService, RemovePodSandbox, &in, &out, e) < 0) return -1;
-    return was.status && was.status->metadata ? client_remove_logs(c, was.status->metadata->uid, e)
-                                              : 0;
+    for (size_t i = 0; was.status && i < was.status->annotations.n; i++)
+        if (slice_is(was.status->annotations.p[i].key, client_run_key))
+            return client_remove_logs(c, was.status->annotations.p[i].value, e);
+    return 0;
 }
 
 /* Makes the pod and its container and starts it; the IDs of both. On failure nothing is left. */
@@ -27972,7 +28093,7 @@ static int client_pod_run(client *c, client_pod *p, slice *pod_id, slice *contai
 {
     error undo;
     if (client_make_pod(c, &p->pod, pod_id, e) < 0)
-        return client_remove_logs(c, slice_of(p->uid), &undo), -1;
+        return client_remove_logs(c, slice_of(p->run), &undo), -1;
     CreateContainerRequest in = { *pod_id, &p->container, &p->pod };
     if (client_create(c, &in, container_id, e) == 0 && client_start(c, *container_id, e) == 0)
         return 0;

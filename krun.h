@@ -138,22 +138,23 @@ int krun_pull(krun *k, const char *name, char id[72], krun_error *e);
 /* A pod with one container. Only image is needed; what is zero is as the image or krun has it. Lists
  * end with NULL. */
 typedef struct {
-    const char *name;           /* of the pod and its container; run-XXXXXXXX */
+    const char *name;           /* of the pod and its container, and no other pod's; run-XXXXXXXX */
     const char *image;          /* already pulled, or localhost/krun:self */
     const char *const *args;    /* follow the image's entrypoint, in place of its CMD */
     const char *entrypoint;     /* in place of the image's */
     const char *const *env;     /* "NAME=value"; or "NAME" for the value that your process has */
-    const char *const *volumes; /* "host-path:/path" or "host-path:/path:ro" */
+    const char *const *volumes; /* "host-path:/path" or "host-path:/path:ro"; the first is there */
     const char *workdir, *user; /* user: "name", "uid", "name:gid" or "uid:gid" */
     const char *network;        /* "host", "cni" or "none" (loopback); cni if ready, else none */
-    const char *log_directory;  /* of <name>.log; <root>/logs/<the pod's uid> */
+    const char *log_directory;  /* of <name>.log; <root>/logs/<a name of its own> */
     int64_t memory, cpus;       /* limits: bytes; thousandths of a CPU */
     int privileged, read_only;  /* all rights; a root file system that cannot be written */
 } krun_pod;
 
 /* Makes the pod and starts its container; when it returns 0, the program runs. pod_id, 65 bytes of
  * yours, gets the pod's ID; what the program does later is asked with krun_call. On failure nothing
- * is left; 3 for a member that makes no sense, 5 for an image that is not there.
+ * is left; 3 for a member that makes no sense, 5 for an image that is not there, 6 for a name that a
+ * pod has.
  *
  *     char id[65];
  *     const char *args[] = { "sleep", "60", NULL };

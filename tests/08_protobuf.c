@@ -538,6 +538,32 @@ TEST(pb_read_file_names_the_line_and_the_nearest_field)
     unlink(path);
 }
 
+TEST(pb_same_finds_every_difference_and_no_order_of_a_map)
+{
+    static const char *const texts[] = {
+        "{}", "{\"flag\":true}", "{\"i32\":1}", "{\"i32\":-1}", "{\"u64\":1}", "{\"text\":\"a\"}", "{\"text\":\"b\"}",
+        "{\"raw\":\"YQ==\"}", "{\"real\":1.5}", "{\"sub\":{}}", "{\"sub\":{\"i32\":1}}", "{\"sub\":{\"sub\":{\"i32\":1}}}",
+        "{\"subs\":[{}]}", "{\"subs\":[{},{}]}", "{\"subs\":[{\"i32\":1},{}]}", "{\"subs\":[{},{\"i32\":1}]}",
+        "{\"map\":{\"a\":\"1\",\"b\":\"2\"}}", "{\"map\":{\"a\":\"1\",\"b\":\"3\"}}", "{\"map\":{\"a\":\"1\",\"c\":\"2\"}}",
+        "{\"map\":{\"a\":\"1\"}}", "{\"sub\":{\"map\":{\"a\":\"1\"}}}",
+    };
+    for (size_t i = 0; i < COUNT(texts); i++)
+        for (size_t k = 0; k < COUNT(texts); k++) {
+            pb_try x, y;
+            OWNED_ARENA a = arena_make(MIB);
+            error e = { 0 };
+            CHECK_INT(pb_read_json(&pb_try_msg, slice_of(texts[i]), &a, &x, &e), 0);
+            CHECK_INT(pb_read_json(&pb_try_msg, slice_of(texts[k]), &a, &y, &e), 0);
+            if (pb_same(&pb_try_msg, &x, &y, &a) != (i == k)) fprintf(stderr, "%s %s\n", texts[i], texts[k]), checks_failed++;
+        }
+    pb_try x, y;
+    OWNED_ARENA a = arena_make(MIB);
+    error e = { 0 };
+    CHECK_INT(pb_read_json(&pb_try_msg, SLICE("{\"map\":{\"a\":\"1\",\"b\":\"2\",\"c\":\"3\"}}"), &a, &x, &e), 0);
+    CHECK_INT(pb_read_json(&pb_try_msg, SLICE("{\"map\":{\"c\":\"3\",\"a\":\"1\",\"b\":\"2\"}}"), &a, &y, &e), 0);
+    CHECK(pb_same(&pb_try_msg, &x, &y, &a));
+}
+
 TEST(pb_json_lax_steps_over_unknown_names)
 {
     pb_try got;

@@ -123,6 +123,26 @@ TEST(client_fill_volumes_makes_a_relative_path_absolute)
     CHECK_TEXT(p.container.mounts.p[0].host_path, want);
 }
 
+TEST(client_check_volumes_wants_them_on_the_host)
+{
+    static const struct { const char *text; int want; } rows[] = { { "/:/b", 0 }, { "/none/such:/b", -1 }, { "/dev/null:/b", 0 } };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        OWNED_ARENA a = arena_make(MIB);
+        client_pod p = { 0 };
+        error e = { 0 };
+        CHECK_INT(client_fill_volumes(&p, (const char *[]){ rows[i].text, NULL }, &a, &e), 0);
+        CHECK_INT(client_check_volumes(&p, &a, &e), rows[i].want);
+        CHECK(!rows[i].want || strstr(e.text, "/none/such"));
+    }
+}
+
+TEST(client_uuid_of_a_name_is_the_same_each_time)
+{
+    char a[37], b[37], c[37];
+    client_uuid_of("web", a), client_uuid_of("web", b), client_uuid_of("wec", c);
+    CHECK(!strcmp(a, b) && strcmp(a, c) && a[14] == '8' && strchr("89ab", a[19]));
+}
+
 TEST(client_remove_logs_takes_no_name_that_leaves_its_directory)
 {
     static const char *const names[] = { "..", ".", "../x", "a/b", "x", "" };

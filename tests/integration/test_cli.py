@@ -1,6 +1,7 @@
 """krun's own command line: tables for people, JSON for programs, exit codes passed through."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 
@@ -472,6 +473,70 @@ def the_built_in_image_goes_and_comes_back_without_a_network(k):
     k.stop(), k.start()
     equal(there(), True, "there after a restart of the daemon")
     k.pull(k.image)
+
+
+@test
+def a_name_is_one_pods(k):
+    """Also when several are made at the same moment; and free again when the pod has gone."""
+    words(k, "run", "-d", "--net", "none", "--name", "s", SELF, "print", "first")
+    done = k.cli("run", "--rm", "--net", "none", "--name", "s", SELF, "print", "second", check_status=False)
+    equal((done.returncode, done.stdout), (125, b""), "a second run of that name")
+    holds('the name "s" is in use by pod ', done.stderr.decode(), "the complaint")
+    equal(words(k, "logs", "-f", "s"), "first\n", "the log of the first")
+    words(k, "rm", "-f", "s")
+    runs = [subprocess.Popen([KRUN, "run", "--socket", k.socket, "--net", "none", "--name", "s", SELF, "print", str(n)],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for n in range(12)]
+    ends = [(r.communicate()[0].decode(), r.returncode) for r in runs]
+    equal(sorted(code for _, code in ends), [0] + [125] * 11, "exit codes of twelve runs at once")
+    equal(len(k.cri.ListPodSandbox().items), 1, "pods")
+    equal([out for out, code in ends if code == 0], [words(k, "logs", "s")], "output and log of the one")
+    k.cri.RemovePodSandbox(pod_sandbox_id=k.cri.ListPodSandbox().items[0].id)
+    equal(words(k, "run", "--rm", "--net", "none", "--name", "s", SELF, "print", "again"), "again\n", "output")
+    shutil.rmtree(k.root + "/logs")  # of the pod that krun rm has not removed
+
+
+@test
+def volumes_that_are_not_there_are_refused_and_not_made(k):
+    path = k.directory + "/mistyped"
+    for source in (path, path + "/deeper", "./mistyped-too"):
+        done = k.cli("run", "--rm", "--net", "none", "-v", source + ":/data", SELF, "print", "x", check_status=False)
+        equal((done.returncode, done.stdout), (125, b""), source)
+        holds("mistyped", done.stderr.decode(), "the complaint")
+        holds("No such file or directory", done.stderr.decode(), "the complaint")
+    check(not os.path.exists(path) and not os.path.exists("mistyped-too"), "nothing was made")
+    equal(len(k.cri.ListPodSandbox().items), 0, "pods")
+
+
+@test
+def the_same_files_again_give_the_same_and_others_are_refused(k):
+    def pod(**changes):
+        config = {"metadata": {"name": "p", "uid": "u", "namespace": "n"}, "log_directory": k.directory + "/logs-of-p",
+                  "labels": {"a": "1", "b": "2"},
+                  "linux": {"security_context": {"namespace_options": {"network": "NODE"}}}, **changes}
+        return put(k.directory + "/pod.json", json.dumps(config))
+
+    def container(**changes):
+        config = {"metadata": {"name": "c"}, "image": {"image": SELF}, "args": ["sleep"], "log_path": "c.log",
+                  "linux": {}, **changes}
+        return put(k.directory + "/c.json", json.dumps(config))
+
+    def refused(*line):
+        done = k.cli(*line, check_status=False)
+        equal((done.returncode, done.stdout), (1, b""), str(line))
+        holds("another configuration: remove it or raise the attempt", done.stderr.decode(), "the complaint")
+    for restarts in (False, True):
+        made = words(k, "runp", pod())
+        inside = words(k, "create", made.strip(), container(), pod())
+        if restarts:
+            k.stop(), k.start()
+        equal(words(k, "runp", pod(labels={"b": "2", "a": "1"})), made, "the pod of the same file")
+        equal(words(k, "create", made.strip(), container(), pod()), inside, "the container of the same file")
+        refused("runp", pod(annotations={"a": "b"}))
+        refused("runp", pod(labels={"a": "1", "b": "3"}))
+        refused("create", made.strip(), container(args=["sleep", "1"]), pod())
+        refused("create", made.strip(), container(labels={"a": "b"}), pod())
+        equal(len(k.cri.ListContainers().containers), 1, "containers")
+        words(k, "rm", "-f", made.strip())
 
 
 @test
