@@ -565,7 +565,7 @@ static void fault_point(const char *step)
  *             (CLONE_VFORK, CLONE_PIDFD), memfd_create(2), epoll(7)
  * Uses        1                                Gives  open_inside, file_*, tree_remove, sys_*,
  *             spawn, loop_*
- * Bounds      a record 64 MiB; a removal holds at most 64 open directories */
+ * Bounds      a record 64 MiB; a removal or a walk holds at most 32 open directories */
 
 /* -- system calls that a libc may be too old to have ------------------------------------------- */
 
@@ -669,6 +669,19 @@ static ssize_t read_all(int fd, void *p, size_t n)
     return (ssize_t)got;
 }
 
+/* n bytes that nobody can guess. False only where getrandom(2) does not work at all. */
+static bool random_bytes(void *p, size_t n)
+{
+    for (uint8_t *at = p; n;) {
+        ssize_t got = getrandom(at, n, 0);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return false;
+        at += got;
+        n -= (size_t)got;
+    }
+    return true;
+}
+
 /* -- paths inside a tree ----------------------------------------------------------------------- */
 
 /* Opens `path` inside the tree `root` as if `root` were "/", whatever links are planted there.
@@ -761,80 +774,308 @@ static slice file_read(int at, const char *path, size_t max, arena *a, error *e)
  * power cut (fsync(2) of the file before the rename and of the directory after it). */
 enum durability { ATOMIC, DURABLE };
 
+/* Creates a file beside `name`, for writing, and gives its name. No number of a process and no
+ * count is in it: another life of krun could come upon them again. */
+static int temp_create(int at, const char *name, char temp[NAME_MAX + 1], error *e)
+{
+    uint64_t unique = 0;
+    int fd;
+    do {
+        random_bytes(&unique, sizeof unique);
+        snprintf(temp, NAME_MAX + 1, ".%.200s.%016" PRIx64 ".tmp", name, unique);
+        fd = openat(at, temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    } while (fd < 0 && errno == EEXIST);
+    return fd < 0 ? fail_sys(e, GRPC_INTERNAL, "create %s", temp) : fd;
+}
+
+/* Whether a name is one that a killed file_replace leaves. */
+static bool temp_is(const char *name)
+{
+    return name[0] == '.' && slice_ends(slice_of(name), ".tmp");
+}
+
+/* Removes those names from a directory of records, also while others write there: they notice. */
+static void temps_sweep(int at)
+{
+    int again = openat(at, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *d = again < 0 ? NULL : fdopendir(again);
+    if (!d) { close_fd(&again); return; }
+    for (const struct dirent *entry; (entry = readdir(d));)
+        if (temp_is(entry->d_name) && unlinkat(at, entry->d_name, 0) < 0 && errno != ENOENT)
+            log_warn("remove %s: %s", entry->d_name, strerror(errno));
+    closedir(d);
+}
+
 /* Writes `bytes` as the file `name` (no slash) of the directory `at`, replacing what was there in
- * one step: temporary file, rename(2). A failed write leaves no temporary file. */
+ * one step: temporary file, rename(2). A failed write leaves no temporary file. When a start has
+ * swept ours away before the rename (temps_sweep), it is written again. */
 static int file_replace(int at, const char *name, slice bytes, enum durability how, error *e)
 {
     char temp[NAME_MAX + 1];
-    static _Atomic unsigned serial;
-    snprintf(temp, sizeof temp, ".%.200s.%d.%u.tmp", name, (int)getpid(), serial++);
-    OWNED_FD fd = openat(at, temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (fd < 0) return fail_sys(e, GRPC_INTERNAL, "create %s", temp);
-    bool written = write_all(fd, bytes.p, bytes.n) == 0 && (how == ATOMIC || fsync(fd) == 0);
-    fault_point("record");
-    if (!written || renameat(at, temp, at, name) < 0) {
+    for (int tries = 0;; tries++) {
+        OWNED_FD fd = temp_create(at, name, temp, e);
+        if (fd < 0) return -1;
+        bool written = write_all(fd, bytes.p, bytes.n) == 0 && (how == ATOMIC || fsync(fd) == 0);
+        fault_point("record");
+        if (written && renameat(at, temp, at, name) == 0) break;
+        bool swept = written && errno == ENOENT && tries < 8;
         fail_sys(e, GRPC_INTERNAL, "write %s", name);
         unlinkat(at, temp, 0);
-        return -1;
+        if (!swept) return -1;
     }
     if (how == DURABLE && fsync(at) < 0)
         return fail_sys(e, GRPC_INTERNAL, "sync the directory of %s", name);
     return 0;
 }
 
-/* -- removing a tree --------------------------------------------------------------------------- */
+/* -- walking a tree ----------------------------------------------------------------------------
+ *
+ * A tree may be deeper than the descriptors that we may have, and made by whoever means us harm. So
+ * of the way down only the lowest WALK_OPEN directories are open. Of those above them we know how
+ * far they have been read (telldir(3)) and which they are: on the way back each is opened once more
+ * by "..", and must be the one that we came from. */
 
-/* Empties one directory as far as it can go without a descent: unlinks what is no directory and
- * rmdirs what is empty. Returns the name of a child that still has content ("" if none is left),
- * or NULL with errno. `budget` is how many entries may fail before we give up. */
-static const char *dir_drain(int fd, char child[NAME_MAX + 1])
+typedef struct { DIR *d; long at; dev_t dev; ino_t ino; uint64_t tag; } walk_level;
+
+enum { WALK_OPEN = 32 };
+
+/* The way from the top to the directory that is read; `tag` is the caller's. End it with
+ * walk_end. */
+typedef struct { walk_level *levels; size_t n, cap; } dir_walk;
+
+static walk_level *walk_lowest(const dir_walk *w) { return &w->levels[w->n - 1]; }
+
+/* Goes down into the directory `fd`, which is the walk's from now on, also on failure. -1:
+ * RESOURCE_EXHAUSTED, INTERNAL. */
+static int walk_enter(dir_walk *w, int fd, uint64_t tag, error *e)
 {
-    int again = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC); /* an offset of its own */
-    DIR *d = again < 0 ? NULL : fdopendir(again);
-    if (!d) return close_fd(&again), NULL;
-    child[0] = '\0';
-    for (struct dirent *entry; (entry = readdir(d));) {
-        const char *name = entry->d_name;
-        if (!strcmp(name, ".") || !strcmp(name, "..")) continue;
-        if (unlinkat(fd, name, 0) == 0 || errno == ENOENT) continue;
-        if (errno != EISDIR && errno != EPERM) { closedir(d); return NULL; }
-        if (unlinkat(fd, name, AT_REMOVEDIR) == 0 || errno == ENOENT) continue;
-        if (errno != ENOTEMPTY && errno != EEXIST) { closedir(d); return NULL; }
-        snprintf(child, NAME_MAX + 1, "%s", name);
-        break;
+    struct stat st;
+    OWNED_FD dir = fd;
+    if (fstat(dir, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat a directory");
+    if (w->n == w->cap) {
+        size_t cap = MAX(w->cap * 2, (size_t)WALK_OPEN);
+        walk_level *more = realloc(w->levels, cap * sizeof *more);
+        if (!more)
+            return fail(e, GRPC_RESOURCE_EXHAUSTED, "directories %zu deep: out of memory", w->n);
+        w->levels = more;
+        w->cap = cap;
     }
-    closedir(d);
-    return child;
+    walk_level *far = w->n >= WALK_OPEN ? &w->levels[w->n - WALK_OPEN] : NULL;
+    if (far && far->d) {
+        far->at = telldir(far->d);
+        closedir(far->d);
+        far->d = NULL;
+    }
+    w->levels[w->n] = (walk_level){ fdopendir(dir), 0, st.st_dev, st.st_ino, tag };
+    if (!w->levels[w->n].d) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "read a directory");
+    give_fd(&dir);
+    w->n++;
+    return 0;
 }
 
-/* Removes the file or the whole tree `name` of `at`, never following a link and never leaving the
- * file system's own tree. A missing name is success. Depth costs nothing: instead of a stack the
- * walk moves every directory that it finds below the top up to the top (rename(2) within one file
- * system), so two descriptors do for any tree (T70). */
+/* Leaves the lowest directory for the one above it, if there is one. -1: ABORTED when somebody has
+ * moved what we were in, and ".." leads elsewhere; INTERNAL, RESOURCE_EXHAUSTED. */
+static int walk_leave(dir_walk *w, error *e)
+{
+    walk_level *low = &w->levels[--w->n], *up = w->n ? low - 1 : NULL;
+    struct stat st;
+    int failed = 0;
+    if (up && !up->d) {
+        OWNED_FD fd = openat(dirfd(low->d), "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (fd < 0 || fstat(fd, &st) < 0) failed = fail_sys(e, GRPC_INTERNAL, "open ..");
+        else if (st.st_dev != up->dev || st.st_ino != up->ino)
+            failed = fail(e, GRPC_ABORTED, "a directory was moved meanwhile");
+        else if (!(up->d = fdopendir(fd)))
+            failed = fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "read a directory");
+        else give_fd(&fd), seekdir(up->d, up->at);
+    }
+    closedir(low->d);
+    return failed;
+}
+
+/* Forgets the n topmost levels, which must not be open any more. */
+static void walk_forget(dir_walk *w, size_t n)
+{
+    assert(n + WALK_OPEN <= w->n);
+    w->n -= n;
+    memmove(w->levels, w->levels + n, w->n * sizeof *w->levels);
+}
+
+static void walk_end(dir_walk *w)
+{
+    while (w->n--)
+        if (w->levels[w->n].d) closedir(w->levels[w->n].d);
+    free(w->levels);
+    *w = (dir_walk){ 0 };
+}
+
+/* -- removing a tree -----------------------------------------------------------------------------
+ *
+ * Each directory is read once, its files unlinked as they come, its directories entered and then
+ * removed: one rmdir(2) or unlink(2) an entry, and nothing is renamed. A rename could meet a name
+ * that an image has chosen, and may take a block of a disk that is full.
+ *
+ * What cannot be removed (an immutable file, a mount point) is told and passed over; all else goes.
+ * Memory is bounded too: of the way down at most REMOVE_DEPTH levels are known. In a deeper tree
+ * the upper half of them is forgotten, and when all below is gone the walk begins again at the top:
+ * a pass for each REMOVE_DEPTH / 2 levels. */
+
+enum { REMOVE_DEPTH = 16 * KIB, REMOVE_PASSES = 64, REMOVE_TEXT = 240 };
+
+typedef struct {
+    dir_walk walk;   /* a level's tag: how much of `path` names the directory above it */
+    buf path;        /* from the top to the lowest directory, each name after a '/' */
+    uint64_t gone;   /* entries removed */
+    uint64_t kept;   /* entries that cannot be removed: the first one is told in *e */
+    bool forgot;     /* the levels above the topmost known one */
+    bool ends;       /* no sense in going on */
+    const char *top; /* the name of the whole tree */
+    error *e;
+} removal;
+
+/* Notes, with errno, that the entry `name` of the lowest directory stays ("": that directory). */
+static void removal_keep(removal *r, const char *name)
+{
+    int why = errno;
+    const char *hint = why == EPERM   ? " (immutable or append-only? chattr -i -a)"
+                       : why == EXDEV || why == EBUSY ? " (is something mounted there?)"
+                                                      : "";
+    if (why == EROFS) r->ends = true;
+    if (r->kept++) return;
+    OWNED_BUF whole = { 0 }, text = { 0 };
+    buf_printf(&whole, "%s%s", r->top, r->forgot ? "/..." : "");
+    buf_slice(&whole, buf_view(&r->path));
+    if (*name) buf_printf(&whole, "/%s", name);
+    text_escape(&text, buf_view(&whole), REMOVE_TEXT);
+    fail_with(r->e, GRPC_INTERNAL, 0, "remove %.*s: %s%s", PR(buf_view(&text)), strerror(why),
+              hint);
+    r->e->sys = why;
+}
+
+/* Removes one name that is no directory, or (`flags`: AT_REMOVEDIR) an empty one; true also if it
+ * is gone. It is not tried with a directory that may have content: before rmdir(2) says no it goes
+ * through all below it that the kernel's cache has, and a tree would take the square of its
+ * depth. */
+static bool remove_name(int at, const char *name, int flags)
+{
+    return unlinkat(at, name, flags) == 0 || errno == ENOENT;
+}
+
+/* Opens a directory of the tree, or says EXDEV where something is mounted on it, be it of the same
+ * file system: openat2(2). Of a longer path that counts for the last name. */
+static int remove_open(int at, const char *path)
+{
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    char above[PATH_MAX];
+    OWNED_FD dir = -1;
+    snprintf(above, sizeof above, "%.*s", slash ? (int)(slash + 1 - path) : 0, path);
+    if (slash && (dir = openat(at, above, O_PATH | O_DIRECTORY | O_CLOEXEC)) < 0) return -1;
+    struct open_how how = { .flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC,
+                            .resolve = RESOLVE_NO_XDEV };
+    return (int)syscall(SYS_openat2, slash ? dir : at, name, &how, sizeof how);
+}
+
+/* Goes down into the directory `name` of `at`; the first time it is the top. */
+static void removal_enter(removal *r, int at, const char *name)
+{
+    error e;
+    int fd = remove_open(at, name);
+    if (fd < 0 && errno == ENOENT) return;
+    if (fd < 0) {
+        if (errno == ENOTDIR) errno = EPERM; /* the top, which unlink(2) has refused */
+        removal_keep(r, r->walk.n ? name : "");
+        return;
+    }
+    if (r->walk.n == REMOVE_DEPTH) {
+        size_t above = REMOVE_DEPTH / 2, names = r->walk.levels[above].tag;
+        walk_forget(&r->walk, above);
+        for (size_t i = 0; i < r->walk.n; i++) r->walk.levels[i].tag -= names;
+        buf_drop(&r->path, names);
+        r->forgot = true;
+    }
+    size_t before = r->path.n;
+    if (r->walk.n) buf_printf(&r->path, "/%s", name);
+    if (walk_enter(&r->walk, fd, before, &e) == 0 && !r->path.oom) return;
+    r->path.n = before;
+    r->ends = true;
+    if (!r->kept++) *r->e = e;
+    if (r->path.oom) fail(r->e, GRPC_RESOURCE_EXHAUSTED, "remove %s: out of memory", r->top);
+}
+
+/* Leaves the lowest directory and removes it, if it is empty now. If not, something in it was kept;
+ * or a file system has passed over an entry, as some do while others are removed: readdir(3). Then
+ * the next pass finds it. */
+static void removal_leave(removal *r)
+{
+    error e;
+    size_t above = walk_lowest(&r->walk)->tag;
+    if (walk_leave(&r->walk, &e) < 0) {
+        r->ends = true;
+        if (!r->kept++) *r->e = e, fail_in(r->e, "remove %s", r->top);
+        return;
+    }
+    buf_byte(&r->path, '\0');
+    r->path.n = above;
+    if (!r->walk.n || r->path.oom) return; /* at the top, or at what is left of the way */
+    const char *name = (const char *)r->path.p + above + 1;
+    if (remove_name(dirfd(walk_lowest(&r->walk)->d), name, AT_REMOVEDIR)) r->gone++;
+    else if (errno != ENOTEMPTY && errno != EEXIST) removal_keep(r, name);
+    fault_point("tree.entry");
+}
+
+/* The next entry of the lowest directory, or the way up at its end. */
+static void removal_step(removal *r)
+{
+    const walk_level *low = walk_lowest(&r->walk);
+    errno = 0;
+    const struct dirent *entry = readdir(low->d);
+    if (!entry && errno) removal_keep(r, "");
+    if (!entry) { removal_leave(r); return; }
+    if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..")) return;
+    bool directory = entry->d_type == DT_DIR;
+    if (!directory && remove_name(dirfd(low->d), entry->d_name, 0)) {
+        r->gone++;
+        fault_point("tree.entry");
+    } else if (directory || errno == EISDIR) removal_enter(r, dirfd(low->d), entry->d_name);
+    else removal_keep(r, entry->d_name);
+}
+
+/* Removes the file or the whole tree `name` of `at`, or about `most` entries of it. It follows no
+ * link and enters no mount. A name that is not there is success. Takes one unlink(2) or rmdir(2)
+ * an entry, at most WALK_OPEN descriptors, and no room on the disk.
+ * Returns  0; 1: there is more; -1: something stays, its path and errno are in *e; all else is
+ *          gone */
+static int tree_remove_some(int at, const char *name, uint64_t most, error *e)
+{
+    removal r = { .top = name, .e = e };
+    if (remove_name(at, name, 0)) return 0;
+    if (errno != EISDIR && errno != EPERM) return removal_keep(&r, ""), -1;
+    for (int pass = 1;; pass++) { /* EPERM: immutable, perhaps a directory */
+        uint64_t before = r.gone;
+        r.forgot = false;
+        removal_enter(&r, at, name);
+        while (r.walk.n && !r.ends && r.gone < most) removal_step(&r);
+        walk_end(&r.walk);
+        r.path.n = 0;
+        if (r.ends || r.gone >= most || remove_name(at, name, AT_REMOVEDIR)) break;
+        bool more = r.forgot || (!r.kept && pass < REMOVE_PASSES);
+        if (r.gone == before || !more) {
+            if (!r.kept) removal_keep(&r, "");
+            break;
+        }
+    }
+    buf_free(&r.path);
+    if (r.gone >= most) return 1;
+    if (r.kept > 1) {
+        size_t n = strlen(e->text);
+        snprintf(e->text + n, sizeof e->text - n, ", and %" PRIu64 " more", r.kept - 1);
+    }
+    return r.kept ? -1 : 0;
+}
+
 static int tree_remove(int at, const char *name, error *e)
 {
-    static _Atomic unsigned serial;
-    char child[NAME_MAX + 1], deeper[NAME_MAX + 1], lifted[64];
-    if (unlinkat(at, name, 0) == 0 || errno == ENOENT) return 0;
-    if (unlinkat(at, name, AT_REMOVEDIR) == 0 || errno == ENOENT) return 0;
-    OWNED_FD top = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (top < 0) return fail_sys(e, GRPC_INTERNAL, "remove %s", name);
-    for (;;) {
-        if (!dir_drain(top, child)) return fail_sys(e, GRPC_INTERNAL, "remove %s", name);
-        if (!child[0]) break;
-        OWNED_FD sub = openat(top, child, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        if (sub < 0) return fail_sys(e, GRPC_INTERNAL, "remove %s/%s", name, child);
-        while (dir_drain(sub, deeper) && deeper[0]) {
-            snprintf(lifted, sizeof lifted, ".krun-remove-%u", serial++);
-            if (renameat(sub, deeper, top, lifted) < 0)
-                return fail_sys(e, GRPC_INTERNAL, "remove %s/%s/%s", name, child, deeper);
-        }
-        if (unlinkat(top, child, AT_REMOVEDIR) < 0 && errno != ENOENT)
-            return fail_sys(e, GRPC_INTERNAL, "remove %s/%s", name, child);
-    }
-    if (unlinkat(at, name, AT_REMOVEDIR) < 0 && errno != ENOENT)
-        return fail_sys(e, GRPC_INTERNAL, "remove %s", name);
-    return 0;
+    return tree_remove_some(at, name, UINT64_MAX, e);
 }
 
 /* -- starting a process ------------------------------------------------------------------------ */
@@ -2368,19 +2609,6 @@ static bool digest_valid(slice s)
         return false;
     for (size_t i = 7; i < s.n; i++)
         if (s.p[i] >= 'A' && s.p[i] <= 'F') return false;
-    return true;
-}
-
-/* n bytes that nobody can guess. False only where getrandom(2) does not work at all. */
-static bool random_bytes(void *p, size_t n)
-{
-    for (uint8_t *at = p; n;) {
-        ssize_t got = getrandom(at, n, 0);
-        if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) return false;
-        at += got;
-        n -= (size_t)got;
-    }
     return true;
 }
 
@@ -11983,10 +12211,7 @@ static const role_call role_calls[] = {
     ROLE_CALL_IF(fcntl, ROLE_UNPACK, 1, UINT32_MAX, F_DUPFD_CLOEXEC),
     ROLE_CALL(lseek, ROLE_UNPACK | ROLE_SEAL),
     /* An entry in the place of another: tree_remove reads directories. */
-    ROLE_CALL(unlinkat, ROLE_UNPACK), ROLE_CALL(renameat2, ROLE_UNPACK),
-#ifdef SYS_renameat
-    ROLE_CALL(renameat, ROLE_UNPACK),
-#endif
+    ROLE_CALL(unlinkat, ROLE_UNPACK),
     ROLE_CALL(getdents64, ROLE_UNPACK | ROLE_PACK | ROLE_SEAL),
     /* Not F_SETOWN and its like: with them any process of the same user can be sent a signal. */
     ROLE_CALL_IF(fcntl, ROLE_UNPACK | ROLE_PACK | ROLE_SEAL, 1, UINT32_MAX, F_GETFL),
@@ -13960,13 +14185,10 @@ static int confine_to(int fd, uint32_t capabilities, error *e)
  * cost minutes, so a layer is sealed: attributes are hashed and not contents. Whatever cuts a file,
  * removes one or writes to one leaves another size or another time of change behind. */
 
-/* A directory on the way down. Only the lowest few are open; of the others it is known how far they
- * have been read (telldir(3)) and which they are. */
-typedef struct { DIR *d; long at; dev_t dev; ino_t ino; uint64_t path; } walk_level;
-
 /* WALK_SHARE: what one inode counts, so that each of its names can count a part of it. */
-enum { WALK_OPEN = 32, WALK_DEPTH = 256 * KIB, WALK_SHARE = MIB };
-typedef struct { walk_level *levels; size_t n, cap; tree_sum sum; uint64_t most; } tree_walk;
+enum { WALK_DEPTH = 256 * KIB, WALK_SHARE = MIB };
+/* The tag of a level is the hash of its path. */
+typedef struct { dir_walk way; tree_sum sum; uint64_t most; } tree_walk;
 
 static uint64_t walk_path(uint64_t parent, slice name)
 {
@@ -14003,58 +14225,21 @@ static int walk_count(tree_walk *w, uint64_t path, const struct stat *st, error 
 }
 
 /* A fault of the disk or of its file system is damage; that we ran out of something is not. */
-static int walk_fail(error *e, const char *step, const char *name)
+static int blame_disk(error *e)
 {
-    bool damage = errno == EIO || errno == EUCLEAN || errno == EBADMSG;
-    return fail_sys(e, damage ? GRPC_DATA_LOSS : GRPC_INTERNAL, "%s %s", step, name);
+    if (e->sys == EIO || e->sys == EUCLEAN || e->sys == EBADMSG) e->code = GRPC_DATA_LOSS;
+    return -1;
 }
 
 /* Goes into a directory. 0 also if it is none any more: what is alive changes while we look. */
 static int walk_down(tree_walk *w, int at, const char *name, uint64_t path, error *e)
 {
-    struct stat st;
-    OWNED_FD fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0 && (errno == ENOENT || errno == ENOTDIR || errno == ELOOP)) return 0;
-    if (fd < 0 || fstat(fd, &st) < 0) return walk_fail(e, "open", name);
-    if (w->n == w->cap) {
-        size_t cap = MAX(w->cap * 2, (size_t)WALK_OPEN);
-        walk_level *more = w->n < WALK_DEPTH ? realloc(w->levels, cap * sizeof *more) : NULL;
-        if (!more)
-            return fail(e, GRPC_RESOURCE_EXHAUSTED, "directories %zu deep, or out of memory", w->n);
-        w->levels = more;
-        w->cap = cap;
-    }
-    walk_level *far = w->n >= WALK_OPEN ? &w->levels[w->n - WALK_OPEN] : NULL;
-    if (far && far->d) {
-        far->at = telldir(far->d);
-        closedir(far->d);
-        far->d = NULL;
-    }
-    w->levels[w->n] = (walk_level){ fdopendir(fd), 0, st.st_dev, st.st_ino, path };
-    if (!w->levels[w->n].d) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "read a directory");
-    give_fd(&fd);
-    w->n++;
-    return 0;
-}
-
-/* Leaves the lowest directory. One above it that was closed is opened again by "..", and must be
- * the one that we came from: else somebody has moved what we were in, and ".." leads elsewhere. */
-static int walk_up(tree_walk *w, error *e)
-{
-    walk_level *low = &w->levels[--w->n], *up = w->n ? low - 1 : NULL;
-    struct stat st;
-    int failed = 0;
-    if (up && !up->d) {
-        OWNED_FD fd = openat(dirfd(low->d), "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (fd < 0 || fstat(fd, &st) < 0) failed = walk_fail(e, "open", "..");
-        else if (st.st_dev != up->dev || st.st_ino != up->ino)
-            failed = fail(e, GRPC_ABORTED, "a directory was moved meanwhile");
-        else if (!(up->d = fdopendir(fd)))
-            failed = fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "read a directory");
-        else give_fd(&fd), seekdir(up->d, up->at);
-    }
-    closedir(low->d);
-    return failed;
+    if (fd < 0) return fail_sys(e, GRPC_INTERNAL, "open %s", name);
+    if (w->way.n < WALK_DEPTH) return walk_enter(&w->way, fd, path, e);
+    close(fd);
+    return fail(e, GRPC_RESOURCE_EXHAUSTED, "directories %zu deep", w->way.n);
 }
 
 /* The next entry of the lowest directory, or the way up at its end. What is gone between readdir(3)
@@ -14063,15 +14248,15 @@ static int walk_up(tree_walk *w, error *e)
 static int walk_step(tree_walk *w, error *e)
 {
     struct stat st;
-    const walk_level *low = &w->levels[w->n - 1];
+    const walk_level *low = walk_lowest(&w->way);
     errno = 0;
     const struct dirent *entry = readdir(low->d);
-    if (!entry && errno) return walk_fail(e, "read", "a directory");
-    if (!entry) return walk_up(w, e);
+    if (!entry && errno) return fail_sys(e, GRPC_INTERNAL, "read a directory");
+    if (!entry) return walk_leave(&w->way, e);
     if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..")) return 0;
     if (fstatat(dirfd(low->d), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
-        return errno == ENOENT ? 0 : walk_fail(e, "stat", entry->d_name);
-    uint64_t path = walk_path(low->path, slice_of(entry->d_name));
+        return errno == ENOENT ? 0 : fail_sys(e, GRPC_INTERNAL, "stat %s", entry->d_name);
+    uint64_t path = walk_path(low->tag, slice_of(entry->d_name));
     if (walk_count(w, path, &st, e) < 0) return -1;
     return S_ISDIR(st.st_mode) ? walk_down(w, dirfd(low->d), entry->d_name, path, e) : 0;
 }
@@ -14084,17 +14269,15 @@ static int tree_seal(int root, uint64_t most, tree_sum *out, error *e)
 {
     struct stat st;
     tree_walk w = { .most = most };
-    int failed = fstat(root, &st) < 0 ? walk_fail(e, "stat", "it") : 0;
+    int failed = fstat(root, &st) < 0 ? fail_sys(e, GRPC_INTERNAL, "stat it") : 0;
     if (!failed) failed = walk_count(&w, 0, &st, e);
     if (!failed) failed = walk_down(&w, root, ".", 0, e);
-    while (!failed && w.n) failed = walk_step(&w, e);
-    while (w.n--)
-        if (w.levels[w.n].d) closedir(w.levels[w.n].d);
-    free(w.levels);
+    while (!failed && w.way.n) failed = walk_step(&w, e);
+    walk_end(&w.way);
     *out = w.sum;
     out->disk = (w.sum.disk + WALK_SHARE / 2) / WALK_SHARE * 512; /* st_blocks' unit: stat(3type) */
     out->inodes = (w.sum.inodes + WALK_SHARE / 2) / WALK_SHARE;
-    return failed;
+    return failed ? blame_disk(e) : 0;
 }
 
 enum { SEAL_ROOT = 3, SEAL_ENTRIES = 16 * MIB };
@@ -16051,7 +16234,7 @@ static int layer_walk(image_store *s, const char *name, int cancel_fd, tree_sum 
     OWNED_FD dir = openat(s->layers_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     bool none = dir < 0 && (errno == ENOENT || errno == ENOTDIR || errno == ELOOP);
     if (none) return fail(e, GRPC_DATA_LOSS, "its directory is missing");
-    if (dir < 0) return walk_fail(e, "open", "its directory");
+    if (dir < 0) return fail_sys(e, GRPC_INTERNAL, "open its directory"), blame_disk(e);
     const helper_terms terms = { .cancel_fd = cancel_fd };
     int failed = helper_start(&seal, "seal", (int[]){ dir, -1 }, terms, e) < 0 ||
                  helper_receive(&seal, &UnpackAnswer_msg, &a, &answer, e) < 0;

@@ -15,6 +15,12 @@ static int count_entries(int at) /* of a directory, without . and .. */
     return n;
 }
 
+static int count_fds(void)
+{
+    OWNED_FD fds = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return count_entries(fds);
+}
+
 TEST(open_inside_never_leaves_the_root_whatever_links_say) /* T50 */
 {
     char path[PATH_MAX];
@@ -80,6 +86,108 @@ TEST(file_replace_leaves_the_new_bytes_and_no_temporary_file)
     mkdirat(dir, "d", 0700);
     CHECK_INT(file_replace(dir, "d", SLICE("x"), ATOMIC, &e), -1); /* rename over a directory fails */
     CHECK_INT(count_entries(dir), 3);
+    CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
+}
+
+/* Directories below each other, each with `files` files and one empty directory beside the next. */
+static void make_deep(int dir, const char *name, int depth, int files)
+{
+    char text[16];
+    mkdirat(dir, name, 0700);
+    int at = openat(dir, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    for (int i = 0; i < depth; i++) {
+        for (int f = 0; f < files; f++) {
+            snprintf(text, sizeof text, "f%d", f);
+            mknodat(at, text, S_IFREG | 0600, 0);
+        }
+        if (files) mkdirat(at, "side", 0700);
+        mkdirat(at, "down", 0700);
+        int next = openat(at, "down", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        close_fd(&at);
+        at = next;
+    }
+    close_fd(&at);
+}
+
+TEST(tree_remove_goes_on_in_a_tree_deeper_than_it_remembers)
+{
+    char path[PATH_MAX];
+    error e;
+    OWNED_FD dir = temp_dir(path);
+    make_deep(dir, "deep", REMOVE_DEPTH + REMOVE_DEPTH / 2 + 100, 0); /* three passes */
+    CHECK_INT(tree_remove(dir, "deep", &e), 0);
+    CHECK_INT(count_entries(dir), 0);
+    CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
+}
+
+/* Each directory has two that are deeper than what is kept open, so that all are opened again. */
+TEST(tree_remove_comes_back_to_a_directory_that_it_had_to_close)
+{
+    char path[PATH_MAX], name[16];
+    error e;
+    OWNED_FD dir = temp_dir(path);
+    mkdirat(dir, "top", 0700);
+    OWNED_FD top = openat(dir, "top", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    for (int i = 0; i < 300; i++) {
+        snprintf(name, sizeof name, "%d", i);
+        make_deep(top, name, WALK_OPEN + 8, 1);
+    }
+    int fds = count_fds();
+    CHECK_INT(tree_remove(dir, "top", &e), 0);
+    CHECK_INT(count_entries(dir), 0);
+    CHECK_INT(count_fds(), fds);
+    CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
+}
+
+/* What an earlier krun called directories while it removed, at each depth and with content. */
+TEST(tree_remove_meets_any_name_and_renames_nothing)
+{
+    static const char *const names[] = { ".krun-remove-0", ".krun-remove-1", "a\nb", "\033[2J", "-rf", " " };
+    char path[PATH_MAX], longest[NAME_MAX + 1];
+    error e;
+    OWNED_FD dir = temp_dir(path);
+    memset(longest, 'n', NAME_MAX);
+    longest[NAME_MAX] = '\0';
+    make_deep(dir, "tree", 3, 1);
+    OWNED_FD at = openat(dir, "tree", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    for (size_t i = 0; i < COUNT(names); i++) make_deep(at, names[i], 3, 2);
+    for (int i = 0; i < 3; i++) {
+        make_deep(at, longest, 1, 1);
+        make_deep(at, ".krun-remove-0", 3, 2);
+        int next = openat(at, i ? ".krun-remove-0" : longest, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        close_fd(&at);
+        at = next;
+    }
+    CHECK_INT(tree_remove(dir, "tree", &e), 0);
+    CHECK_INT(count_entries(dir), 0);
+    CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
+}
+
+TEST(tree_remove_some_stops_after_so_many_entries_and_goes_on_later)
+{
+    char path[PATH_MAX];
+    error e;
+    int calls = 1;
+    OWNED_FD dir = temp_dir(path);
+    make_deep(dir, "tree", 10, 3); /* 51 entries below it: 5 a level, and the last "down" has none */
+    while (tree_remove_some(dir, "tree", 10, &e) == 1) calls++;
+    CHECK_INT(calls, 6);
+    CHECK_INT(count_entries(dir), 0);
+    CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
+}
+
+TEST(a_temporary_file_of_another_life_is_in_nobodys_way_and_is_swept)
+{
+    char path[PATH_MAX], name[64];
+    error e;
+    OWNED_FD dir = temp_dir(path);
+    for (int i = 0; i < 50; i++) { /* the names of a process of our number */
+        snprintf(name, sizeof name, ".r.%d.%d.tmp", (int)getpid(), i);
+        write_file(dir, name, "cut");
+    }
+    CHECK_INT(file_replace(dir, "r", SLICE("whole"), ATOMIC, &e), 0);
+    temps_sweep(dir);
+    CHECK_INT(count_entries(dir), 1);
     CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
 }
 
