@@ -828,6 +828,47 @@ static int file_replace(int at, const char *name, slice bytes, enum durability h
     return 0;
 }
 
+/* -- directories of our own ----------------------------------------------------------------------
+ *
+ * Whatever lies below --root and --run, from a power cut, another program or a person, krun starts.
+ * What is not what it should be gets out of the way and stays there, for whoever wants to look. */
+
+/* Gives an entry of a directory of ours another name, bad-<time>-<name>. -1 and errno; either is
+ * logged. */
+static int set_aside(int at, const char *name, const char *why)
+{
+    char bad[NAME_MAX + 1];
+    snprintf(bad, sizeof bad, "bad-%" PRId64 "-%.150s", clock_wall(), name);
+    log_warn("%s cannot be used and is put aside as %s: %s", name, bad, why);
+    int done = renameat(at, name, at, bad);
+    if (done < 0) log_error("rename %s to %s: %s", name, bad, strerror(errno));
+    return done;
+}
+
+/* Sees to it that `name` is of this type (S_IFDIR, S_IFREG, ...) or is not there. A link is none of
+ * them: it could lead to what is not ours to sweep. */
+static int make_way(int at, const char *name, mode_t type, error *e)
+{
+    struct stat st;
+    bool there = fstatat(at, name, &st, AT_SYMLINK_NOFOLLOW) == 0;
+    if (!there && errno != ENOENT) return fail_sys(e, GRPC_INTERNAL, "stat %s", name);
+    if (!there || (st.st_mode & S_IFMT) == type) return 0;
+    if (set_aside(at, name, "it is of another type than what belongs there") == 0) return 0;
+    return fail_sys(e, GRPC_INTERNAL, "%s is of the wrong type and cannot be put aside", name);
+}
+
+/* Opens (and makes) the directory `name`, for root alone: images' own files may be set-uid. */
+static int own_dir(int at, const char *name, error *e)
+{
+    if (make_way(at, name, S_IFDIR, e) < 0) return -1;
+    if (mkdirat(at, name, 0700) < 0 && errno != EEXIST)
+        return fail_sys(e, GRPC_INTERNAL, "mkdir %s", name);
+    int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0) return fail_sys(e, GRPC_INTERNAL, "open %s", name);
+    (void)fchmod(fd, 0700); /* one on a read-only mount stays as it is */
+    return fd;
+}
+
 /* -- walking a tree ----------------------------------------------------------------------------
  *
  * A tree may be deeper than the descriptors that we may have, and made by whoever means us harm. So
@@ -10538,6 +10579,8 @@ static int grpc_listen(const char *path, struct stat *st, error *e)
     if (grpc_socket_free(path, e) < 0) return -1;
     OWNED_FD fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) return fail_sys(e, GRPC_INTERNAL, "socket");
+    const char *name = strrchr(temp, '/');
+    if (make_way(dir, name ? name + 1 : temp, S_IFSOCK, e) < 0) return -1;
     if (unlink(temp) < 0 && errno != ENOENT) return fail_sys(e, GRPC_INTERNAL, "remove %s", temp);
     if (fchmod(fd, 0600) < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0)
         return fail_sys(e, GRPC_INTERNAL, "bind %s", temp);
@@ -14991,6 +15034,7 @@ typedef struct image_store {
     uint64_t bytes, entries; /* of all layers */
     unsigned threads;
     bool collecting, sweeping, closing;
+    bool unsure;             /* what uses a layer could not be read: none is removed in this life */
     image_settings *_Atomic settings; /* the newest; never changed once it is here */
     bool debris;             /* directories put aside may have become removable */
 } image_store;
@@ -16544,16 +16588,26 @@ static int pull_config(pull_state *p, error *e)
     return 0;
 }
 
-/* Calls `each` for every name in a directory but "." and "..". */
+/* Calls `each` for every name in a directory but "." and "..". What cannot be read further, by a
+ * fault of the disk, is logged: then no layer is removed in this life, since something may use it
+ * that we have not seen. */
 static int dir_each(image_store *s, int fd, int (*each)(image_store *, const char *, error *),
                     error *e)
 {
     int again = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), failed = 0;
     DIR *d = again < 0 ? NULL : fdopendir(again);
     if (!d) return close_fd(&again), fail_sys(e, GRPC_INTERNAL, "read the image store");
-    for (struct dirent *entry; !failed && (entry = readdir(d));)
+    while (!failed) {
+        errno = 0;
+        const struct dirent *entry = readdir(d);
+        if (!entry && errno) {
+            log_error("read the image store: %s: no layer is removed", strerror(errno));
+            s->unsure = true;
+        }
+        if (!entry) break;
         if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
             failed = each(s, entry->d_name, e);
+    }
     closedir(d);
     return failed;
 }
@@ -16643,16 +16697,25 @@ static void spool_end(const image_store *s, blob_spool *b, bool cut_off)
     spool_close(b);
 }
 
+/* Removes what a kill left, or says why that stays: it is in nobody's way. 0, for dir_each. */
+static int store_clear(int dir, const char *name)
+{
+    error e;
+    if (tree_remove(dir, name, &e) < 0) log_warn("%s", e.text);
+    return 0;
+}
+
 /* Removes the beginning of a blob that nobody has gone on with for a day: for dir_each. */
 static int blob_expire(image_store *s, const char *name, error *e)
 {
+    (void)e;
     struct stat st;
     if (!slice_ends(slice_of(name), ".part")) return 0;
     bool there = fstatat(s->blobs_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0;
     if (there && S_ISREG(st.st_mode) && st.st_mtime > clock_wall() / NS_PER_SEC - BLOB_PART_LIFE)
         return 0;
     log_info("blobs/%s is the beginning of a download that nobody went on with: removed", name);
-    return tree_remove(s->blobs_fd, name, e);
+    return store_clear(s->blobs_fd, name);
 }
 
 /* Makes a whole blob one that is kept. False: it is not, and that is no error. */
@@ -18347,15 +18410,6 @@ static bool name_is_record(const char *name, slice *hex) /* <64 digits>.json */
     return s.n == 69 && slice_ends(s, ".json") && hex_decode(*hex, hash, sizeof hash);
 }
 
-/* Puts a record that cannot be used out of the way, for whoever wants to look. */
-static void quarantine(int dir, const char *name, const char *why)
-{
-    char bad[NAME_MAX + 1];
-    snprintf(bad, sizeof bad, "bad-%" PRId64 "-%.80s", clock_wall(), name);
-    log_warn("%s is put aside as %s: %s", name, bad, why);
-    if (renameat(dir, name, dir, bad) < 0) log_warn("%s: rename: %s", name, strerror(errno));
-}
-
 /* Whether a record could not be read for want of something that it cannot help. */
 static bool error_is_ours(const error *e)
 {
@@ -18380,7 +18434,7 @@ static int open_layer(image_store *s, const char *name, error *e)
     if (good && r.version > RECORD_VERSION)
         return fail(e, GRPC_FAILED_PRECONDITION, "layers/%s was written by a newer krun", name);
     if (!good || !slice_eq(id_hex(r.diff_id), hex))
-        return tree_remove(s->layers_fd, name, e); /* its directory goes below */
+        return store_clear(s->layers_fd, name); /* its directory goes below */
     store_layer *l = layer_add(s, hex, &r, 0);
     if (!l) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a layer");
     l->unchecked = true;
@@ -18391,12 +18445,13 @@ static int open_layer(image_store *s, const char *name, error *e)
  * known that none has it (images_collect). */
 static int open_clean(image_store *s, const char *name, error *e)
 {
+    (void)e;
     slice hex;
     uint8_t hash[32];
     if (name_is_record(name, &hex) || *layer_slot(s, slice_of(name))) return 0;
     if (strstr(name, layer_aside)) return s->debris = true, 0;
     log_info("layers/%s is incomplete and removed", name);
-    if (!hex_decode(slice_of(name), hash, sizeof hash)) return tree_remove(s->layers_fd, name, e);
+    if (!hex_decode(slice_of(name), hash, sizeof hash)) return store_clear(s->layers_fd, name);
     return layer_put_aside(s, name), 0;
 }
 
@@ -18408,7 +18463,7 @@ static int open_blob(image_store *s, const char *name, error *e)
         for (const store_layer *l = s->layers[b]; l; l = l->next)
             if (!strcmp(l->blob, name)) return 0;
     log_info("blobs/%s belongs to no layer and is removed", name);
-    return tree_remove(s->blobs_fd, name, e);
+    return store_clear(s->blobs_fd, name);
 }
 
 static bool record_has_layers(image_store *s, const ImageRecord *r)
@@ -18426,16 +18481,15 @@ static int open_image(image_store *s, const char *name, error *e)
     slice hex;
     ImageRecord r;
     OWNED_ARENA a = arena_make(64 * MIB);
-    if (name[0] == '.' && strstr(name, ".tmp"))
-        return unlinkat(s->images_fd, name, 0), 0; /* a write that was cut */
+    if (temp_is(name)) return store_clear(s->images_fd, name); /* a write that was cut */
     if (!name_is_record(name, &hex)) return 0;
     int failed = record_read((record_file){ s->images_fd, name, &ImageRecord_msg }, &a, &r, e);
     if (failed && error_is_ours(e)) return fail_in(e, "images/%s", name);
-    if (failed) return quarantine(s->images_fd, name, e->text), 0;
+    if (failed) return set_aside(s->images_fd, name, e->text), 0;
     if (r.version > RECORD_VERSION)
         return fail(e, GRPC_FAILED_PRECONDITION, "images/%s was written by a newer krun", name);
     if (!slice_eq(id_hex(r.id), hex) || !r.layers.n)
-        return quarantine(s->images_fd, name, "it is another image's, or has no layers"), 0;
+        return set_aside(s->images_fd, name, "it is another image's, or has no layers"), 0;
     if (record_has_layers(s, &r)) return image_replace(s, &r, e) ? 0 : -1;
     log_warn("image %.*s is forgotten, for a layer of it is missing: pull it again", PR(r.id));
     unlinkat(s->images_fd, name, 0);
@@ -18444,18 +18498,20 @@ static int open_image(image_store *s, const char *name, error *e)
 
 /* Two records claim a tag when a kill came between the new one's write and the old one's: the newer
  * one has it. */
-static int open_tags(image_store *s, error *e)
+static void open_tags(image_store *s)
 {
+    error e;
     for (store_image *i = s->images; i; i = i->next)
         for (store_image *other = i->next; other; other = other->next)
             for (size_t n = 0; n < i->record.repo_tags.n; n++)
                 if (image_has_name(&other->record, i->record.repo_tags.p[n])) {
                     const store_image *newer =
                         i->record.created_at >= other->record.created_at ? i : other;
-                    if (store_move_tags(s, &newer->record, e) < 0) return -1;
-                    return open_tags(s, e); /* the list has changed: look again */
+                    if (store_move_tags(s, &newer->record, &e) == 0)
+                        return open_tags(s); /* the list has changed: look again */
+                    log_warn("%s", e.text);
+                    return;
                 }
-    return 0;
 }
 
 /* Asks ext4 to put each directory made in this one into a block group of its own choice, as it does
@@ -18470,17 +18526,6 @@ static void spread_directories(int fd)
         flags |= K_FS_TOPDIR_FL;
         (void)ioctl(fd, K_FS_IOC_SETFLAGS, &flags);
     }
-}
-
-static int open_directory(int root, const char *name, error *e)
-{
-    if (mkdirat(root, name, 0700) < 0 && errno != EEXIST)
-        return fail_sys(e, GRPC_INTERNAL, "mkdir %s", name);
-    int fd = openat(root, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0) return fail_sys(e, GRPC_INTERNAL, "open %s", name);
-    (void)fchmod(
-        fd, 0700); /* images' own files may be set-uid: no user of this machine may reach them */
-    return fd;
 }
 
 /* Ends all pulls and waits for them, then frees the store. */
@@ -18525,15 +18570,16 @@ static image_store *images_open(const image_options *o, error *e)
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->idle, NULL);
     s->layers_fd = s->blobs_fd = -1;
-    s->images_fd = images_configure(s, o, e) < 0 ? -1 : open_directory(o->root_fd, "images", e);
-    if (s->images_fd >= 0) s->layers_fd = open_directory(o->root_fd, "layers", e);
+    s->images_fd = images_configure(s, o, e) < 0 ? -1 : own_dir(o->root_fd, "images", e);
+    if (s->images_fd >= 0) s->layers_fd = own_dir(o->root_fd, "layers", e);
     if (s->layers_fd >= 0) spread_directories(s->layers_fd);
-    if (s->layers_fd >= 0) s->blobs_fd = open_directory(o->root_fd, "blobs", e);
+    if (s->layers_fd >= 0) s->blobs_fd = own_dir(o->root_fd, "blobs", e);
     bool good = s->blobs_fd >= 0 && dir_each(s, s->layers_fd, open_layer, e) == 0 &&
                 dir_each(s, s->images_fd, open_image, e) == 0 &&
                 dir_each(s, s->layers_fd, open_clean, e) == 0 &&
-                dir_each(s, s->blobs_fd, open_blob, e) == 0 && open_tags(s, e) == 0;
+                dir_each(s, s->blobs_fd, open_blob, e) == 0;
     if (!good) return images_close(s), NULL;
+    open_tags(s);
     if (!role_filter_works())
         log_warn("this kernel or this build has no seccomp filter: krun's readers of images may "
                  "make any system call");
@@ -18542,11 +18588,19 @@ static image_store *images_open(const image_options *o, error *e)
     return s;
 }
 
+/* Says that a container may be there that has not been seen, and may use any layer. */
+static void images_doubt(image_store *s)
+{
+    pthread_mutex_lock(&s->lock);
+    s->unsure = true;
+    pthread_mutex_unlock(&s->lock);
+}
+
 /* From now on layers that nobody needs are removed, in the background. */
 static void images_collect(image_store *s)
 {
     pthread_mutex_lock(&s->lock);
-    s->collecting = true;
+    s->collecting = !s->unsure;
     store_collect(s);
     pthread_mutex_unlock(&s->lock);
 }
@@ -26791,15 +26845,6 @@ static int containers_usage(runtime *r, int cancel, tree_sum *out, error *e)
  * Uses   2, 9, 22 (monitor), 25                Gives  runtime_resume
  * Bounds a monitor that does not answer is given up after a few seconds, not waited for */
 
-/* Puts what cannot be read aside, where a person can look at it, and goes on without it. */
-static void state_quarantine(int dir, const char *name, const char *why)
-{
-    char aside[NAME_MAX + 1];
-    snprintf(aside, sizeof aside, "bad-%.150s-%" PRId64, name, clock_wall() / NS_PER_SEC);
-    log_warn("%s cannot be used and is put aside as %s: %s", name, aside, why);
-    if (renameat(dir, name, dir, aside) < 0) log_error("rename %s: %s", name, strerror(errno));
-}
-
 static bool id_valid(const char *name) /* 64 lower-case hex digits: what we name our directories */
 {
     return strlen(name) == 64 && strspn(name, "0123456789abcdef") == 64;
@@ -26817,6 +26862,7 @@ static int container_recover(pod *p, const char *id, error *e)
     c->record.id = arena_copy(&c->memory, slice_of(id));
     c->record.pod_id = p->record.id;
     OWNED_FD dir = container_dir(c, false, e);
+    if (dir >= 0) temps_sweep(dir);
     state_file file = { dir, "container.json", &ContainerRecord_msg };
     bool ok = dir >= 0 && state_read(&file, &c->memory, &c->record, e) == 0;
     const ContainerRecord *rec = &c->record;
@@ -26850,15 +26896,20 @@ static void pod_recover_containers(pod *p)
     char path[96];
     error e;
     snprintf(path, sizeof path, "%.*s/containers", PR(p->record.id));
-    OWNED_FD dir = openat(p->runtime->pods, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    OWNED_FD dir = openat(p->runtime->pods, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     DIR *list = dir < 0 ? NULL : fdopendir(dup(dir));
-    if (!list) return;
+    if (!list && errno == ENOENT) return;
+    if (!list) {
+        log_error("read pods/%s: %s: no layer is removed", path, strerror(errno));
+        images_doubt(p->runtime->images);
+        return;
+    }
     for (struct dirent *entry; (entry = readdir(list));) {
         if (!id_valid(entry->d_name)) continue;
         if (container_recover(p, entry->d_name, &e) == 0) continue;
-        if (e.code == GRPC_NOT_FOUND)
-            tree_remove(dir, entry->d_name, &e); /* its making or removal was cut short */
-        else state_quarantine(dir, entry->d_name, e.text);
+        if (e.code == GRPC_NOT_FOUND) { /* its making or removal was cut short */
+            if (tree_remove(dir, entry->d_name, &e) < 0) log_warn("pods/%s/%s", path, e.text);
+        } else set_aside(dir, entry->d_name, e.text);
     }
     closedir(list);
 }
@@ -26877,7 +26928,8 @@ static bool pod_monitor_answers(pod *p)
 static pod *pod_recover(runtime *r, const char *id, error *e)
 {
     pod *p = pod_new(r);
-    OWNED_FD dir = openat(r->pods, id, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    OWNED_FD dir = openat(r->pods, id, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (dir >= 0) temps_sweep(dir);
     state_file file = { dir, "pod.json", &PodRecord_msg };
     bool ok = p && dir >= 0 && state_read(&file, &p->memory, &p->record, e) == 0;
     if (p && dir < 0) fail_sys(e, GRPC_INTERNAL, "open %s", id);
@@ -26989,16 +27041,41 @@ static void runtime_sweep_plugins(const runtime *r)
 /* Takes up the networks that are owed a DEL. */
 static int runtime_resume_networks(runtime *r, error *e)
 {
+    temps_sweep(r->networks);
     DIR *list = fdopendir(openat(r->networks, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!list) return fail_sys(e, GRPC_INTERNAL, "read %s/networks", r->options->root);
     runtime_sweep_plugins(r);
     for (struct dirent *entry; (entry = readdir(list));) {
         if (!id_valid(entry->d_name) || owed_load(r, entry->d_name, 0, e) == 0) continue;
         if (e->code == GRPC_DATA_LOSS || e->code == GRPC_INVALID_ARGUMENT)
-            state_quarantine(r->networks, entry->d_name, e->text);
+            set_aside(r->networks, entry->d_name, e->text);
         else log_warn("networks/%s: %s", entry->d_name, e->text);
     }
     closedir(list);
+    return 0;
+}
+
+/* Whether something may be left of a pod beside its directory. */
+static bool pod_left_more(const runtime *r, const char *id)
+{
+    char path[NAME_MAX + 32];
+    snprintf(path, sizeof path, "/run/netns/krun-%s", id);
+    if (faccessat(r->run_pods, id, F_OK, 0) == 0 || access(path, F_OK) == 0) return true;
+    snprintf(path, sizeof path, "krun/%s", id);
+    return faccessat(r->cgroups.root, path, F_OK, 0) == 0;
+}
+
+/* A pod that could not be read back, for the reason in *e. -1: that is nothing of the pod's own, or
+ * a newer krun must see to it. */
+static int pod_give_up(runtime *r, const char *id, error *e)
+{
+    if (e->code == GRPC_FAILED_PRECONDITION || e->sys == EMFILE || e->sys == ENFILE ||
+        e->sys == ENOMEM)
+        return -1;
+    bool unrecorded = e->code == GRPC_NOT_FOUND;
+    if (!unrecorded || pod_left_more(r, id)) pod_abandon(r, id, !unrecorded);
+    if (!unrecorded) set_aside(r->pods, id, e->text);
+    else if (tree_remove(r->pods, id, e) < 0) log_warn("pods/%s", e->text);
     return 0;
 }
 
@@ -27008,18 +27085,16 @@ static int runtime_resume(runtime *r, error *e)
     DIR *list = fdopendir(openat(r->pods, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!list) return fail_sys(e, GRPC_INTERNAL, "read %s/pods", r->options->root);
     int done = 0;
-    for (struct dirent *entry; done == 0 && (entry = readdir(list));) {
-        if (!id_valid(entry->d_name) || pod_resume(r, entry->d_name, e) == 0) continue;
-        if (e->code == GRPC_NOT_FOUND) {
-            pod_abandon(r, entry->d_name, false);
-            tree_remove(r->pods, entry->d_name, e);
-        } else if (e->code == GRPC_FAILED_PRECONDITION || e->sys == EMFILE || e->sys == ENFILE ||
-                   e->sys == ENOMEM)
-            done = -1;
-        else {
-            pod_abandon(r, entry->d_name, true);
-            state_quarantine(r->pods, entry->d_name, e->text);
+    while (done == 0) {
+        errno = 0;
+        const struct dirent *entry = readdir(list);
+        if (!entry && errno) {
+            log_error("read %s/pods: %s: no layer is removed", r->options->root, strerror(errno));
+            images_doubt(r->images);
         }
+        if (!entry) break;
+        if (id_valid(entry->d_name) && pod_resume(r, entry->d_name, e) < 0)
+            done = pod_give_up(r, entry->d_name, e);
     }
     closedir(list);
     return done < 0 || runtime_sweep(r, e) < 0 ? -1 : runtime_resume_networks(r, e);
@@ -28563,6 +28638,8 @@ static int client_log_follow(client *c, client_log *l, int *exit_code, error *e)
 
 /* -- settings ---------------------------------------------------------------------------------- */
 
+static const char socket_name[] = "krun.sock"; /* in the run directory, unless a socket is given */
+
 /* Every setting: its name, where it lies in krun_options, its default, and what it is for. */
 typedef struct { const char *name; size_t offset; const char *initial, *help; } setting;
 #define SETTING(name_, member, initial_, help_)                                                    \
@@ -28761,7 +28838,7 @@ static int settings_resolve(const krun_options *given, arena *a, runtime_options
     krun_options all;
     for (size_t i = 0; i < COUNT(daemon_settings); i++)
         memcpy((char *)&all + daemon_settings[i].offset, &v.values[i], sizeof v.values[i]);
-    if (!*all.socket) all.socket = arena_printf(a, "%s/krun.sock", all.run);
+    if (!*all.socket) all.socket = arena_printf(a, "%s/%s", all.run, socket_name);
     if (all.root[0] != '/' || all.run[0] != '/')
         return fail(e, GRPC_INVALID_ARGUMENT, "root and run must be absolute paths");
     if (*all.image_import && all.image_import[0] != '/')
@@ -28842,6 +28919,7 @@ static int claim_take(claim *c, error *e)
             return fail(e, GRPC_FAILED_PRECONDITION,
                         "this process has the directory %s already, as its %s directory", c->path,
                         had->what);
+    if (make_way(c->dir, "lock", S_IFREG, e) < 0) return -1;
     c->lock = openat(c->dir, "lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (c->lock < 0) return fail_sys(e, GRPC_INTERNAL, "open %s/lock", c->path);
     if (fcntl(c->lock, F_SETLK, &all) < 0) {
@@ -28886,7 +28964,7 @@ static int claim_open(claim *c, bool make, error *e)
     pthread_mutex_lock(&claims_lock);
     int done = claim_take(c, e);
     pthread_mutex_unlock(&claims_lock);
-    if (done == 0 && fchmod(c->dir, 0700) < 0)
+    if (done == 0 && fchmod(c->dir, 0700) < 0 && st.st_mode & 077)
         done = fail_sys(e, GRPC_INTERNAL, "chmod %s", c->path);
     return done;
 }
@@ -28937,19 +29015,10 @@ static bool run_has_pods(int run, int root)
     return found;
 }
 
-/* And takes away what an earlier life, killed while it wrote one, has left of it (file_replace). */
 static void link_write(krund *d, const claim *c, const char *name, const claim *other)
 {
     error e;
-    int again = openat(c->dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *list = again < 0 ? NULL : fdopendir(again);
-    for (struct dirent *entry; list && (entry = readdir(list));) {
-        slice left = slice_of(entry->d_name);
-        if (slice_starts(left, ".") && !strncmp(entry->d_name + 1, name, strlen(name)) &&
-            slice_ends(left, ".tmp"))
-            unlinkat(c->dir, entry->d_name, 0);
-    }
-    if (list) closedir(list);
+    temps_sweep(c->dir);
     StateLink link = { slice_of(other->path), slice_of(d->runtime.boot_id), other->device,
                        other->inode };
     if (state_write(c->dir, name, &StateLink_msg, &link, &e) < 0)
@@ -28982,14 +29051,6 @@ static int daemon_pair(krund *d, error *e)
     return 0;
 }
 
-static int state_subdir(int at, const char *name, error *e)
-{
-    if (mkdirat(at, name, 0700) < 0 && errno != EEXIST)
-        return fail_sys(e, GRPC_INTERNAL, "mkdir %s", name);
-    int dir = openat(at, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return dir < 0 ? fail_sys(e, GRPC_INTERNAL, "open %s", name) : dir;
-}
-
 /* The boot's id tells after a start whether the machine was started again too: then no pid, mount
  * or namespace that a record speaks of is there any more. KRUN_BOOT_ID lets a test say so. */
 static int read_boot_id(char out[40], error *e)
@@ -29005,9 +29066,9 @@ static int read_boot_id(char out[40], error *e)
 
 static int runtime_open_dirs(runtime *r, error *e)
 {
-    r->pods = state_subdir(r->root, "pods", e);
-    r->run_pods = r->pods < 0 ? -1 : state_subdir(r->run, "pods", e);
-    r->networks = r->run_pods < 0 ? -1 : state_subdir(r->root, "networks", e);
+    r->pods = own_dir(r->root, "pods", e);
+    r->run_pods = r->pods < 0 ? -1 : own_dir(r->run, "pods", e);
+    r->networks = r->run_pods < 0 ? -1 : own_dir(r->root, "networks", e);
     return r->networks < 0 ? -1 : 0;
 }
 
@@ -29034,9 +29095,13 @@ static int daemon_open_state(krund *d, error *e)
     r->ending = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (r->ending < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "eventfd");
     if (self_program(e) < 0 || read_boot_id(r->boot_id, e) < 0) return -1;
-    if (daemon_claim(d, e) < 0 || grpc_socket_free(d->options.socket, e) < 0) return -1;
+    if (daemon_claim(d, e) < 0) return -1;
     r->root = d->root.dir;
     r->run = d->run.dir;
+    const char *own = arena_printf(&d->memory, "%s/%s", d->options.run, socket_name);
+    bool ours = !strcmp(d->options.socket, own);
+    if (ours && make_way(r->run, socket_name, S_IFSOCK, e) < 0) return -1;
+    if (grpc_socket_free(d->options.socket, e) < 0) return -1;
     if (daemon_pair(d, e) < 0 || runtime_open_dirs(r, e) < 0) return -1;
     if (cg_tree_open(&r->cgroups, e) < 0) return -1;
     r->cgroups.ignore_missing = d->options.ignore_missing_controllers;

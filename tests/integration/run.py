@@ -18,7 +18,7 @@ import threading
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ORDER = ["daemon", "http2", "images", "store", "registries", "pull", "airgap", "trees", "hostile", "pods", "network",
-         "containers", "exec", "logs", "restart", "faults", "cli", "crictl", "limits"]
+         "containers", "exec", "logs", "restart", "leftovers", "faults", "cli", "crictl", "limits"]
 LONGEST = ["trees", "hostile", "faults", "store", "registries", "airgap", "http2"]  # they go first into the lanes
 
 
