@@ -8098,6 +8098,7 @@ typedef struct {
     uint32_t umask;
     bool ignore_missing_controllers;    /* --missing-controllers=ignore */
     slice seccomp_profile, apparmor_profile, selinux_label;
+    LIST(slice) volumes;                /* that the image names: places in its own tree */
 } ContainerSpec;
 PB_TABLE(ContainerSpec,
     PB(1, STRING, ContainerSpec, id),
@@ -8137,7 +8138,8 @@ PB_TABLE(ContainerSpec,
     PB(35, BOOL, ContainerSpec, ignore_missing_controllers),
     PB(36, STRING, ContainerSpec, seccomp_profile),
     PB(37, STRING, ContainerSpec, apparmor_profile),
-    PB(38, STRING, ContainerSpec, selinux_label));
+    PB(38, STRING, ContainerSpec, selinux_label),
+    PB_LIST(39, STRING, ContainerSpec, volumes));
 
 /* A pod as its monitor sets it up. */
 typedef struct {
@@ -19374,18 +19376,18 @@ PB_TABLE(UserAnswer,
     PB(4, BYTES, UserAnswer, home));
 
 /* Resolves a user as an image's USER or the CRI has it: "name", "uid", "name:group", "uid:gid",
- * mixed; "" is root. The group is that of /etc/passwd unless it is named, and 0 for a number that
- * is not in it. It is among out->ids.groups (dropping it from them is CVE-2022-36109).
+ * mixed; as docker has it either half may be empty, and no user is root. The group is that of
+ * /etc/passwd unless it is named, and 0 for a number that is not in it. It is among
+ * out->ids.groups (dropping it from them is CVE-2022-36109).
  * Returns  -1: INVALID_ARGUMENT, with the text that is wrong (T39) */
 static int rootfs_find_user(const account_files *f, const UserRequest *q, rootfs_user *out,
                             arena *a, error *e)
 {
     slice text = q->text, group = text, who = slice_cut(&group, ':');
-    bool with_group = slice_has(text, ':');
     OWNED_BUF gids = { 0 };
     *out = (rootfs_user){ .home = SLICE("/") };
-    if (!text.n) who = SLICE("0");
-    if (!who.n || slice_has(group, ':') || (with_group && !group.n))
+    if (!who.n) who = SLICE("0");
+    if (slice_has(group, ':'))
         return fail(e, GRPC_INVALID_ARGUMENT, "user \"%.*s\" is not of the form user or user:group",
                     PR(text));
     if (all_digits(who) && !account_id(who, &out->ids.uid))
@@ -19648,15 +19650,26 @@ static const char *const dev_not_copied[] = { /* of the host's /dev: the contain
     "console", "fd", "mqueue", "ptmx", "pts", "shm", "stderr", "stdin", "stdout",
 };
 
-/* Makes at `to` the device that `from` is open at (O_PATH). An existing one stays. */
-static int dev_copy(int from, int to, const char *name, error *e)
+enum { DEV_DEPTH = 8 }; /* levels of directories that a directory of devices stands for */
+
+/* Makes at `to` the device that `from` is open at (O_PATH). What has the name already makes way
+ * for it, if it may, unless it is this very device. */
+static int dev_copy(int from, int to, const char *name, bool replace, error *e)
 {
-    struct stat st;
+    struct stat st, there;
     if (fstat(from, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat device %s", name);
     if (!S_ISCHR(st.st_mode) && !S_ISBLK(st.st_mode))
         return fail(e, GRPC_INVALID_ARGUMENT, "%s is not a device", name);
+    if (fstatat(to, name, &there, AT_SYMLINK_NOFOLLOW) == 0) {
+        if ((st.st_mode & S_IFMT) == (there.st_mode & S_IFMT) && st.st_rdev == there.st_rdev)
+            return 0;
+        if (!replace)
+            return fail(e, GRPC_INVALID_ARGUMENT, "device %s: something else has its place", name);
+        if (unlinkat(to, name, 0) < 0)
+            return fail_sys(e, GRPC_INVALID_ARGUMENT, "device %s: remove what is there", name);
+    }
     if (mknodat(to, name, st.st_mode, st.st_rdev) < 0)
-        return errno == EEXIST ? 0 : fail_sys(e, GRPC_INTERNAL, "mknod %s", name);
+        return fail_sys(e, GRPC_INTERNAL, "mknod %s", name);
     if (fchownat(to, name, st.st_uid, st.st_gid, AT_SYMLINK_NOFOLLOW) < 0)
         return fail_sys(e, GRPC_INTERNAL, "chown %s", name);
     return 0;
@@ -19669,27 +19682,39 @@ static bool dev_skipped(const char *name)
     return name[0] == '.';
 }
 
-/* Makes all devices below the host's directory `from` at `to`, at most `depth` levels down; nodes
- * that go away meanwhile and what is no device are left out. */
-static int dev_copy_all(int from, int to, int depth, error *e)
+/* How the entries of a directory of devices are opened and passed on: see dev_each. Returns 0 to go
+ * on. */
+typedef int dev_visit(void *arg, int found, const char *name, int depth, error *);
+
+/* Shows all devices in a directory of the host, and the directories in it down to `depth` levels,
+ * to `visit`. Nodes that go away meanwhile and what is neither are left out. */
+static int dev_each(int dir, int depth, dev_visit *visit, void *arg, error *e)
 {
-    DIR *d = fdopendir(fcntl(from, F_DUPFD_CLOEXEC, 3));
-    int done = d ? 0 : fail_sys(e, GRPC_INTERNAL, "read the host's /dev");
-    for (struct dirent *entry; done == 0 && d && (entry = readdir(d));) {
-        const char *name = entry->d_name;
-        bool directory = entry->d_type == DT_DIR && depth > 0;
-        if (dev_skipped(name) || (!directory && entry->d_type != DT_CHR && entry->d_type != DT_BLK))
-            continue;
-        OWNED_FD found = openat(
-            from, name, (directory ? O_RDONLY | O_DIRECTORY : O_PATH) | O_NOFOLLOW | O_CLOEXEC);
-        if (found < 0) continue;
-        OWNED_FD below = directory ? rootfs_open_dir(to, name, 0755, e) : -1;
-        done = !directory  ? dev_copy(found, to, name, e)
-               : below < 0 ? -1
-                           : dev_copy_all(found, below, depth - 1, e);
+    int again = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), done = 0;
+    DIR *d = again < 0 ? NULL : fdopendir(again);
+    if (!d) return close_fd(&again), fail_sys(e, GRPC_INTERNAL, "read a directory of devices");
+    for (struct dirent *entry; done == 0 && (entry = readdir(d));) {
+        struct stat st;
+        if (dev_skipped(entry->d_name)) continue;
+        OWNED_FD found = openat(dirfd(d), entry->d_name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        if (found < 0 || fstat(found, &st) < 0) continue;
+        bool below = S_ISDIR(st.st_mode) && depth > 0;
+        if (below || S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode))
+            done = visit(arg, found, entry->d_name, below ? depth - 1 : -1, e);
     }
-    if (d) closedir(d);
+    closedir(d);
     return done;
+}
+
+/* Makes what dev_each finds at a place of the container. depth: -1 for a device */
+typedef struct { int to; bool replace; } dev_place;
+static int dev_copy_one(void *arg, int found, const char *name, int depth, error *e)
+{
+    const dev_place *p = arg;
+    if (depth < 0) return dev_copy(found, p->to, name, p->replace, e);
+    OWNED_FD below = rootfs_open_dir(p->to, name, 0755, e);
+    dev_place next = { below, p->replace };
+    return below < 0 ? -1 : dev_each(found, depth, dev_copy_one, &next, e);
 }
 
 /* -- building the tree ------------------------------------------------------------------------- */
@@ -19701,6 +19726,7 @@ typedef struct {
     int shm_ns;                /* the mount namespace whose root is the pod's /dev/shm, or -1 */
     int cgroups;               /* the host's cgroup tree, for a privileged container, or -1 */
     arena *memory;
+    bool devices;              /* the cgroup's rules say which may be opened */
     int root, shm, null, dev;  /* while building: mounts, the host's /dev/null */
     int *volumes;              /* detached, in the order of spec->mounts */
 } rootfs;
@@ -19732,8 +19758,9 @@ static int rootfs_make_dev(rootfs *r, error *e)
             return fail_sys(e, GRPC_INTERNAL, "mkdir /dev/%s", dirs[i].name);
     if (r->spec->privileged) {
         OWNED_FD host = open("/dev", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (host < 0 || dev_copy_all(host, dev, 8, e) < 0)
-            return host < 0 ? fail_sys(e, GRPC_INTERNAL, "open /dev") : -1;
+        dev_place all = { dev, true };
+        if (host < 0) return fail_sys(e, GRPC_INTERNAL, "open /dev");
+        if (dev_each(host, DEV_DEPTH, dev_copy_one, &all, e) < 0) return -1;
     }
     r->dev = fcntl(dev, F_DUPFD_CLOEXEC, 3);
     return give_fd(&dev);
@@ -19859,27 +19886,56 @@ static int rootfs_place_all(rootfs *r, error *e)
     return 0;
 }
 
-/* Makes the devices that were asked for by name. A directory stands for all devices in it. */
+/* Whether a directory is on a file system of the container's own, where nothing is the host's. */
+static bool rootfs_owns(const rootfs *r, int dir)
+{
+    struct stat at, root, dev = { 0 };
+    if (fstat(dir, &at) < 0 || fstat(r->root, &root) < 0) return false;
+    return at.st_dev == root.st_dev ||
+           (r->dev >= 0 && fstat(r->dev, &dev) == 0 && at.st_dev == dev.st_dev);
+}
+
+/* Makes a device that was asked for by name. A directory stands for all devices in it. */
+static int rootfs_make_device(rootfs *r, const DeviceSpec *d, error *e)
+{
+    char parent[PATH_MAX], name[NAME_MAX + 1];
+    const char *path = arena_str(r->memory, d->path), *host = arena_str(r->memory, d->host_path);
+    struct stat st;
+    OWNED_FD from = open(host, O_PATH | O_CLOEXEC);
+    if (from < 0 || fstat(from, &st) < 0)
+        return fail_sys(e, GRPC_INVALID_ARGUMENT, "open %s", host);
+    if (!volume_path_good(d->path) || !path_split(path, parent, name))
+        return fail(e, GRPC_INVALID_ARGUMENT, "\"%s\" is no place for a device", path);
+    OWNED_FD to = make_dir_inside(r->root, S_ISDIR(st.st_mode) ? path : parent, 0755, e);
+    if (to < 0) return -1;
+    dev_place place = { to, rootfs_owns(r, to) };
+    return S_ISDIR(st.st_mode) ? dev_each(from, DEV_DEPTH, dev_copy_one, &place, e)
+                               : dev_copy(from, to, name, place.replace, e);
+}
+
 static int rootfs_make_devices(rootfs *r, error *e)
 {
     for (size_t i = 0; i < r->spec->devices.n; i++) {
         const DeviceSpec *d = &r->spec->devices.p[i];
-        char parent[PATH_MAX], name[NAME_MAX + 1];
-        const char *path = arena_str(r->memory, d->path),
-                   *host = arena_str(r->memory, d->host_path);
-        OWNED_FD from = open(host, O_PATH | O_CLOEXEC), again = -1;
+        if (rootfs_make_device(r, d, e) < 0) return fail_in(e, "device %.*s", PR(d->path));
+    }
+    return 0;
+}
+
+/* The volumes that the image names: a directory that the image lacks is made, and under a read-only
+ * root they stay writable, by being mounts of their own. Nothing but the image's tree is there yet,
+ * so none of these paths leads anywhere else; what is mounted at or above one later hides it. */
+static int rootfs_make_volumes(rootfs *r, error *e)
+{
+    for (size_t i = 0; i < r->spec->volumes.n; i++) {
         struct stat st;
-        if (from < 0 || fstat(from, &st) < 0)
-            return fail_sys(e, GRPC_INVALID_ARGUMENT, "device %s", host);
-        if (!volume_path_good(d->path) || !path_split(path, parent, name))
-            return fail(e, GRPC_INVALID_ARGUMENT, "device: bad path \"%s\"", path);
-        bool directory = S_ISDIR(st.st_mode);
-        OWNED_FD to = make_dir_inside(r->root, directory ? path : parent, 0755, e);
-        if (to < 0) return -1;
-        if (directory && (again = open(host, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
-            return fail_sys(e, GRPC_INTERNAL, "open %s", host);
-        if (directory ? dev_copy_all(again, to, 8, e) < 0 : dev_copy(from, to, name, e) < 0)
-            return -1;
+        const char *path = arena_str(r->memory, r->spec->volumes.p[i]);
+        OWNED_FD place = rootfs_target(r->root, path, true, ROOTFS_TARGET_STEPS, e);
+        if (place < 0 || fstat(place, &st) < 0)
+            return fail_in(e, "VOLUME %.*s of the image", PR(r->spec->volumes.p[i]));
+        if (!r->spec->readonly_rootfs || !S_ISDIR(st.st_mode)) continue;
+        OWNED_FD copy = mount_clone(place, e);
+        if (copy < 0 || mount_place(copy, place, path, e) < 0) return -1;
     }
     return 0;
 }
@@ -19979,7 +20035,7 @@ static int rootfs_take_shm(rootfs *r, error *e)
  * The descriptors in *r stay open: this process will execute, or end. */
 static int rootfs_build(rootfs *r, error *e)
 {
-    static const struct k_mount_attr no_devices = { .attr_set = K_ATTR_NODEV }; /* the image's */
+    static const struct k_mount_attr no_devices = { .attr_set = K_ATTR_NODEV };
     r->root = r->shm = r->null = r->dev = -1;
     r->layers_dir = dir_again(r->layers_dir, e);
     r->state_dir = r->layers_dir < 0 ? -1 : dir_again(r->state_dir, e);
@@ -19998,8 +20054,8 @@ static int rootfs_build(rootfs *r, error *e)
             return fail_in(e, "mount %.*s", PR(m->destination));
         if (m->layers.n && volume_set(r->volumes[i], m, e) < 0) return -1;
     }
-    if (!r->spec->privileged && mount_attributes(r->root, 0, &no_devices, e) < 0) return -1;
-    if (mount_place(r->root, r->state_dir, "/", e) < 0) return -1;
+    if (!r->devices && mount_attributes(r->root, 0, &no_devices, e) < 0) return -1;
+    if (mount_place(r->root, r->state_dir, "/", e) < 0 || rootfs_make_volumes(r, e) < 0) return -1;
     if (rootfs_place_all(r, e) < 0 || rootfs_make_devices(r, e) < 0 || rootfs_hide(r, e) < 0)
         return -1;
     return r->root;
@@ -20880,24 +20936,36 @@ static size_t device_program(const device_rule *rules, size_t n, bpf_code *out)
     return k + COUNT(no);
 }
 
-/* Adds the rules for a device of the request, or for all in a directory of them. */
-static int device_add(device_rule *rules, size_t *n, const char *path, int access, error *e)
+typedef struct { device_rule p[DEVICE_RULES_MAX]; size_t n; int access; } device_rules;
+
+/* Adds the rule for a device, or for all in a directory of them: a dev_visit. */
+static int device_add(void *arg, int found, const char *name, int depth, error *e)
 {
+    device_rules *rules = arg;
     struct stat st;
-    if (stat(path, &st) < 0) return fail_sys(e, GRPC_INVALID_ARGUMENT, "device %s", path);
-    DIR *d = S_ISDIR(st.st_mode) ? opendir(path) : NULL;
-    for (struct dirent *entry = NULL; !d || (entry = readdir(d));) {
-        if (d && fstatat(dirfd(d), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0) continue;
-        bool device = S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode);
-        if (device && *n == DEVICE_RULES_MAX) break;
-        if (device)
-            rules[(*n)++] = (device_rule){ S_ISBLK(st.st_mode) ? 1 : 2, (int)major(st.st_rdev),
-                                           (int)minor(st.st_rdev), access };
-        if (!d) break;
-    }
-    if (d) closedir(d);
-    if (*n < DEVICE_RULES_MAX) return 0;
-    return fail(e, GRPC_INVALID_ARGUMENT, "device %s: more than %d rules", path, DEVICE_RULES_MAX);
+    if (depth >= 0) return dev_each(found, depth, device_add, arg, e);
+    if (fstat(found, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat device %s", name);
+    if (rules->n == DEVICE_RULES_MAX)
+        return fail(e, GRPC_INVALID_ARGUMENT, "more than %d rules for devices", DEVICE_RULES_MAX);
+    rules->p[rules->n++] = (device_rule){ S_ISBLK(st.st_mode) ? 1 : 2, (int)major(st.st_rdev),
+                                          (int)minor(st.st_rdev), rules->access };
+    return 0;
+}
+
+/* Adds the rules for what the request names. */
+static int device_add_asked(device_rules *rules, const DeviceSpec *d, error *e)
+{
+    OWNED_ARENA a = arena_make(8 * KIB);
+    const char *path = arena_str(&a, d->host_path);
+    struct stat st;
+    OWNED_FD found = open(path, O_PATH | O_CLOEXEC);
+    if (found < 0 || fstat(found, &st) < 0)
+        return fail_sys(e, GRPC_INVALID_ARGUMENT, "device %s", path);
+    rules->access = (slice_has(d->permissions, 'm') ? 1 : 0) |
+                    (slice_has(d->permissions, 'r') ? 2 : 0) |
+                    (slice_has(d->permissions, 'w') ? 4 : 0);
+    if (device_add(rules, found, path, S_ISDIR(st.st_mode) ? DEV_DEPTH : -1, e) == 0) return 0;
+    return fail_in(e, "device %s", path);
 }
 
 /* Has the kernel check a program and take it. Returns its descriptor, the caller's, or -1 and
@@ -20919,31 +20987,25 @@ static int device_load(const bpf_code *program, size_t n)
 static int device_usual = -1; /* the program for all that ask for no device: checked once */
 
 /* Lets the processes of a cgroup, and of those below it, use the devices of the request and the
- * usual ones only; what a cgroup above it forbids stays forbidden. Before anything runs in it. */
+ * usual ones only; what a cgroup above it forbids stays forbidden. Before anything runs in it.
+ * Returns  1; 0 where the kernel takes no rules and the administrator has said that that is fine */
 static int security_devices(int cgroup, const ContainerSpec *spec, error *e)
 {
-    device_rule rules[DEVICE_RULES_MAX];
+    device_rules rules = { .n = COUNT(device_defaults) };
     bpf_code program[DEVICE_HEAD_SIZE + DEVICE_RULE_SIZE * DEVICE_RULES_MAX + 2];
-    size_t n = COUNT(device_defaults);
-    memcpy(rules, device_defaults, sizeof device_defaults);
-    for (size_t i = 0; i < spec->devices.n; i++) {
-        OWNED_ARENA a = arena_make(8 * KIB);
-        slice may = spec->devices.p[i].permissions;
-        int access = (slice_has(may, 'm') ? 1 : 0) | (slice_has(may, 'r') ? 2 : 0) |
-                     (slice_has(may, 'w') ? 4 : 0);
-        if (device_add(rules, &n, arena_str(&a, spec->devices.p[i].host_path), access, e) < 0)
-            return -1;
-    }
-    bool own = spec->devices.n > 0;
+    memcpy(rules.p, device_defaults, sizeof device_defaults);
+    for (size_t i = 0; i < spec->devices.n; i++)
+        if (device_add_asked(&rules, &spec->devices.p[i], e) < 0) return -1;
+    bool own = spec->devices.n > 0, load = own || device_usual < 0;
     OWNED_FD loaded =
-        own || device_usual < 0 ? device_load(program, device_program(rules, n, program)) : -1;
-    int use = own || device_usual < 0 ? loaded : device_usual;
+        load ? device_load(program, device_program(rules.p, rules.n, program)) : -1;
+    int use = load ? loaded : device_usual;
     struct { uint32_t cgroup, program, type, flags; } attach = {
         (uint32_t)cgroup, (uint32_t)use, 6 /* BPF_CGROUP_DEVICE */, 2 /* BPF_F_ALLOW_MULTI */
     };
     if (use >= 0 && syscall(SYS_bpf, 8 /* BPF_PROG_ATTACH */, &attach, sizeof attach) == 0) {
         if (!own && device_usual < 0) device_usual = give_fd(&loaded);
-        return 0;
+        return 1;
     }
     if (spec->ignore_missing_controllers) return 0;
     return fail_sys(e, GRPC_FAILED_PRECONDITION,
@@ -21123,6 +21185,7 @@ typedef struct birth {
     const int *stdio; /* become 0, 1, 2 (-1: /dev/null); NULL: they come later, with a terminal */
     int fds[6];       /* what it keeps else, or -1; they move to 3, 4, ... */
     uint64_t flags;   /* for clone3 */
+    bool devices;     /* see rootfs.devices */
     int pidns, join;  /* a process (pidfd) or -1, and which of its namespaces are joined before */
     int (*run)(const struct birth *, error *); /* comes back only on failure */
     const void *args;
@@ -21470,6 +21533,7 @@ static int init_main(const birth *b, error *e)
                     .state_dir = b->fds[BIRTH_STATE],
                     .shm_ns = b->fds[BIRTH_SHM],
                     .cgroups = b->fds[BIRTH_TREE],
+                    .devices = b->devices,
                     .memory = &memory };
     umask(0);
     /* Not by clone3: that would make the monitor's cgroup the namespace's root. Privileged
@@ -21506,8 +21570,10 @@ static int init_clone(const init_args *a, init_started *out, error *e)
                 .join = CLONE_NEWPID,
                 .run = init_main };
     *out = (init_started){ .pidfd = -1, .report = -1 };
-    if (a->cgroup >= 0 && !a->spec->privileged && security_devices(a->cgroup, a->spec, e) < 0)
+    int rules = a->spec->privileged ? 1 : 0;
+    if (a->cgroup >= 0 && !rules && (rules = security_devices(a->cgroup, a->spec, e)) < 0)
         return -1;
+    b.devices = rules > 0;
     return birth_start(&b, out, e);
 }
 
@@ -23953,6 +24019,8 @@ typedef struct {
     bool ignore_missing_controllers;
 } runtime_options;
 
+enum { SPEC_VOLUMES_MAX = 1000 }; /* that an image may name */
+
 /* -- checks of single fields ------------------------------------------------------------------- */
 
 /* Text that ends up in a line of a file (hostname, hosts, resolv.conf, passwd lookups) or in a
@@ -23986,6 +24054,26 @@ static bool path_goes_up(slice s) /* whether a component of it is ".." */
     while (s.n)
         if (slice_is(slice_cut(&s, '/'), "..")) return true;
     return false;
+}
+
+/* A place in a container as its path says by words, without "." and "..", which lead no higher than
+ * "/": what is mounted there need not be there yet, so nothing is looked up. */
+static slice clean_path(slice path, arena *a)
+{
+    char *out = arena_alloc(a, path.n + 2);
+    size_t n = 0;
+    while (out && path.n) {
+        slice name = slice_cut(&path, '/');
+        if (!name.n || slice_is(name, ".")) continue;
+        if (slice_is(name, "..")) {
+            while (n && out[--n] != '/') {}
+            continue;
+        }
+        out[n++] = '/';
+        memcpy(out + n, name.p, name.n);
+        n += name.n;
+    }
+    return out && n ? (slice){ (uint8_t *)out, n } : SLICE("/");
 }
 
 static int check_namespaces(const NamespaceOption *o, bool of_pod, error *e)
@@ -24316,16 +24404,19 @@ static slice *list_of(arena *a, size_t n)
 }
 
 /* The command line: `command` replaces the image's entrypoint and with it its arguments, `args`
- * replaces the image's arguments alone. */
+ * replaces the image's arguments alone. An entrypoint of one empty word is how a Dockerfile takes
+ * away that of the image below: it is none. */
 static int spec_args(const spec_context *x, const ContainerConfig *c, ContainerSpec *out, error *e)
 {
     const ImageConfig *image = x->image->config;
     size_t from_image = !image ? 0 : image->entrypoint.n + image->cmd.n;
+    bool entry = image && !c->command.n &&
+                 (image->entrypoint.n != 1 || image->entrypoint.p[0].n > 0);
     slice *list = list_of(x->a, c->command.n + c->args.n + from_image);
     if (!list) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for arguments");
     size_t n = 0;
     bool image_args = !c->command.n && !c->args.n && image;
-    for (size_t i = 0; !c->command.n && image && i < image->entrypoint.n; i++)
+    for (size_t i = 0; entry && i < image->entrypoint.n; i++)
         list[n++] = arena_copy(x->a, image->entrypoint.p[i]);
     for (size_t i = 0; i < c->command.n; i++) list[n++] = c->command.p[i];
     for (size_t i = 0; i < c->args.n; i++) list[n++] = c->args.p[i];
@@ -24536,7 +24627,7 @@ static int spec_sub_path(const spec_context *x, const MountSpec *m, error *e)
 
 /* A volume of an image's files: which image that is now, the request's copy is told, because a tag
  * may be another's by the time somebody asks for the container's status. Devices in it open for
- * nobody, as those of the container's own image do not. */
+ * nobody. */
 static int spec_image_volume(const spec_context *x, const Mount *m, MountSpec *out, error *e)
 {
     slice name = m->image->image;
@@ -24585,8 +24676,25 @@ static void sort_mounts(ContainerSpec *s)
     }
 }
 
-/* The request's mounts, and the pod's own files where the request has none. The volumes that the
- * image's config names need no mount: they lie in the writable layer and go with it. */
+/* The places that the image's config names as volumes. They lie in the writable layer and go with
+ * it. */
+static int spec_volumes(const spec_context *x, ContainerSpec *out, error *e)
+{
+    const ImageConfig *image = x->image->config;
+    size_t n = image ? image->volumes.n : 0;
+    if (n > SPEC_VOLUMES_MAX)
+        return fail(e, GRPC_INVALID_ARGUMENT, "the image names %zu volumes, more than %d", n,
+                    SPEC_VOLUMES_MAX);
+    out->volumes.p = list_of(x->a, n);
+    for (size_t i = 0; out->volumes.p && i < n; i++) {
+        slice place = clean_path(image->volumes.p[i], x->a);
+        if (place.n > 1 && volume_path_good(place)) out->volumes.p[out->volumes.n++] = place;
+    }
+    return x->a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for volumes") : 0;
+}
+
+/* The request's mounts, and the pod's own files where the request has none: those can be written
+ * unless the root is read-only, as programs that name themselves in /etc/hosts expect. */
 static int spec_mounts(const spec_context *x, const ContainerConfig *c, ContainerSpec *out,
                        error *e)
 {
@@ -24595,26 +24703,28 @@ static int spec_mounts(const spec_context *x, const ContainerConfig *c, Containe
     for (size_t i = 0; i < c->mounts.n; i++) {
         const Mount *m = &c->mounts.p[i];
         MountSpec *spec = &out->mounts.p[i];
-        *spec = (MountSpec){ .destination = m->container_path,
+        *spec = (MountSpec){ .destination = clean_path(m->container_path, x->a),
                              .readonly = m->readonly,
                              .recursive_readonly = m->recursive_read_only,
                              .propagation = m->propagation };
         spec->mount_options.p = m->mount_options.p;
         spec->mount_options.n = m->mount_options.n;
+        if (spec->destination.n < 2)
+            return fail(e, GRPC_INVALID_ARGUMENT, "mounts.container_path \"%.*s\" is the root",
+                        PR(m->container_path));
         if (volume_attributes(spec, &(struct k_mount_attr){ 0 }, e) < 0 ||
             (m->image && m->image->image.n ? spec_image_volume : spec_bind)(x, m, spec, e) < 0)
             return -1;
         out->mounts.n++;
     }
-    for (size_t i = 0; i < SPEC_POD_FILES;
-         i++) { /* read-only: a pod cannot fill the host's disk (CVE-2020-8557) */
+    for (size_t i = 0; i < SPEC_POD_FILES; i++) {
         if (mounts_hold(out, spec_pod_files[i].destination)) continue;
         char *path = arena_printf(x->a, "%s/pods/%.*s/%s", x->options->root, PR(x->pod->id),
                                   spec_pod_files[i].name);
         out->mounts.p[out->mounts.n++] =
             (MountSpec){ .destination = slice_of(spec_pod_files[i].destination),
                          .source = slice_of(path),
-                         .readonly = true,
+                         .readonly = out->readonly_rootfs,
                          .internal = true,
                          .file = true };
     }
@@ -24640,7 +24750,7 @@ static int spec_devices(const spec_context *x, const ContainerConfig *c, Contain
         if (access(arena_str(x->a, d->host_path), F_OK) < 0)
             return fail_sys(e, GRPC_INVALID_ARGUMENT, "devices.host_path \"%.*s\"",
                             PR(d->host_path));
-        out->devices.p[out->devices.n++] = (DeviceSpec){ .path = inside,
+        out->devices.p[out->devices.n++] = (DeviceSpec){ .path = clean_path(inside, x->a),
                                                          .host_path = d->host_path,
                                                          .permissions = d->permissions };
     }
@@ -24676,7 +24786,6 @@ static int spec_security(const spec_context *x, const ContainerConfig *c, Contai
         return fail(e, GRPC_INVALID_ARGUMENT,
                     "a privileged container needs a privileged pod sandbox");
     out->privileged = s->privileged;
-    out->readonly_rootfs = s->readonly_rootfs;
     out->no_new_privs = s->no_new_privs;
     out->network = of_pod->network;
     out->ipc = of_pod->ipc;
@@ -24710,12 +24819,16 @@ static const struct { const char *name; int number; } spec_signals[] = {
 };
 enum { SIGNAL_RTMIN = 34, SIGNAL_RTMAX = 64 }; /* as a program in the container counts: signal(7) */
 
-/* "SIGTERM", "TERM", "15", "SIGRTMIN+3", "SIGRTMAX-1" (CRI writes PLUS and MINUS); 0 if it is
- * none. */
+/* "SIGTERM", "term", "15", "SIGRTMIN+3", "SIGRTMAX-1" (CRI writes PLUS and MINUS), in any case; 0
+ * if it is none. */
 static int signal_number(slice name)
 {
     uint64_t n;
+    char upper[32];
     if (parse_u64(name, 10, SIGNAL_RTMAX, &n)) return (int)n;
+    if (name.n > sizeof upper) return 0;
+    for (size_t i = 0; i < name.n; i++) upper[i] = (char)toupper(name.p[i]);
+    name.p = (const uint8_t *)upper;
     if (slice_starts(name, "SIGNAL_")) name = (slice){ name.p + 7, name.n - 7 };
     if (slice_starts(name, "SIG")) name = (slice){ name.p + 3, name.n - 3 };
     for (size_t i = 0; i < COUNT(spec_signals); i++)
@@ -24733,19 +24846,19 @@ static int signal_number(slice name)
     return up ? SIGNAL_RTMIN + (int)n : SIGNAL_RTMAX - (int)n;
 }
 
-/* The stop signal: the request's, else the image's, else SIGTERM. */
+/* The stop signal: the request's, else the image's, else SIGTERM. A word in the image that is no
+ * signal keeps nobody from using the image. */
 static int spec_stop_signal(const spec_context *x, const ContainerConfig *c, error *e)
 {
     slice image = x->image->config ? x->image->config->stop_signal : SLICE("");
-    bool known = c->stop_signal > 0 && (size_t)c->stop_signal < Signal_enum.n;
-    const char *asked = known ? Signal_enum.names[c->stop_signal] : NULL;
-    if (c->stop_signal && !known)
+    int signal = 0;
+    if (c->stop_signal < 0 || (size_t)c->stop_signal >= Signal_enum.n)
         return fail(e, GRPC_INVALID_ARGUMENT, "config.stop_signal %d is not known", c->stop_signal);
-    int signal = asked ? signal_number(slice_of(asked)) : image.n ? signal_number(image) : SIGTERM;
-    return signal ? signal
-                  : fail(e, GRPC_INVALID_ARGUMENT, "stop signal \"%.*s\" is not known",
-                         asked ? (int)strlen(asked) : (int)image.n,
-                         asked ? asked : (const char *)image.p);
+    if (c->stop_signal) signal = signal_number(slice_of(Signal_enum.names[c->stop_signal]));
+    else if (image.n && !(signal = signal_number(image)))
+        log_warn("image %.*s: stop signal \"%.*s\" is not known: SIGTERM is used",
+                 PR(x->image->id), PR(image));
+    return signal ? signal : SIGTERM;
 }
 
 /* Fills rec->spec from rec->config, the image and the pod. rec's ids are set. */
@@ -24784,8 +24897,10 @@ static int spec_container(const spec_context *x, ContainerRecord *rec, error *e)
     out->stop_signal = spec_stop_signal(x, c, e);
     if (out->stop_signal < 0 || spec_args(x, c, out, e) < 0 || spec_env(x, c, out, e) < 0)
         return -1;
-    if (spec_user(x, c, out, e) < 0 || spec_mounts(x, c, out, e) < 0) return -1;
-    if (spec_devices(x, c, out, e) < 0 || spec_security(x, c, out, e) < 0) return -1;
+    out->readonly_rootfs = security_of(c)->readonly_rootfs;
+    if (spec_user(x, c, out, e) < 0 || spec_volumes(x, out, e) < 0) return -1;
+    if (spec_mounts(x, c, out, e) < 0 || spec_devices(x, c, out, e) < 0) return -1;
+    if (spec_security(x, c, out, e) < 0) return -1;
     return x->a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a container") : 0;
 }
 

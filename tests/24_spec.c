@@ -92,12 +92,27 @@ TEST(spec_cgroup_parent_takes_paths_and_slice_names)
     for (size_t i = 0; i < COUNT(rows); i++) CHECK_TEXT(cgroup_of_parent(slice_of(rows[i].parent), SLICE("ID"), &a), rows[i].path);
 }
 
+TEST(spec_places_in_a_container_are_cleaned_by_words_and_stay_inside)
+{
+    static const struct { const char *path, *clean; } rows[] = {
+        { "/a/b", "/a/b" }, { "/a/../b", "/b" }, { "/../../etc", "/etc" }, { "/a//b/./c/", "/a/b/c" }, { "/", "/" }, { "", "/" },
+        { "a", "/a" }, { "..", "/" }, { "/a/..", "/" }, { "/a/b/../../..", "/" }, { "/..a/b..", "/..a/b.." }, { "/aa/../b/../c", "/c" },
+    };
+    OWNED_ARENA a = arena_make(64 * KIB);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        slice path = at_page_end(rows[i].path, strlen(rows[i].path));
+        CHECK_TEXT(clean_path(path, &a), rows[i].clean);
+    }
+}
+
 TEST(spec_signals_are_known_by_all_their_names)
 {
     static const struct { const char *name; int number; } rows[] = {
         { "SIGTERM", 15 }, { "TERM", 15 }, { "15", 15 }, { "SIGNAL_SIGTERM", 15 }, { "SIGNAL_SIGRTMINPLUS3", 37 }, { "SIGRTMIN+3", 37 },
         { "RTMAX-1", 63 }, { "SIGNAL_SIGRTMAXMINUS14", 50 }, { "SIGRTMIN", 34 }, { "SIGNAL_SIGRTMAX", 64 }, { "SIGKILL", 9 }, { "0", 0 },
         { "65", 0 }, { "SIGNONE", 0 }, { "", 0 }, { "SIGRTMIN+", 0 }, { "SIGRTMIN+99", 0 }, { "-1", 0 }, { "SIGRTMIN3", 0 },
+        { "sigterm", 15 }, { "term", 15 }, { "SigUsr1", 10 }, { "usr2", 12 }, { "sigrtmin+3", 37 }, { "rtmax-1", 63 }, { "64", 64 },
+        { "SIGSIGTERM", 0 }, { "sig", 0 }, { "SIGRTMINPLUSSOMETHINGTHATISFARTOOLONG", 0 },
     };
     for (size_t i = 0; i < COUNT(rows); i++) CHECK_INT(signal_number(slice_of(rows[i].name)), rows[i].number);
     for (size_t i = 1; i < Signal_enum.n; i++) CHECK(signal_number(slice_of(Signal_enum.names[i])) > 0); /* every one that CRI knows */

@@ -2,10 +2,12 @@
 import json
 import os
 import re
+import stat
 import subprocess
+import tarfile
 
 import images
-from harness import (SLEEP, Failure, check, equal, holds, merge, pb, pid_of, refused, running,
+from harness import (SLEEP, Container, Failure, check, equal, holds, merge, pb, pid_of, refused, running,
                      test, until)
 
 REGISTRY = "127.0.0.1:5000/"
@@ -1087,3 +1089,183 @@ def start_and_stop_from_many_clients_make_only_legal_transitions(k):  # T69, a s
     for c in containers:
         c.stop()
         check(c.status().state in (pb.CONTAINER_EXITED, pb.CONTAINER_CREATED), "the end state")
+
+
+# -- what images ask for that other runtimes take ---------------------------------------------------
+
+def made(k, config, extra=None):
+    """An image of busybox with this config, pulled; the change that makes a container use it."""
+    name = images.push(images.busybox(config, extra=extra), "127.0.0.1:5000", "test/made",
+                       k.name("t"))
+    k.pull(name)
+    return {"image": {"image": name}}
+
+
+@test
+def an_entrypoint_of_one_empty_word_is_none(k):
+    own = made(k, {"Entrypoint": [""], "Cmd": ["echo", "from cmd"]})
+    pod = k.pod()
+    for args, wanted in (([], "from cmd\n"), (["echo", "given"], "given\n")):
+        container = Container(pod, {
+            "metadata": {"name": k.name("c")}, "args": args, "log_path": k.name("l"), "linux": {},
+            **own}).start()
+        container.exited()
+        equal(container.output(), wanted, f"the output with args {args}")
+    own = made(k, {"Entrypoint": ["echo", ""], "Cmd": ["x"]})
+    container = Container(pod, {"metadata": {"name": k.name("c")}, "log_path": k.name("l"),
+                                "linux": {}, **own}).start()
+    container.exited()
+    equal(container.output(), " x\n", "an entrypoint of two words, one of them empty")
+
+
+@test
+def a_volume_that_the_image_lacks_is_made(k):
+    own = made(k, {"Volumes": {"/data/deep/er": {}, "relative": {}, "/by/link/x": {}, "/a/../up": {}}},
+               lambda t: t.link("by", "/somewhere"))
+    text = k.pod().prints("stat", "-c", "%n %a %u:%g", "/data/deep/er", "/relative",
+                          "/somewhere/link/x", "/up", **own)
+    equal(text.splitlines(), [f"{path} 755 0:0" for path in (
+        "/data/deep/er", "/relative", "/somewhere/link/x", "/up")], "the directories")
+
+
+@test
+def a_volume_of_the_image_can_be_written_under_a_read_only_root(k):
+    def seeds(tree):
+        tree.directory("have", 0o755, (1000, 1000)).file("have/seed", "s").file("plain", "f")
+        tree.link("led", "/have2").directory("have2")
+    own = made(k, {"Volumes": dict.fromkeys(("/have", "/have/in", "/new", "/led", "/plain", "/proc/x",
+                                             "/sys", "/dev", "/", "/covered"), {})}, seeds)
+    source = volume(k)
+    container = k.pod().start(**merge(merge(own, security(readonly_rootfs=True)), {
+        "mounts": [mount(source, "/covered", readonly=True)]}))
+    equal(container.sh("stat -c %u /have; cat /have/seed; touch /have/x /have/in/x /new/x /have2/x /dev/x"),
+          "1000\ns", "owner and content of what the image has there")
+    equal(container.sh("cat /covered/file"), "content\n", "a mount of the request wins")
+    for path in ("/x", "/etc/x", "/covered/x", "/proc/x", "/sys/x"):
+        check(container.run("touch", path).exit_code, f"{path} cannot be made")
+    other = k.pod().start(**merge(own, security(readonly_rootfs=True)))
+    equal(other.sh("ls /have /new"), "/have:\nin\nseed\n\n/new:\n", "another container's volumes")
+
+
+@test
+def the_pods_own_files_are_read_only_with_a_read_only_root_alone(k):
+    pod = k.pod(**security(privileged=True))
+    script = "for f in hosts resolv.conf hostname; do echo '# x' >>/etc/$f && echo $f; done"
+    for context, wanted in (({}, "hosts\nresolv.conf\nhostname\n"), ({"readonly_rootfs": True}, ""),
+                            ({"privileged": True}, "hosts\nresolv.conf\nhostname\n")):
+        got = pod.start(**security(**context)).run("sh", "-c", script).stdout.decode()
+        equal(got, wanted, f"files that can be written with {context}")
+
+
+@test
+def a_mount_path_with_dots_means_the_place_that_its_words_say(k):
+    source = volume(k)
+    pod = k.pod()
+    rows = (("/a/../b", "/b"), ("/../../c", "/c"), ("/d/./e//", "/d/e"), ("/etc/x/../hosts", "/etc/hosts"))
+    for asked, place in rows:
+        what = source + ("/file" if place == "/etc/hosts" else "")
+        container = pod.start(mounts=[mount(what, asked)])
+        shown = place if place == "/etc/hosts" else place + "/file"
+        equal(container.sh(f"cat {shown}"), "content\n", f"{place} of {asked}")
+        equal([m.container_path for m in container.status().mounts], [asked], "the status's path")
+    for root in ("/", "/..", "/a/..", "//"):
+        refused("INVALID_ARGUMENT", lambda root=root: pod.create(mounts=[mount(source, root)]),
+                "container_path")
+
+
+@test
+def the_images_stop_signal_is_understood_in_every_spelling(k):
+    pod = k.pod()
+    rows = (("sigusr1", pb.SIGNAL_SIGUSR1), ("usr2", pb.SIGNAL_SIGUSR2), ("10", pb.SIGNAL_SIGUSR1),
+            ("SIGRTMIN+3", pb.SIGNAL_SIGRTMINPLUS3), ("rtmin+3", pb.SIGNAL_SIGRTMINPLUS3),
+            ("37", pb.SIGNAL_SIGRTMINPLUS3), ("QUIT", pb.SIGNAL_SIGQUIT),
+            ("SIGNONSENSE", pb.SIGNAL_SIGTERM), ("", pb.SIGNAL_SIGTERM))
+    for word, number in rows:
+        container = pod.create(**made(k, {"StopSignal": word}))
+        equal(container.status().stop_signal, number, f"the signal of {word!r}")
+
+
+@test
+def the_images_user_may_lack_a_half(k):
+    pod = k.pod()
+    for user, wanted in (("root:", "0 0"), ("alice:", "1000 1000"), ("1000:", "1000 1000"),
+                         ("4321:", "4321 0"), (":audio", "0 29"), (":", "0 0")):
+        got = pod.prints("sh", "-c", "echo $(id -u) $(id -g)", **made(k, {"User": user}))
+        equal(got.strip(), wanted, f"user {user!r}")
+    for user in ("alice:audio:x", "::", " ", "alice :"):
+        fails(lambda user=user: pod.create(**made(k, {"User": user})).start())
+
+
+# -- devices ----------------------------------------------------------------------------------------
+
+KMSG = os.makedev(1, 11)  # no container has it unless it asks
+
+
+def opens(container, path):
+    return container.run("sh", "-c", f"exec 3>{path}").exit_code == 0
+
+
+@test
+def a_directory_of_devices_brings_nodes_and_rules_from_all_levels(k):
+    top = k.directory + "/" + k.name("devices")
+    os.makedirs(top + "/one/two")
+    for path in ("/a", "/one/b", "/one/two/c"):
+        os.mknod(top + path, 0o660 | stat.S_IFCHR, KMSG if path.endswith("c") else os.makedev(1, 5))
+        os.chmod(top + path, 0o660)
+        os.chown(top + path, 12, 34)
+    pod = k.pod()
+    for level in ("", "/one", "/one/two"):
+        container = pod.start(devices=[{"host_path": top + level, "container_path": "/dev/d",
+                                        "permissions": "rw"}])
+        for path in ("/a", "/one/b", "/one/two/c"):
+            if path.startswith(level):
+                inside = "/dev/d" + path[len(level):]
+                numbers = "1:b" if path.endswith("c") else "1:5"
+                equal(container.sh(f"stat -c '%t:%T %a %u:%g' {inside}").strip(),
+                      numbers + " 660 12:34", inside)
+                check(opens(container, inside), f"{inside} can be opened")
+    check(not opens(pod.start("sh", "-c", "mknod /k c 1 11; exec sleep 98765"), "/k"),
+          "a container that did not ask")
+
+
+@test
+def devices_outside_of_dev_are_as_good_as_those_in_it(k):
+    pod = k.pod()
+    ask = [{"host_path": "/dev/zero", "container_path": "/opt/box/nought", "permissions": "rwm"},
+           {"host_path": "/dev/zero", "container_path": "/opt/../srv/nought", "permissions": "r"}]
+    container = pod.start(devices=ask)
+    for path in ("/opt/box/nought", "/srv/nought"):
+        equal(container.sh(f"head -c 3 {path} | od -An -tx1").split(), ["00"] * 3, path)
+    container.sh("mknod /tmp/null c 1 3 && echo x >/tmp/null")  # as a chroot's /dev is made
+    container.sh("mknod /tmp/kmsg c 1 11")
+    check(not opens(container, "/tmp/kmsg"), "the rules count for nodes that the container makes")
+
+
+@test
+def a_node_of_an_image_opens_what_the_rules_allow(k):
+    def nodes(tree):
+        for name, minor in (("nought", 5), ("kmsg", 11)):
+            tree.add("box/" + name, tarfile.CHRTYPE, mode=0o666)
+            tree.entries[-1][0].devmajor, tree.entries[-1][0].devminor = 1, minor
+    container = k.pod().start(**made(k, {}, nodes))
+    equal(container.sh("head -c 2 /box/nought | od -An -tx1").split(), ["00"] * 2, "zero")
+    check(not opens(container, "/box/kmsg"), "another device")
+
+
+@test
+def a_device_that_is_asked_for_takes_the_place_of_another(k):
+    pod = k.pod(**security(privileged=True))
+    def ask(host, inside):
+        return {"devices": [{"host_path": host, "container_path": inside, "permissions": "rwm"}]}
+    for context in ({"privileged": True}, {}):
+        for host, inside, numbers in (("/dev/zero", "/dev/full", "1:5"), ("/dev/zero", "/dev/zero", "1:5"),
+                                      ("/dev/null", "/dev/stdin", "1:3"), ("/dev/zero", "/etc/passwd", "1:5")):
+            container = pod.start(**merge(ask(host, inside), security(**context)))
+            equal(container.sh(f"stat -c %t:%T {inside}").strip(), numbers, f"{inside} with {context}")
+        for inside in ("/dev/pts", "/etc", "/"):
+            fails(lambda inside=inside, context=context: pod.start(
+                **merge(ask("/dev/zero", inside), security(**context))))
+    source = volume(k)  # but never what is the host's
+    fails(lambda: pod.start(mounts=[mount(source, "/vol")], **ask("/dev/zero", "/vol/file")), "/vol/file")
+    with open(source + "/file") as f:
+        equal(f.read(), "content\n", "the host's file")

@@ -193,7 +193,7 @@ def an_images_entrypoint_may_be_kruns_program_but_not_change_it(k):  # T39, T51
 @test
 def an_images_user_is_who_it_says_or_nobody(k):  # T39, CVE-2024-40635
     rows = {"0x0": None, "-1": None, "2147483648": None, "4294967296": None, "root:x:0": None, "1000:nogroup-here": None,
-            ":0": None, "1:": None, " 1": None, "+1": None, "1x": None, "1000": "1000", "1234": "1234",
+            ":0": "0", "1:": "1", "::": None, " 1": None, "+1": None, "1x": None, "1000": "1000", "1234": "1234",
             "65534:65534": "65534", "alice": "1000", "alice:staff": "1000"}
     for user, want in rows.items():
         image = pulled(k, "user", {"User": user})
