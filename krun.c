@@ -445,10 +445,21 @@ static size_t utf8_char(slice s)
     return n;
 }
 
+/* Lists of 16 MiB pass here. Eight bytes of ASCII are one step, and so is a character of two bytes,
+ * which would else take three times as long: a step whose length is not looked up is not waited for
+ * by the next. */
 static bool utf8_valid(slice s)
 {
-    for (size_t n; s.n; s = (slice){ s.p + n, s.n - n })
-        if (!(n = utf8_char(s))) return false;
+    const uint8_t *p = s.p, *end = s.n ? s.p + s.n : s.p;
+    for (uint64_t eight; p < end;) {
+        size_t left = (size_t)(end - p), n;
+        if (left >= sizeof eight) memcpy(&eight, p, sizeof eight);
+        if (left >= sizeof eight && !(eight & UINT64_C(0x8080808080808080))) p += sizeof eight;
+        else if (*p < 0x80) p++;
+        else if (left > 1 && *p >= 0xC2 && *p < 0xE0 && (p[1] & 0xC0) == 0x80) p += 2;
+        else if ((n = utf8_char((slice){ p, left }))) p += n;
+        else return false;
+    }
     return true;
 }
 
@@ -5810,8 +5821,8 @@ static int tar_inherit(const int *layers, const bool *implied, size_t n, tar_sin
  *
  * Defined by  protobuf.dev/programming-guides/encoding and /json; the field numbers: cri.proto
  * Uses        1 (slice, buf, arena, error), 2 (file_read), 3 (JSON), 4 (base64)
- * Gives       LIST, PB rows, pb_decode, pb_encode, pb_copy, pb_same, pb_write_json, pb_read_json,
- *             pb_read_file
+ * Gives       LIST, PB rows, pb_decode, pb_encode, pb_size, pb_copy, pb_same, pb_write_json,
+ *             pb_read_json,  *             pb_read_file
  * Bounds      16 MiB a message, 4 MiB a file, 32 levels, 48 rows a table; memory: the budget of the
  *             arena */
 
@@ -6310,6 +6321,45 @@ static void pb_put_fields(const pb_message *m, const void *msg, buf *out)
             pb_put_value(f, at, out);
         }
     }
+}
+
+static size_t pb_varint_size(uint64_t value)
+{
+    size_t n = 1;
+    while (value >>= 7) n++;
+    return n;
+}
+
+static size_t pb_size(const pb_message *m, const void *msg);
+
+static size_t pb_value_size(const pb_field *f, const void *at)
+{
+    size_t n;
+    switch (f->kind) {
+    case PB_MESSAGE:
+    case PB_MAP: n = pb_size(f->sub, f->list ? at : pb_get_sub(at)); break;
+    case PB_STRING:
+    case PB_BYTES: n = ((const slice *)at)->n; break;
+    case PB_DOUBLE: return sizeof(double);
+    default: return pb_varint_size(pb_load(f, at));
+    }
+    return pb_varint_size(n) + n;
+}
+
+/* How many bytes pb_encode will make of a message whose texts are UTF-8. Looks at no text. */
+static size_t pb_size(const pb_message *m, const void *msg)
+{
+    size_t all = 0;
+    for (const pb_field *f = m->fields; f < m->fields + m->nfields; f++) {
+        const char *at = (const char *)msg + f->offset;
+        size_t tag = pb_varint_size((uint64_t)f->number << 3), run = 0;
+        pb_list l = f->list ? pb_get_list(msg, f) : (pb_list){ NULL, 0 };
+        for (size_t i = 0; i < l.n; i++) run += pb_value_size(f, l.p + i * pb_element(f));
+        bool packed = pb_kinds[f->kind].wire != PB_BYTE_RUN;
+        if (l.n) all += run + (packed ? tag + pb_varint_size(run) : l.n * tag);
+        if (!f->list && !pb_is_default(f, at)) all += tag + pb_value_size(f, at);
+    }
+    return all;
 }
 
 /* Appends the message's bytes to *out, fields in the order of their numbers. -1: out of memory. */
@@ -9625,7 +9675,8 @@ static void h2_gone_away(h2 *h)
  * that also says where its handler runs: on the loop (it only looks at memory) or on a worker of
  * one of three pools, by what it waits for. So calls that wait for hours (a grace period, a
  * command) can use up neither the threads of those that would end them nor of those that are quick;
- * and not the connections either, for some are kept free of them. A handler is straight-line
+ * and not the connections either, for some are kept free of them. A large message is read and
+ * written on a worker too: else all would wait for one list of 12 MiB. A handler is straight-line
  * blocking code; it is asked to stop by grpc_cancel_fd, and its slot is free when it has ended, not
  * when its client has gone (CVE-2023-44487). The client at the end of the chapter is for krun's own
  * command line.
@@ -9644,7 +9695,7 @@ enum {
     GRPC_SPARE = 4 * MIB,         /* more of them, for messages of at most GRPC_BRIEF_MAX */
     GRPC_CONNS_MAX = 1024,
     GRPC_CONNS_KEPT = 8,          /* one connection in so many takes no call that waits */
-    GRPC_BRIEF_MAX = 64 * KIB,    /* a request whose kind the loop itself looks at */
+    GRPC_BRIEF_MAX = 64 * KIB,    /* a longer message is a worker's to read or write */
     GRPC_STACK = 256 * KIB,
     GRPC_READ = 128 * KIB,        /* one recv(2) */
     GRPC_THRIFT = 4 * MIB,        /* of messages, after which free memory is given back */
@@ -9677,7 +9728,7 @@ typedef struct {
     enum grpc_where where;
     bool streams;
     grpc_handler *run; /* NULL: answered with UNIMPLEMENTED */
-    bool (*brief)(const void *in); /* of a WAITING one: whether this request is but LONG; or NULL */
+    enum grpc_where (*place)(const void *in); /* or NULL: where this request runs; else `where` */
 } grpc_method;
 
 typedef struct {
@@ -9697,6 +9748,8 @@ typedef struct {
 static int grpc_encode(const pb_message *m, const void *msg, size_t max, buf *out, error *e)
 {
     static const uint8_t prefix[GRPC_PREFIX];
+    size_t size = pb_size(m, msg);
+    if (size <= max) buf_reserve(out, sizeof prefix + size);
     buf_add(out, prefix, sizeof prefix);
     if (pb_encode(m, msg, out) < 0 || out->oom) {
         buf_free(out);
@@ -9755,10 +9808,15 @@ struct grpc_call {
     arena arena;      /* request, reply and whatever the handler wants: gone when it has ended */
     int64_t deadline; /* monotonic ns; 0: none */
     void *user;       /* grpc_options.user */
+    /* For a handler whose *out borrows: called once when it has been encoded, on any thread. */
+    void (*let_go)(grpc_call *);
+    void *held;
+    size_t nheld;
     const grpc_method *method;
     enum grpc_where where; /* of this call */
     grpc_server *server;
     void *in, *out;        /* NULL until the request is decoded */
+    bool ran;              /* the handler: what is left is to encode *out */
     /* of the loop's thread; of the handler's while it runs: inbox, reply, status */
     struct grpc_conn *conn;
     h2_stream *stream; /* NULL when it is closed */
@@ -9766,6 +9824,7 @@ struct grpc_call {
     bool is_post, is_grpc, bad_timeout, compressed; /* what the header fields said */
     bool begun;                                     /* our first header block is out */
     bool waits;                                     /* it counts among conn->waiting */
+    bool paid;                                      /* `charged` has the reply already */
     timer due;
     size_t charged; /* to server->buffered */
     grpc_inbox inbox;
@@ -9864,19 +9923,37 @@ static int grpc_take_request(grpc_call *c, error *e)
     return pb_decode(m->in, buf_view(&c->inbox.body), &c->arena, c->in, e);
 }
 
-/* Decodes, handles, encodes; the outcome is in c->status and c->reply. On any thread. */
+static void grpc_let_go(grpc_call *c)
+{
+    if (c->let_go) c->let_go(c);
+    c->let_go = NULL;
+}
+
+static void grpc_conclude(grpc_call *c, int done) /* the outcome is c->status and c->reply */
+{
+    if (done >= 0) c->status.code = GRPC_OK;
+    else if (c->status.code == GRPC_OK) c->status.code = GRPC_UNKNOWN;
+    grpc_let_go(c);
+    arena_free(&c->arena);
+    buf_free(&c->inbox.body);
+}
+
+/* Decodes and handles. -1: it has been concluded. */
+static int grpc_handle(grpc_call *c)
+{
+    int done = grpc_take_request(c, &c->status);
+    if (done >= 0) done = c->method->run(c, c->in, c->out, &c->status);
+    c->ran = true;
+    return done < 0 ? grpc_conclude(c, -1), -1 : 0;
+}
+
+/* Does what is left of a call, on a worker. */
 static void grpc_run(grpc_call *c)
 {
     const grpc_method *m = c->method;
     size_t max = c->server->o.max_message;
-    error *e = &c->status;
-    int done = grpc_take_request(c, e);
-    if (done >= 0) done = m->run(c, c->in, c->out, e);
-    if (done >= 0 && !m->streams) done = grpc_encode(m->out, c->out, max, &c->reply, e);
-    if (done >= 0) e->code = GRPC_OK;
-    else if (e->code == GRPC_OK) e->code = GRPC_UNKNOWN;
-    arena_free(&c->arena);
-    buf_free(&c->inbox.body);
+    if (!c->ran && grpc_handle(c) < 0) return;
+    grpc_conclude(c, m->streams ? 0 : grpc_encode(m->out, c->out, max, &c->reply, &c->status));
 }
 
 /* The next call for this worker, or NULL if there was none for a while. server->lock is held. */
@@ -9963,6 +10040,7 @@ static void grpc_release(grpc_call *c)
 {
     grpc_server *s = c->server;
     if (c->stream || c->phase == GRPC_HANDLED) return;
+    grpc_let_go(c);
     loop_disarm(s->loop, &c->due);
     s->buffered -= c->charged;
     s->ncalls--;
@@ -10060,7 +10138,7 @@ static void grpc_send_reply(grpc_call *c)
 {
     error e;
     OWNED_BUF block = { 0 };
-    if (!grpc_charge(c, c->reply.n)) {
+    if (!c->paid && !grpc_charge(c, c->reply.n)) {
         fail(&e, GRPC_RESOURCE_EXHAUSTED, "too many messages wait to be sent");
         grpc_answer(c, 200, &e);
         return;
@@ -10360,10 +10438,13 @@ static int grpc_admit(grpc_call *c, error *e)
     const grpc_method *m = c->method;
     grpc_server *s = c->server;
     grpc_conn *k = c->conn;
-    bool look = m->brief && c->inbox.body.n <= GRPC_BRIEF_MAX;
+    bool large = c->inbox.body.n > GRPC_BRIEF_MAX;
     c->where = m->where;
-    if (look && grpc_take_request(c, e) < 0) return -1;
-    if (look && m->brief(c->in)) c->where = GRPC_LONG;
+    if (large && c->where == GRPC_ON_LOOP) c->where = GRPC_SHORT;
+    if (!large && m->place) {
+        if (grpc_take_request(c, e) < 0) return -1;
+        c->where = m->place(c->in);
+    }
     if (c->where != GRPC_WAITING) return 0;
     if (!k->waiting && s->nwaiting >= grpc_waiting_max(&s->o))
         return fail(e, GRPC_RESOURCE_EXHAUSTED, "%u connections have calls that wait: no more of "
@@ -10372,6 +10453,19 @@ static int grpc_admit(grpc_call *c, error *e)
     k->waiting++;
     c->waits = true;
     return 0;
+}
+
+/* Runs a call on the loop. False: the reply is large, and a worker is to encode it. It is charged
+ * before: nothing bounds how many workers do so at once, and each makes a buffer of that size. */
+static bool grpc_run_here(grpc_call *c)
+{
+    if (grpc_handle(c) < 0) return true;
+    size_t size = pb_size(c->method->out, c->out);
+    c->paid = size > GRPC_BRIEF_MAX && size <= c->server->o.max_message;
+    if (!c->paid) return grpc_run(c), true;
+    if (grpc_charge(c, size)) return c->where = GRPC_LONG, false;
+    fail(&c->status, GRPC_RESOURCE_EXHAUSTED, "too many messages wait to be sent");
+    return grpc_conclude(c, -1), true;
 }
 
 static void grpc_on_end(h2_stream *s)
@@ -10389,11 +10483,9 @@ static void grpc_on_end(h2_stream *s)
         return;
     }
     c->phase = GRPC_HANDLED;
-    if (c->where == GRPC_ON_LOOP) {
-        grpc_run(c);
-        grpc_finish(c);
-    } else if (!grpc_submit(c)) {
-        fail(e, GRPC_RESOURCE_EXHAUSTED, "no thread can be made");
+    if (c->where == GRPC_ON_LOOP && grpc_run_here(c)) grpc_finish(c);
+    else if (!grpc_submit(c)) {
+        grpc_conclude(c, fail(e, GRPC_RESOURCE_EXHAUSTED, "no thread can be made"));
         grpc_finish(c);
     }
 }
@@ -25180,7 +25272,7 @@ static container *container_find(runtime *r, slice id, error *e)
     return c;
 }
 
-static void pod_free(job *j) /* on the loop's thread: a reply that borrows from it has been sent */
+static void pod_free(job *j) /* on the loop's thread, which may be using p->link */
 {
     pod *p = OWNER(j, pod, release);
     assert(!p->containers);
@@ -25210,10 +25302,14 @@ static pod *pod_new(runtime *r)
 /* A hold keeps the object's memory while the lock is not held; the last one to let go of an object
  * that has been taken out of the tables frees it. Locked. */
 static pod *pod_hold(pod *p) { return p->holds++, p; }
+static void pod_let_go(pod *p) /* of who has changed nothing */
+{
+    if (--p->holds == 0 && p->state == POD_REMOVING) loop_post(p->runtime->loop, &p->release);
+}
 static void pod_drop(pod *p)
 {
     wake(p->waiters);
-    if (--p->holds == 0 && p->state == POD_REMOVING) loop_post(p->runtime->loop, &p->release);
+    pod_let_go(p);
 }
 
 static void container_free(job *j)
@@ -25228,10 +25324,14 @@ static void container_free(job *j)
 }
 
 static container *container_hold(container *c) { return c->holds++, c; }
+static void container_let_go(container *c)
+{
+    if (--c->holds == 0 && c->state == BOX_REMOVING) loop_post(c->pod->runtime->loop, &c->release);
+}
 static void container_drop(container *c)
 {
     wake(c->waiters);
-    if (--c->holds == 0 && c->state == BOX_REMOVING) loop_post(c->pod->runtime->loop, &c->release);
+    container_let_go(c);
 }
 
 /* -- turns ------------------------------------------------------------------------------------- */
@@ -26731,21 +26831,24 @@ static int container_reopen_log(runtime *r, slice id, error *e)
 /* What a command in a container printed. The reply must fit a gRPC message as a whole, so the two
  * streams share the room; what comes after it is full is read and dropped, so that the command
  * never blocks on us. */
-enum { EXEC_ROOM = 16 * MIB - 64 * KIB };
+enum { EXEC_ROOM = 16 * MIB - 64 * KIB, EXEC_PIPE = 256 * KIB };
 #define EXEC_FAREWELL (30 * NS_PER_SEC)
 typedef struct { int fd; buf text; } exec_stream;
 
 /* Reads what is there now, but no more than fits a pipe: who prints faster than we read must not
- * keep us from looking at the clock. False at the end of the file. */
+ * keep us from looking at the clock. It is read to where it stays. False at the end of the file. */
 static bool exec_read(exec_stream *s, size_t room)
 {
-    uint8_t chunk[16 * KIB];
-    for (size_t total = 0; total < 64 * KIB;) {
-        ssize_t n = read(s->fd, chunk, sizeof chunk);
+    uint8_t waste[16 * KIB];
+    for (size_t total = 0; total < EXEC_PIPE;) {
+        size_t left = room > s->text.n ? room - s->text.n : 0;
+        bool kept = left && buf_reserve(&s->text, MIN(left, (size_t)4 * KIB));
+        uint8_t *to = kept ? s->text.p + s->text.n : waste;
+        ssize_t n = read(s->fd, to, kept ? MIN(left, s->text.cap - s->text.n) : sizeof waste);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return errno == EAGAIN;
         if (n == 0) return false;
-        buf_add(&s->text, chunk, MIN((size_t)n, room > s->text.n ? room - s->text.n : 0));
+        if (kept) s->text.n += (size_t)n;
         total += (size_t)n;
     }
     return true;
@@ -26782,12 +26885,26 @@ static int exec_follow(int conn, exec_stream out[2], int cancel, int64_t deadlin
     return told ? 1 : 0;
 }
 
-static void exec_close(exec_stream (*out)[2])
+static void exec_close(exec_stream **out)
 {
-    for (int i = 0; i < 2; i++) {
-        close_fd(&(*out)[i].fd);
-        buf_free(&(*out)[i].text);
-    }
+    for (int i = 0; *out && i < 2; i++) close_fd(&(*out)[i].fd);
+}
+
+/* The reply borrows the output, which may be 16 MiB: it goes when it has been encoded. */
+static void exec_let_go(grpc_call *call)
+{
+    exec_stream *out = call->held;
+    for (int i = 0; i < 2; i++) buf_free(&out[i].text);
+}
+
+static exec_stream *exec_streams(grpc_call *call) /* two; NULL: out of memory */
+{
+    exec_stream *out = arena_alloc(&call->arena, 2 * sizeof *out);
+    if (!out) return NULL;
+    out[0].fd = out[1].fd = -1;
+    call->held = out;
+    call->let_go = exec_let_go;
+    return out;
 }
 
 /* Makes the pipes, sends the request with the command's ends of them; returns the connection. */
@@ -26805,6 +26922,7 @@ static int exec_begin(const pod *p, const ExecSpec *exec, exec_stream out[2], er
         else if (fcntl(pair[i][0], F_SETFL, O_NONBLOCK) < 0)
             fail_sys(e, GRPC_INTERNAL, "pipe for a command's output");
         out[i].fd = pair[i][0];
+        (void)fcntl(pair[i][0], F_SETPIPE_SZ, EXEC_PIPE); /* fewer switches; may be refused */
     }
     OWNED_FD write_out = pair[0][1], write_err = pair[1][1];
     if (write_out < 0 || write_err < 0) return -1;
@@ -26820,7 +26938,8 @@ static int container_exec_held(container *c, const ExecSyncRequest *in, grpc_cal
                                ExecSyncResponse *reply, error *e)
 {
     ExecSpec exec = { .container_id = c->record.id, .args.p = in->cmd.p, .args.n = in->cmd.n };
-    __attribute__((cleanup(exec_close))) exec_stream out[2] = { { -1, { 0 } }, { -1, { 0 } } };
+    __attribute__((cleanup(exec_close))) exec_stream *out = exec_streams(call);
+    if (!out) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the output");
     int cancel = grpc_cancel_fd(call, e);
     OWNED_FD conn = cancel < 0 ? -1 : exec_begin(c->pod, &exec, out, e);
     if (conn < 0) return -1;
@@ -26836,9 +26955,9 @@ static int container_exec_held(container *c, const ExecSyncRequest *in, grpc_cal
     if (ended == 1) return fail(e, GRPC_DEADLINE_EXCEEDED, "the command timed out and was killed");
     if (monitor_verdict(&answer, e) < 0) return -1;
     reply->exit_code = answer.exit_code;
-    reply->stdout = arena_copy(&call->arena, buf_view(&out[0].text));
-    reply->stderr = arena_copy(&call->arena, buf_view(&out[1].text));
-    return out[0].text.oom || out[1].text.oom || call->arena.oom
+    reply->stdout = buf_view(&out[0].text);
+    reply->stderr = buf_view(&out[1].text);
+    return out[0].text.oom || out[1].text.oom
                ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the output")
                : 0;
 }
@@ -27223,8 +27342,9 @@ static int runtime_resume(runtime *r, error *e)
  * kernel, a disk or a program goes to a worker; what may wait long goes to workers of its own, so
  * that it never keeps a short call waiting. A row without a function answers UNIMPLEMENTED.
  *
- * A reply that is made on the loop borrows the texts of pods and containers as they lie in memory.
- * That is safe because their memory is freed on the loop's thread alone (chapter 25).
+ * A reply borrows the texts of pods and containers as they lie in memory, and holds those until it
+ * has been encoded (hold_pod, hold_container). Their texts never change; what does is copied under
+ * the lock.
  *
  * Defined by  cri.proto; what the kubelet makes of the answers is told there, field by field
  * Uses        9, 11, 15-17, 24, 25              Gives  services_methods */
@@ -27237,6 +27357,37 @@ static void *call_alloc(grpc_call *c, size_t n, error *e)
     void *p = arena_alloc(&c->arena, n);
     if (!p) fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the reply");
     return p;
+}
+
+/* Makes room to hold n objects, which `let_go` lets go of. */
+static int holds_begin(grpc_call *c, size_t n, void (*let_go)(grpc_call *), error *e)
+{
+    c->held = call_alloc(c, MAX(n, (size_t)1) * sizeof(void *), e);
+    c->nheld = 0;
+    c->let_go = let_go;
+    return c->held ? 0 : -1;
+}
+
+static void let_pods_go(grpc_call *c)
+{
+    pod **held = c->held;
+    LOCKED(service_runtime(c));
+    while (c->nheld) pod_let_go(held[--c->nheld]);
+}
+
+static void let_containers_go(grpc_call *c)
+{
+    container **held = c->held;
+    LOCKED(service_runtime(c));
+    while (c->nheld) container_let_go(held[--c->nheld]);
+}
+
+/* For the reply, which borrows from it. Locked. */
+static void hold_pod(grpc_call *c, pod *p) { ((pod **)c->held)[c->nheld++] = pod_hold(p); }
+
+static void hold_container(grpc_call *call, container *c)
+{
+    ((container **)call->held)[call->nheld++] = container_hold(c);
 }
 
 /* -- the daemon itself ------------------------------------------------------------------------- */
@@ -27416,7 +27567,7 @@ static int rows_of(const sorted *s, slice id, const char *what, row_range *out, 
     return e->code == GRPC_NOT_FOUND ? 0 : -1;
 }
 
-/* Fills the list; locked. Its texts are borrowed. */
+/* Fills the list, and holds what it borrows from; locked. */
 static int fill_pods(grpc_call *c, const void *in, void *out, error *e)
 {
     const runtime *r = service_runtime(c);
@@ -27426,11 +27577,12 @@ static int fill_pods(grpc_call *c, const void *in, void *out, error *e)
     if (rows_of(&r->pods_by_id, f ? f->id : SLICE(""), "pod sandbox", &rows, e) < 0) return -1;
     reply->items.p =
         call_alloc(c, MAX(rows.end - rows.first, (size_t)1) * sizeof *reply->items.p, e);
-    if (!reply->items.p) return -1;
+    if (!reply->items.p || holds_begin(c, rows.end - rows.first, let_pods_go, e) < 0) return -1;
     for (size_t i = rows.first; i < rows.end; i++) {
-        const pod *p = r->pods_by_id.rows[i].object;
+        pod *p = r->pods_by_id.rows[i].object;
         const PodRecord *rec = &p->record;
         if (!pod_matches(p, f)) continue;
+        hold_pod(c, p);
         PodSandbox *item = &reply->items.p[reply->items.n++];
         *item = (PodSandbox){ .id = rec->id,
                               .metadata = rec->config->metadata,
@@ -27506,20 +27658,38 @@ static slice info_json(grpc_call *c, const char *head, const pb_message *type, c
     return text.oom ? (slice){ NULL, 0 } : arena_copy(&c->arena, buf_view(&text));
 }
 
+/* Fills the status, and *record with what a verbose one shows. */
+static int service_look_at_pod(grpc_call *c, slice id, PodSandboxStatusResponse *reply,
+                               PodRecord *record, error *e)
+{
+    runtime *r = service_runtime(c);
+    reply->status = call_alloc(c, sizeof *reply->status, e);
+    if (!reply->status || holds_begin(c, 1, let_pods_go, e) < 0) return -1;
+    LOCKED(r);
+    pod *p = pod_find(r, id, e);
+    if (!p) return -1;
+    hold_pod(c, p);
+    *record = p->record;
+    return pod_fill_status(p, c, reply->status, e);
+}
+
+/* A verbose status writes a whole record as JSON, which is a worker's to do. */
+static enum grpc_where pod_status_place(const void *in)
+{
+    return ((const PodSandboxStatusRequest *)in)->verbose ? GRPC_SHORT : GRPC_ON_LOOP;
+}
+
 static int service_pod_status(grpc_call *c, const void *in, void *out, error *e)
 {
     const PodSandboxStatusRequest *ask = in;
     PodSandboxStatusResponse *reply = out;
-    runtime *r = service_runtime(c);
-    LOCKED(r);
-    const pod *p = pod_find(r, ask->pod_sandbox_id, e);
-    reply->status = p ? call_alloc(c, sizeof *reply->status, e) : NULL;
-    if (!reply->status || pod_fill_status(p, c, reply->status, e) < 0) return -1;
-    if (!ask->verbose) return 0;
+    PodRecord record;
     char head[96];
-    snprintf(head, sizeof head, "\"pid\":%d,", p->record.monitor_pid);
+    if (service_look_at_pod(c, ask->pod_sandbox_id, reply, &record, e) < 0) return -1;
+    if (!ask->verbose) return 0;
+    snprintf(head, sizeof head, "\"pid\":%d,", record.monitor_pid);
     return fill_info(c, &reply->info.p, &reply->info.n,
-                     info_json(c, head, &PodRecord_msg, &p->record), e);
+                     info_json(c, head, &PodRecord_msg, &record), e);
 }
 
 /* -- containers -------------------------------------------------------------------------------- */
@@ -27546,9 +27716,9 @@ static int service_stop(grpc_call *c, const void *in, void *out, error *e)
 
 /* A stop without a grace period kills at once: it waits for the kernel alone, and ends those that
  * wait for the same container. */
-static bool stop_is_brief(const void *in)
+static enum grpc_where stop_place(const void *in)
 {
-    return ((const StopContainerRequest *)in)->timeout <= 0;
+    return ((const StopContainerRequest *)in)->timeout <= 0 ? GRPC_LONG : GRPC_WAITING;
 }
 
 static int service_remove(grpc_call *c, const void *in, void *out, error *e)
@@ -27600,7 +27770,7 @@ static ImageSpec *container_image(const container *c, grpc_call *call, error *e)
     return image;
 }
 
-/* Fills the list; locked. Its texts are borrowed. */
+/* Fills the list, and holds what it borrows from; locked. */
 static int fill_containers(grpc_call *call, const void *in, void *out, error *e)
 {
     runtime *r = service_runtime(call);
@@ -27617,11 +27787,14 @@ static int fill_containers(grpc_call *call, const void *in, void *out, error *e)
         return -1;
     reply->containers.p =
         call_alloc(call, MAX(rows.end - rows.first, (size_t)1) * sizeof *reply->containers.p, e);
-    if (!reply->containers.p) return -1;
+    if (!reply->containers.p ||
+        holds_begin(call, rows.end - rows.first, let_containers_go, e) < 0)
+        return -1;
     for (size_t i = rows.first; i < rows.end; i++) {
-        const container *c = r->containers_by_id.rows[i].object;
+        container *c = r->containers_by_id.rows[i].object;
         const ContainerRecord *rec = &c->record;
         if (!container_matches(c, f, pod_id)) continue;
+        hold_container(call, c);
         Container *item = &reply->containers.p[reply->containers.n++];
         *item = (Container){ .id = rec->id,
                              .pod_sandbox_id = rec->pod_id,
@@ -27705,20 +27878,38 @@ static int container_fill_status(const container *c, grpc_call *call, ContainerS
     return out->image && container_fill_parts(c, call, out, e) == 0 ? 0 : -1;
 }
 
+/* Fills the status, and *record with what a verbose one shows. Its pid, 0 if it does not run. */
+static int service_look_at_container(grpc_call *call, slice id, ContainerStatusResponse *reply,
+                                     ContainerRecord *record, error *e)
+{
+    runtime *r = service_runtime(call);
+    reply->status = call_alloc(call, sizeof *reply->status, e);
+    if (!reply->status || holds_begin(call, 1, let_containers_go, e) < 0) return -1;
+    LOCKED(r);
+    container *c = container_find(r, id, e);
+    if (!c) return -1;
+    hold_container(call, c);
+    *record = c->record;
+    return container_fill_status(c, call, reply->status, e) < 0 ? -1 : c->pid;
+}
+
+static enum grpc_where container_status_place(const void *in) /* as pod_status_place */
+{
+    return ((const ContainerStatusRequest *)in)->verbose ? GRPC_SHORT : GRPC_ON_LOOP;
+}
+
 static int service_container_status(grpc_call *call, const void *in, void *out, error *e)
 {
     const ContainerStatusRequest *ask = in;
     ContainerStatusResponse *reply = out;
-    runtime *r = service_runtime(call);
-    LOCKED(r);
-    const container *c = container_find(r, ask->container_id, e);
-    reply->status = c ? call_alloc(call, sizeof *reply->status, e) : NULL;
-    if (!reply->status || container_fill_status(c, call, reply->status, e) < 0) return -1;
-    if (!ask->verbose) return 0;
+    ContainerRecord record;
     char head[192];
-    snprintf(head, sizeof head, "\"sandboxID\":\"%.*s\",\"pid\":%d,", PR(c->record.pod_id), c->pid);
+    int pid = service_look_at_container(call, ask->container_id, reply, &record, e);
+    if (pid < 0) return -1;
+    if (!ask->verbose) return 0;
+    snprintf(head, sizeof head, "\"sandboxID\":\"%.*s\",\"pid\":%d,", PR(record.pod_id), pid);
     return fill_info(call, &reply->info.p, &reply->info.n,
-                     info_json(call, head, &ContainerRecord_msg, &c->record), e);
+                     info_json(call, head, &ContainerRecord_msg, &record), e);
 }
 
 /* -- images ------------------------------------------------------------------------------------ */
@@ -27733,6 +27924,11 @@ static int service_list_images(grpc_call *c, const void *in, void *out, error *e
 static int service_image_status(grpc_call *c, const void *in, void *out, error *e)
 {
     return image_status(service_runtime(c)->images, in, &c->arena, out, e);
+}
+
+static enum grpc_where image_status_place(const void *in) /* as pod_status_place */
+{
+    return ((const ImageStatusRequest *)in)->verbose ? GRPC_SHORT : GRPC_ON_LOOP;
 }
 
 static slice service_wanted(const PullImageRequest *in)
@@ -27895,35 +28091,20 @@ static int stream_rows(grpc_call *c, any_list all, size_t row, error *e)
     return 0;
 }
 
-/* Streams run in workers, where nothing may be borrowed: the list is copied under the lock. */
-typedef struct { grpc_handler *fill; const pb_message *type; } stream_list;
-static int stream_copy(grpc_call *c, const void *in, const stream_list *list, any_list *out,
-                       error *e)
-{
-    any_list borrowed = { 0 };
-    LOCKED(service_runtime(c));
-    if (list->fill(c, in, &borrowed, e) < 0) return -1;
-    return pb_copy(list->type, &borrowed, &c->arena, out) < 0
-               ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the list")
-               : 0;
-}
 
 static int service_stream_pods(grpc_call *c, const void *in, void *out, error *e)
 {
     any_list all = { 0 };
     (void)out;
-    static const stream_list pods = { fill_pods, &ListPodSandboxResponse_msg };
-    if (stream_copy(c, in, &pods, &all, e) < 0) return -1;
-    return stream_rows(c, all, sizeof(PodSandbox), e);
+    return service_list_pods(c, in, &all, e) < 0 ? -1 : stream_rows(c, all, sizeof(PodSandbox), e);
 }
 
 static int service_stream_containers(grpc_call *c, const void *in, void *out, error *e)
 {
     any_list all = { 0 };
     (void)out;
-    static const stream_list containers = { fill_containers, &ListContainersResponse_msg };
-    if (stream_copy(c, in, &containers, &all, e) < 0) return -1;
-    return stream_rows(c, all, sizeof(Container), e);
+    return service_list_containers(c, in, &all, e) < 0 ? -1
+                                                      : stream_rows(c, all, sizeof(Container), e);
 }
 
 static int service_stream_images(grpc_call *c, const void *in, void *out, error *e)
@@ -27972,6 +28153,20 @@ static const service *service_find(const char *name) /* NULL: not built yet */
     return NULL;
 }
 
+/* The calls of which a request itself says where it runs. */
+static enum grpc_where (*service_place(const char *name))(const void *in)
+{
+    static const struct { const char *name; enum grpc_where (*place)(const void *in); } some[] = {
+        { "StopContainer", stop_place },
+        { "PodSandboxStatus", pod_status_place },
+        { "ContainerStatus", container_status_place },
+        { "ImageStatus", image_status_place },
+    };
+    for (size_t i = 0; i < COUNT(some); i++)
+        if (!strcmp(some[i].name, name)) return some[i].place;
+    return NULL;
+}
+
 /* Our own calls, for what CRI has none: images from and to files, pins, single names, pulls
  * that are watched, looking for damage. */
 static const grpc_method services_own[] = {
@@ -28005,8 +28200,7 @@ static void services_methods(arena *a, grpc_method out[SERVICES_METHODS])
                                 .streams = call->streams,
                                 .where = built ? built->where : GRPC_ON_LOOP,
                                 .run = built ? built->run : NULL,
-                                .brief = call->in == &StopContainerRequest_msg ? stop_is_brief
-                                                                               : NULL };
+                                .place = service_place(call->name) };
     }
     memcpy(out + COUNT(cri_rpcs), services_own, sizeof services_own);
 }

@@ -121,6 +121,28 @@ TEST(utf8_takes_what_rfc_3629_allows)
     for (size_t i = 0; i < COUNT(bad); i++) CHECK(!utf8_valid(at_page_end(bad[i], strlen(bad[i]))));
 }
 
+/* The check takes eight bytes in one step, so a character may lie in any place of such a step. */
+TEST(utf8_is_looked_at_wherever_it_lies_in_a_text)
+{
+    static const char *const good[] = { "\xc3\xa9", "\xe2\x82\xac", "\xf0\x9f\x98\x80" };
+    static const char *const bad[] = { "\x80", "\xc0\x80", "\xe0\x80\x80", "\xed\xa0\x80", "\xc3",
+                                       "\xe2\x82", "\xf0\x9f\x98", "\xff", "\xc3\xc3" };
+    for (size_t before = 0; before < 20; before++)
+        for (size_t after = 0; after < 20; after++) {
+            char text[64];
+            for (size_t i = 0; i < COUNT(good); i++) {
+                int n = snprintf(text, sizeof text, "%.*s%s%.*s", (int)before, "abcdefghijklmnopqrstu",
+                                 good[i], (int)after, "abcdefghijklmnopqrstu");
+                CHECK(utf8_valid(at_page_end(text, (size_t)n)));
+            }
+            for (size_t i = 0; i < COUNT(bad); i++) {
+                int n = snprintf(text, sizeof text, "%.*s%s%.*s", (int)before, "abcdefghijklmnopqrstu",
+                                 bad[i], (int)after, "abcdefghijklmnopqrstu");
+                CHECK(!utf8_valid(at_page_end(text, (size_t)n)));
+            }
+        }
+}
+
 TEST(text_escape_leaves_nothing_a_terminal_would_obey)
 {
     OWNED_BUF b = { 0 };

@@ -309,6 +309,7 @@ TEST(pb_encode_writes_what_pb_decode_reads)
     error e;
     pb_try_fill(&in, &inner);
     CHECK_INT(pb_encode(&pb_try_msg, &in, &wire), 0);
+    CHECK_INT(pb_size(&pb_try_msg, &in), wire.n);
     CHECK_INT(pb_try_decode(buf_view(&wire), &a, &got, &e), 0);
     pb_try_check(&got, true);
 }
@@ -343,6 +344,7 @@ TEST(pb_encode_puts_long_lengths_before_their_values)
         OWNED_ARENA a;
         error e;
         CHECK_INT(pb_encode(&pb_try_msg, &in, &wire), 0);
+        CHECK_INT(pb_size(&pb_try_msg, &in), wire.n);
         CHECK_INT(pb_try_decode(buf_view(&wire), &a, &got, &e), 0);
         CHECK(got.i32 == 3 && got.sub && got.sub->i32 == 2 && got.sub->sub &&
               got.sub->sub->i32 == 1);

@@ -310,6 +310,7 @@ static void cri_round_trip(const pb_message *m, uint32_t seed)
     void *in = arena_alloc(&a, m->size), *out = arena_alloc(&a, m->size);
     cri_fill(m, in, &a, &seed);
     CHECK_INT(pb_encode(m, in, &wire), 0);
+    CHECK_INT(pb_size(m, in), wire.n);
     CHECK_INT(pb_decode(m, buf_view(&wire), &a, out, &e), 0);
     CHECK_INT(pb_encode(m, out, &again), 0);
     CHECK(slice_eq(buf_view(&wire), buf_view(&again)));

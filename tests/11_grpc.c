@@ -23,6 +23,25 @@ static int probe_echo(grpc_call *c, const void *in, void *out, error *e)
     return 0;
 }
 
+/* The threads that ran the last handler of Thread, and that encoded its reply. */
+static pthread_t probe_ran, probe_encoded;
+static _Atomic int probes_let_go;
+
+static void probe_let_go(grpc_call *c)
+{
+    (void)c;
+    probe_encoded = pthread_self();
+    probes_let_go++;
+}
+
+static int probe_thread(grpc_call *c, const void *in, void *out, error *e)
+{
+    probe_ran = pthread_self();
+    c->let_go = probe_let_go;
+    return ((const Probe *)in)->n ? fail(e, (int)((const Probe *)in)->n, "as you like")
+                                  : probe_echo(c, in, out, e);
+}
+
 /* Waits n milliseconds, or until it is cancelled. */
 static int probe_sleep(grpc_call *c, const void *in, void *out, error *e)
 {
@@ -71,13 +90,17 @@ static int probe_stream(grpc_call *c, const void *in, void *out, error *e)
     return p->text.n ? fail(e, GRPC_ABORTED, "%.*s", PR(p->text)) : 0;
 }
 
-static bool probe_is_brief(const void *in) { return !((const Probe *)in)->n; }
+static enum grpc_where probe_place(const void *in)
+{
+    return ((const Probe *)in)->n ? GRPC_WAITING : GRPC_LONG;
+}
 
 static const grpc_method probe_methods[] = {
     { "/t.v1.T/Loop", &Probe_msg, &Probe_msg, GRPC_ON_LOOP, false, probe_echo, NULL },
     { "/t.v1.T/Short", &Probe_msg, &Probe_msg, GRPC_SHORT, false, probe_echo, NULL },
+    { "/t.v1.T/Thread", &Probe_msg, &Probe_msg, GRPC_ON_LOOP, false, probe_thread, NULL },
     { "/t.v1.T/Long", &Probe_msg, &Probe_msg, GRPC_LONG, false, probe_echo, NULL },
-    { "/t.v1.T/Sleep", &Probe_msg, &Probe_msg, GRPC_WAITING, false, probe_sleep, probe_is_brief },
+    { "/t.v1.T/Sleep", &Probe_msg, &Probe_msg, GRPC_WAITING, false, probe_sleep, probe_place },
     { "/t.v1.T/Stubborn", &Probe_msg, &Probe_msg, GRPC_LONG, false, probe_stubborn, NULL },
     { "/t.v1.T/Fail", &Probe_msg, &Probe_msg, GRPC_SHORT, false, probe_fail, NULL },
     { "/t.v1.T/Stream", &Probe_msg, &Probe_msg, GRPC_WAITING, true, probe_stream, NULL },
@@ -125,7 +148,7 @@ static void grpc_test_start(grpc_test *t)
     close(temp_dir(t->dir));
     snprintf(t->path, sizeof t->path, "%s/s", t->dir);
     grpc_tested = t;
-    probes_alive = probes_peak = probes_cancelled = probes_sent = 0;
+    probes_alive = probes_peak = probes_cancelled = probes_sent = probes_let_go = 0;
     t->options.socket_path = t->path;
     if (!t->options.methods) {
         t->options.methods = probe_methods;
@@ -192,6 +215,25 @@ TEST(grpc_call_is_answered_wherever_its_handler_runs)
         CHECK_TEXT(out.text, "hello");
         CHECK_INT(out.n, i);
     }
+}
+
+TEST(grpc_reads_and_writes_large_messages_on_workers)
+{
+    GRPC_TEST(t, 0);
+    Probe out, small = { SLICE("x"), 0, 0 }, big = { .size = 200 * KIB },
+               wide = { { arena_alloc(&t.arena, 200 * KIB), 200 * KIB }, 0, 0 },
+               huge = { .size = GRPC_MESSAGE_MAX };
+    CHECK_INT(ask(&t, "Thread", small, &out, 0), GRPC_OK);
+    CHECK(pthread_equal(probe_ran, t.thread) && pthread_equal(probe_encoded, t.thread));
+    CHECK_INT(ask(&t, "Thread", big, &out, 0), GRPC_OK);
+    CHECK_INT(out.text.n, 200 * KIB);
+    CHECK(pthread_equal(probe_ran, t.thread) && !pthread_equal(probe_encoded, t.thread));
+    CHECK_INT(ask(&t, "Thread", wide, &out, 0), GRPC_OK);
+    CHECK(!pthread_equal(probe_ran, t.thread) && !pthread_equal(probe_encoded, t.thread));
+    CHECK_INT(ask(&t, "Thread", huge, &out, 0), GRPC_RESOURCE_EXHAUSTED);
+    CHECK_INT(ask(&t, "Thread", (Probe){ .n = GRPC_ABORTED }, &out, 0), GRPC_ABORTED);
+    CHECK_INT(probes_let_go, 5); /* whatever became of the call */
+    CHECK_INT(t.server->buffered, 0);
 }
 
 TEST(grpc_passes_16_mib_both_ways_and_not_a_byte_more) /* T7 */
@@ -410,6 +452,21 @@ static int greeted_dial(const grpc_test *t, buf *out)
     CHECK_INT(write_all(fd, out->p, out->n), 0);
     out->n = 0;
     return fd;
+}
+
+/* 60 replies of 1 MiB at once, which nobody reads: what they take is bounded before it is made. */
+TEST(grpc_large_replies_are_charged_before_they_are_written)
+{
+    GRPC_TEST(t, .max_buffered = 4 * MIB);
+    OWNED_BUF out = { 0 };
+    OWNED_FD fd = greeted_dial(&t, &out);
+    for (uint32_t id = 1; id < 120; id += 2)
+        add_call(&out, id, "/t.v1.T/Thread", "000000000418808040");
+    probes_let_go = 0;
+    CHECK_INT(write_all(fd, out.p, out.n), 0);
+    CHECK(soon(&probes_let_go, 60));
+    CHECK(t.server->buffered <= 5 * MIB);
+    CHECK(t.server->ncalls < 10);
 }
 
 TEST(grpc_hangs_up_on_half_a_frame_and_half_a_greeting) /* R15, T10 */

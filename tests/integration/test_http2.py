@@ -7,6 +7,7 @@ import os
 import pathlib
 import socket
 import struct
+import threading
 import time
 
 from harness import DEADLINE, TOP, Cri, check, equal, holds, pb, skip, test, until
@@ -705,3 +706,33 @@ def memory_of_64_MiB_of_half_sent_messages_goes_back(k):
               lambda: resident() < before + 8, DEADLINE / 3)
     for c in stay:
         c.s.close()
+
+
+@test
+def large_lists_are_whole_while_what_they_list_is_removed(k):
+    pod, note = k.pod(), "ж" * 20000
+    made = [pod.create(annotations={"note": note}) for _ in range(100)]
+    names = {c.id: c.config["metadata"]["name"] for c in made}
+    lists, wrong = [], []
+
+    def look(name):
+        own = Cri(k.socket)
+        while pod:
+            found = getattr(own, name)()
+            rows = found.containers if name == "ListContainers" else [r for m in found for r in m.containers]
+            wrong.extend(r.id for r in rows
+                         if r.annotations["note"] != note or r.metadata.name != names.get(r.id))
+            lists.append(len(rows))
+        own.close()
+    lookers = [threading.Thread(target=look, args=(n,)) for n in ("ListContainers", "StreamContainers") * 2]
+    for t in lookers:
+        t.start()
+    until("there is a list of all", lambda: 100 in lists)
+    for c in made:
+        c.remove()
+    k.cri.RemovePodSandbox(pod_sandbox_id=pod.id)
+    until("a list has nothing any more", lambda: lists[-1] == 0)
+    pod = None
+    for t in lookers:
+        t.join()
+    equal(wrong, [], "containers that were listed with other texts than their own")
