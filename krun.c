@@ -9693,7 +9693,7 @@ enum {
     GRPC_BUFFERED_MAX = 64 * MIB, /* requests and replies that wait, of all connections */
     GRPC_ARENA_MAX = 64 * MIB,    /* what one call's request may decode to, and its handler take */
     GRPC_SPARE = 4 * MIB,         /* more of them, for messages of at most GRPC_BRIEF_MAX */
-    GRPC_CONNS_MAX = 1024,
+    GRPC_CONNS_MAX = 1024, GRPC_ACCEPTS = 16,
     GRPC_CONNS_KEPT = 8,          /* one connection in so many takes no call that waits */
     GRPC_BRIEF_MAX = 64 * KIB,    /* a longer message is a worker's to read or write */
     GRPC_STACK = 256 * KIB,
@@ -10600,16 +10600,20 @@ static void grpc_retry(timer *t)
         loop_arm(s->loop, &s->retry, clock_mono() + GRPC_ACCEPT_PAUSE, &e);
 }
 
+/* Takes what has come, for a unix socket whose queue is full refuses (EAGAIN: connect(2)); but not
+ * without end: calls wait meanwhile. */
 static void grpc_accept(watch *w, uint32_t events)
 {
     grpc_server *s = OWNER(w, grpc_server, listener);
     error e;
     (void)events;
-    OWNED_FD fd = accept4(w->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED)) return;
-    if (fd < 0) { grpc_pause(s); return; }
-    s->paused = false;
-    if (grpc_add_conn(s, &fd, &e) < 0) log_warn("grpc: a connection is refused: %s", e.text);
+    for (int i = 0; i < GRPC_ACCEPTS; i++) {
+        OWNED_FD fd = accept4(w->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        if (fd < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED)) return;
+        if (fd < 0) { grpc_pause(s); return; }
+        s->paused = false;
+        if (grpc_add_conn(s, &fd, &e) < 0) log_warn("grpc: a connection is refused: %s", e.text);
+    }
 }
 
 static int grpc_address(const char *path, struct sockaddr_un *a, error *e)
@@ -10678,7 +10682,7 @@ static int grpc_listen(const char *path, struct stat *st, error *e)
     if (unlink(temp) < 0 && errno != ENOENT) return fail_sys(e, GRPC_INTERNAL, "remove %s", temp);
     if (fchmod(fd, 0600) < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0)
         return fail_sys(e, GRPC_INTERNAL, "bind %s", temp);
-    if (listen(fd, 128) < 0 || lstat(temp, st) < 0 || rename(temp, path) < 0) {
+    if (listen(fd, GRPC_CONNS_MAX) < 0 || lstat(temp, st) < 0 || rename(temp, path) < 0) {
         fail_sys(e, GRPC_INTERNAL, "listen at %s", path);
         unlink(temp);
         return -1;
