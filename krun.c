@@ -8297,7 +8297,8 @@ typedef struct {
     LIST(ContainerRun) containers;      /* of WATCH; of START: the one */
     int32_t exit_code, pid;             /* of EXEC; of START */
     uint32_t version;
-    int32_t pause_pid;                  /* of SETUP, when containers share a PID namespace */
+    int32_t pause_pid;                  /* of SETUP and WATCH, when containers share a PID
+                                           namespace; -1: it has died */
 } MonitorReply;
 PB_TABLE(MonitorReply,
     PB(1, INT32, MonitorReply, code),
@@ -23070,6 +23071,9 @@ static void monitor_paused(watch *w, uint32_t events)
     (void)events;
     reap(w->fd, 0);
     monitor_forget(m, w);
+    m->namespaces.pause_pid = -1;
+    for (monitor_conn *c = m->conns; c; c = c->next)
+        if (c->watching) monitor_send_reply(c, &(MonitorReply){ .pause_pid = -1 });
     monitor_warn("the pod's pause process was killed");
 }
 
@@ -23342,11 +23346,13 @@ static int monitor_main(int argc, char **argv)
     m.pause = (watch){ -1, monitor_paused };
     m.breath.due = monitor_breathed;
     if (argc != 3) return fputs("krun monitor is started by krun serve\n", stderr), 2;
+    fault_point("monitor.start");
     for (int fd = MONITOR_LISTEN_FD; fd <= MONITOR_CGROUP_FD; fd++) fcntl(fd, F_SETFD, FD_CLOEXEC);
     monitor_harden();
     if (cg_tree_adopt(&m.cgroups, MONITOR_CGROUP_FD, &e) < 0) m.cgroups.root = -1;
     bool good = loop_open(&m.loop, &e) == 0 && output_room_open(&m.room, &m.loop, &e) == 0 &&
                 loop_watch(&m.loop, &m.listener, EPOLLIN, &e) == 0;
+    fault_point("monitor.listens");
     if (good) loop_run(&m.loop);
     else log_error("monitor of pod %.12s: %s", argv[2], e.text);
     return !good;
@@ -25586,6 +25592,12 @@ static void pod_reap_monitor(pod *p)
     p->monitor = -1;
 }
 
+/* Whether the end of its monitor would be news: it has one, or had until now. Locked. */
+static bool pod_has_monitor(const pod *p)
+{
+    return !p->halted && (p->state == POD_READY || p->state == POD_NOTREADY);
+}
+
 static void *pod_orphaned_thread(void *arg)
 {
     pod *p = arg;
@@ -25593,7 +25605,7 @@ static void *pod_orphaned_thread(void *arg)
     error e;
     lock_state(r);
     while (pod_take_turn(p, -1, &e) < 0) {}
-    bool ours = p->state == POD_READY; /* else a stop has had the turn meanwhile, and done all */
+    bool ours = pod_has_monitor(p); /* else a stop has had the turn meanwhile, and done all */
     unlock_state(r);
     if (ours) {
         log_warn("pod %.12s: its monitor died; its containers are killed",
@@ -25611,6 +25623,22 @@ static void *pod_orphaned_thread(void *arg)
     return NULL;
 }
 
+/* The pod's monitor has died without being asked to. Locked. */
+static void pod_mourn(pod *p)
+{
+    pthread_t thread;
+    if (!pod_has_monitor(p)) return;
+    pod_hold(p);
+    p->runtime->background++;
+    if (pthread_create(&thread, NULL, pod_orphaned_thread, p) == 0) {
+        pthread_detach(thread);
+        return;
+    }
+    p->runtime->background--;
+    p->state = POD_NOTREADY;
+    pod_drop(p);
+}
+
 /* Takes the watch off the loop. On the loop's thread. */
 static void pod_unlink(pod *p)
 {
@@ -25620,24 +25648,25 @@ static void pod_unlink(pod *p)
     p->inbox.n = 0;
 }
 
-/* The monitor has hung up. If nobody asked it to (a stop closes the pod first), it has died. */
+/* The monitor has hung up. If nobody asked it to (a stop closes the pod first), it has died; in a
+ * pod that is still being made, pod_publish sees that the link is gone. */
 static void pod_monitor_gone(pod *p)
 {
-    runtime *r = p->runtime;
+    LOCKED(p->runtime);
     pod_unlink(p);
-    LOCKED(r);
-    pthread_t thread;
-    if (!p->closing && p->state == POD_READY) {
-        pod_hold(p);
-        r->background++;
-        if (pthread_create(&thread, NULL, pod_orphaned_thread, p) == 0) pthread_detach(thread);
-        else {
-            r->background--;
-            p->state = POD_NOTREADY;
-            pod_drop(p);
-        }
-    }
+    if (!p->closing) pod_mourn(p);
     pod_drop(p); /* the link's hold */
+}
+
+/* Takes over what a monitor says. False: the pause process of a pod has died before the pod was
+ * made. Later it makes the pod NOTREADY: what shares its PID namespace has died with it, and no
+ * container can join that any more. Locked. */
+static bool pod_heard(pod *p, const MonitorReply *reply)
+{
+    for (size_t i = 0; i < reply->containers.n; i++) container_heard(p, &reply->containers.p[i]);
+    if (reply->pause_pid >= 0) return true;
+    if (p->state == POD_READY) p->state = POD_NOTREADY;
+    return p->state != POD_MAKING;
 }
 
 /* Takes the whole messages off the front of p->inbox. False: the monitor talks nonsense. */
@@ -25655,8 +25684,9 @@ static bool pod_read_inbox(pod *p)
         error e;
         if (pb_decode(&MonitorReply_msg, body, &a, &reply, &e) < 0) return false;
         lock_state(p->runtime);
-        for (size_t i = 0; i < reply.containers.n; i++) container_heard(p, &reply.containers.p[i]);
+        bool good = pod_heard(p, &reply);
         unlock_state(p->runtime);
+        if (!good) return false;
         buf_drop(&p->inbox, 4 + (size_t)n);
     }
 }
@@ -25710,7 +25740,7 @@ static int pod_follow(pod *p, error *e)
         return -1;
     if (monitor_verdict(&reply, e) < 0) return -1;
     LOCKED(p->runtime);
-    for (size_t i = 0; i < reply.containers.n; i++) container_heard(p, &reply.containers.p[i]);
+    if (!pod_heard(p, &reply)) return fail(e, GRPC_UNAVAILABLE, "the pod's pause process died");
     p->link = (watch){ .fd = give_fd(&conn), .ready = pod_link_ready };
     p->attend.run = pod_attend;
     pod_hold(p);
@@ -26088,6 +26118,8 @@ static int pod_start_monitor(pod *p, int state_dir, error *e)
     pid_t pid;
     p->monitor = monitor_spawn(&args, &pid, e);
     if (p->monitor < 0) return -1;
+    close_fd(&listener); /* so that a monitor that dies leaves nobody who listens */
+    listener = -1;
     p->record.monitor_pid = pid;
     p->record.monitor_start = process_start(pid);
     fault_point("pod.monitor");
@@ -26324,6 +26356,16 @@ static int pod_enter(pod *p, error *e)
     return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a pod");
 }
 
+/* A pod that has been built is READY; unless its monitor died since it was followed: who learns of
+ * that later finds the pod READY, who learned of it before has taken the link away. */
+static int pod_publish(pod *p, error *e)
+{
+    LOCKED(p->runtime);
+    if (p->link.fd < 0) return fail(e, GRPC_UNAVAILABLE, "the pod's monitor died");
+    p->state = POD_READY;
+    return 0;
+}
+
 /* RunPodSandbox. *id is the call's. Fails with nothing left behind, or, when even the undo failed,
  * with a NOTREADY pod in the list that can be stopped and removed again. */
 static int pod_run(runtime *r, const RunPodSandboxRequest *in, grpc_call *call, slice *id, error *e)
@@ -26345,7 +26387,7 @@ static int pod_run(runtime *r, const RunPodSandboxRequest *in, grpc_call *call, 
     p->turn_taken = true;
     unlock_state(r);
     int cancel = grpc_cancel_fd(call, e);
-    int built = cancel < 0 ? -1 : pod_build(p, cancel, e);
+    int built = cancel < 0 || pod_build(p, cancel, e) < 0 ? -1 : pod_publish(p, e);
     error undo;
     bool undone = built == 0 || pod_tear_down(p, &undo) == 0;
     if (!undone) log_error("pod %.12s: undo: %s", (const char *)p->record.id.p, undo.text);
@@ -26353,7 +26395,7 @@ static int pod_run(runtime *r, const RunPodSandboxRequest *in, grpc_call *call, 
         log_info("pod %.12s: %.*s/%.*s is ready", (const char *)p->record.id.p,
                  PR(p->record.config->metadata->name_space), PR(p->record.config->metadata->name));
     LOCKED(r);
-    if (built == 0) p->state = POD_READY, *id = arena_copy(&call->arena, p->record.id);
+    if (built == 0) *id = arena_copy(&call->arena, p->record.id);
     else if (!undone) p->state = POD_NOTREADY;
     else p->failure = *e, pod_take_out(p);
     pod_give_turn(p);
@@ -26394,6 +26436,7 @@ static int pod_stop(runtime *r, slice id, grpc_call *call, error *e)
         pod_give_turn(p);
     }
     p->closing--;
+    if (mine < 0 && p->link.fd < 0) pod_mourn(p); /* its monitor died while we waited */
     pod_drop(p);
     unlock_state(r);
     return done;
@@ -26428,6 +26471,7 @@ static int pod_remove(runtime *r, slice id, grpc_call *call, error *e)
         pod_give_turn(p);
     }
     p->closing--;
+    if (done < 0 && p->link.fd < 0) pod_mourn(p); /* its monitor died while we waited */
     pod_drop(p);
     unlock_state(r);
     return done;

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import time
 
-from harness import (Failure, Krun, cgroup2_mount, cgroups, check, equal, holds, pb, processes, restarts,
-                     running, skip, test, tree, until)
+import grpc
+
+from harness import (Failure, Krun, cgroup2_mount, cgroups, check, equal, holds, pb, processes, refused,
+                     restarts, running, skip, test, tree, until)
 
 COUNT = ["sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.005; done"]
 
@@ -233,6 +235,122 @@ def a_monitor_is_hard_to_kill_for_want_of_memory(k):  # R19
     check(got in (-999, -1000), f"oom_score_adj {got}")
 
 
+@restarts
+@test
+def a_monitor_that_dies_as_it_starts_fails_the_pod_and_nothing_waits_for_it(k):
+    for fault in ("monitor.start:1", "monitor.listens:1"):
+        k.environment = {"KRUN_FAULT": fault}
+        k.restart()
+        k.environment = {}
+        config = k.pod_config()
+        for _ in range(2):
+            refused("UNAVAILABLE", lambda: k.cri.RunPodSandbox(config=config), "monitor")
+            equal(len(k.cri.ListPodSandbox().items), 0, "pods")
+    k.restart()
+    k.cri.RunPodSandbox(config=config)
+
+
+@test
+def whenever_a_monitor_is_killed_its_pod_is_refused_or_becomes_NOTREADY(k):
+    for n in range(60):
+        call = k.cri.begin("RunPodSandbox", config=k.pod_config())
+        pid = until("a monitor", lambda: next(iter(monitors()), None) or (call.done() and -1))
+        time.sleep(n % 20 / 2000)
+        if pid > 0:
+            os.kill(pid, signal.SIGKILL)
+        if not call.exception():
+            pod = call.result().pod_sandbox_id
+            until("it is NOTREADY", lambda: k.cri.PodSandboxStatus(
+                pod_sandbox_id=pod).status.state == pb.SANDBOX_NOTREADY)
+        k.remove_all()
+
+
+@restarts
+@test
+def a_pod_whose_pause_process_dies_is_NOTREADY_and_stays_so(k):
+    def spaces(pid):
+        return {"linux": {"security_context": {"namespace_options": {"network": pb.NODE, "pid": pid}}}}
+    pod = k.pod(**spaces(pb.POD))
+    shared = pod.start("sleep", "5500001", **spaces(pb.POD))
+    own = pod.start("sleep", "5500002", **spaces(pb.CONTAINER))
+
+    def is_pause(pid):
+        try:
+            with open(f"/proc/{pid}/comm") as f:
+                return f.read() == "krun-pause\n"
+        except OSError:
+            return False
+    os.kill(next(p for p in processes() if is_pause(p)), signal.SIGKILL)
+    until("it is NOTREADY", lambda: pod.status().state == pb.SANDBOX_NOTREADY)
+    equal(shared.exited().exit_code, 137, "exit code of what was in its PID namespace")
+    own.sh("true")
+    refused("FAILED_PRECONDITION", pod.create, "not ready")
+    k.restart()
+    reconnect(k, pod, shared, own)
+    equal(pod.status().state, pb.SANDBOX_NOTREADY, "the pod after a restart")
+    own.sh("true")
+    os.kill(monitor_of(pod), signal.SIGKILL)
+    equal(own.exited().exit_code, 255, "exit code once the monitor has died too")
+    until("its processes are gone", lambda: not running("5500002"))
+
+
+@restarts
+@test
+def a_second_start_of_a_container_does_not_touch_what_the_first_has_started(k):
+    pod = k.pod()
+    container = pod.create("sleep", "5500003")
+    pid = monitor_of(pod)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        n = asked()
+        first = k.cri.begin("StartContainer", container_id=container.id)
+        until("it has been asked", lambda: asked() > n)
+        k.restart()
+        first.exception()
+        reconnect(k, pod, container)
+        n = asked()
+        second = k.cri.begin("StartContainer", container_id=container.id)
+        until("it has been asked again", lambda: asked() > n)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    second.exception()
+    until("it runs", lambda: running("5500003"))
+    until("and is said to", lambda: container.status().state == pb.CONTAINER_RUNNING)
+    container.sh("true")
+    container.stop()
+    equal(container.status().exit_code, 137, "its own exit code")
+
+
+def asked():
+    """How many connections to monitors there are, of one that does not run also those that were given up."""
+    with open("/proc/net/unix") as f:
+        return sum("monitor.sock" in line for line in f)
+
+
+@restarts
+@test
+def stopped_monitors_are_all_asked_before_one_is_waited_for(k):
+    pods = [k.pod() for _ in range(8)]
+    frozen = [monitor_of(p) for p in pods]
+    before = asked()
+    k.kill()
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    open(k.directory + "/daemon.log", "w").close()
+    try:
+        k.spawn()
+        until("one is given up", lambda: "does not answer" in k.log_end(100))
+        equal(asked() - before >= 8, True, "all have been asked by then")
+        until("the daemon answers", k.greets)
+        reconnect(k, *pods)
+        equal([p.status().state for p in pods], [pb.SANDBOX_READY] * 8, "pods")
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
+    for pod in pods:
+        pod.start("true").exited()
+
+
 # -- a reboot -------------------------------------------------------------------------------------
 
 def reboot(k):
@@ -336,6 +454,58 @@ def damaged_records_of_one_pod_harm_no_other(k):  # T61
     with open(canary) as f:
         equal(f.read(), "as it was", "what a link named")
     for path in os.listdir(k.root + "/pods"):  # put aside for whoever wants to look at it
+        shutil.rmtree(f"{k.root}/pods/{path}", ignore_errors=True)
+
+
+@restarts
+@test
+def a_container_whose_record_is_damaged_runs_no_more(k):
+    ways = (lambda p: os.truncate(p, os.path.getsize(p) // 2), zero, os.unlink,
+            lambda p: (os.unlink(p), os.mkdir(p)))
+    pods = [k.pod() for _ in ways]
+    containers = [pod.start("sleep", f"55001{n}") for n, pod in enumerate(pods)]
+    keepers = [pod.start() for pod in pods]
+    k.kill()
+    for way, pod, container in zip(ways, pods, containers):
+        way(f"{k.root}/pods/{pod.id}/containers/{container.id}/container.json")
+    k.start()
+    reconnect(k, *pods, *containers, *keepers)
+    until("none of them runs", lambda: not running("55001"))
+    equal({c.id for c in k.cri.ListContainers().containers}, {c.id for c in keepers}, "containers")
+    for pod, keeper in zip(pods, keepers):
+        keeper.sh("true")
+        equal(pod.status().state, pb.SANDBOX_READY, "the pod")
+        pod.start("true").exited()
+
+
+@restarts
+@test
+def a_pod_whose_record_is_damaged_runs_no_more_wherever_its_cgroup_is(k):
+    if not cgroup2_mount():
+        skip("no cgroup version 2 tree")
+    top = cgroup2_mount() + "/krt-parent"
+    for monitor_lives in (True, False):
+        for both in (False, True):
+            os.makedirs(top + "/pod")
+            pod = k.pod(linux={"cgroup_parent": "/krt-parent/pod"})
+            container = pod.start("sleep", "55002")
+            pid = monitor_of(pod)
+            k.kill()
+            zero(f"{k.root}/pods/{pod.id}/pod.json")
+            if both:
+                zero(f"{k.root}/pods/{pod.id}/containers/{container.id}/container.json")
+            os.kill(pid, signal.SIGSTOP if monitor_lives else signal.SIGKILL)
+            k.start()
+            until("it runs no more", lambda: not running("55002"))
+            until("its monitor has ended", lambda: not monitors())
+            equal(len(k.cri.ListPodSandbox().items), 0, "pods")
+            shutil.rmtree(f"{k.root}/networks", ignore_errors=True)
+            os.makedirs(f"{k.root}/networks")
+            equal(os.listdir(top + "/pod") and [d for d in os.listdir(top + "/pod")
+                                                if os.path.isdir(f"{top}/pod/{d}")], [], "cgroups")
+            os.rmdir(top + "/pod")
+            os.rmdir(top)
+    for path in os.listdir(k.root + "/pods"):
         shutil.rmtree(f"{k.root}/pods/{path}", ignore_errors=True)
 
 
