@@ -225,6 +225,18 @@ enum grpc_code {
 
 typedef struct { int code, sys; char text[512]; } error; /* gRPC code; errno or 0; a sentence */
 
+/* Takes the beginning of a character away that the end of the room has cut off: what is no UTF-8
+ * no receiver of a message accepts. */
+static void error_trim(error *e)
+{
+    size_t n = strlen(e->text), more = 0;
+    if (n < sizeof e->text - 1) return;
+    while (more < 3 && ((unsigned char)e->text[n - 1 - more] & 0xC0) == 0x80) more++;
+    unsigned char lead = (unsigned char)e->text[n - 1 - more];
+    size_t whole = lead < 0xC0 ? 0 : lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3;
+    if (more < whole) e->text[n - 1 - more] = '\0';
+}
+
 /* Fills *e and returns -1. Takes errno at once: a cleanup's close() on the way out may change
  * it. */
 __attribute__((format(printf, 4, 5))) static int fail_with(error *e, int code, int sys,
@@ -238,6 +250,7 @@ __attribute__((format(printf, 4, 5))) static int fail_with(error *e, int code, i
     e->sys = sys;
     size_t used = n < 0 ? 0 : MIN((size_t)n, sizeof e->text - 1);
     if (sys) snprintf(e->text + used, sizeof e->text - used, ": %s", strerror(sys));
+    error_trim(e);
     return -1;
 }
 #define fail(e, code, ...) fail_with((e), (code), 0, __VA_ARGS__)
@@ -256,6 +269,7 @@ __attribute__((format(printf, 2, 3))) static int fail_in(error *e, const char *f
     size_t used = n < 0 ? 0 : MIN((size_t)n, sizeof e->text - 1);
     snprintf(e->text + used, sizeof e->text - used, ": %.*s",
              (int)(sizeof e->text - 3 - MIN(used, sizeof e->text - 3)), inner);
+    error_trim(e);
     return -1;
 }
 
@@ -21247,6 +21261,20 @@ static void init_tell(int report, const error *e, int fd)
     sendmsg(report, &msg, MSG_NOSIGNAL);
 }
 
+/* A step has failed, in the words of the child. It is krun, but stands where a container may reach
+ * it: what it sends is checked like anything that comes from there. */
+static int init_told(const error *said, size_t n, error *e)
+{
+    OWNED_BUF text = { 0 };
+    if (n != sizeof *said || said->code < 0 || said->code > GRPC_UNAUTHENTICATED)
+        return fail(e, GRPC_INTERNAL, "a starting process sent what is no report");
+    slice words = { (const uint8_t *)said->text, strnlen(said->text, sizeof said->text) };
+    text_escape(&text, words, sizeof said->text);
+    fail(e, said->code, "%.*s", PR(buf_view(&text)));
+    e->sys = said->sys > 0 && said->sys < 4096 ? said->sys : 0; /* MAX_ERRNO */
+    return -1;
+}
+
 /* What the child has to say, without waiting. Call it when s->report is readable.
  * terminal  gets the master of the container's terminal when it comes, the caller's; else untouched
  * Returns   1: the program runs (or has ended since). 0: not yet; call again. -1: it could not be
@@ -21269,9 +21297,11 @@ static int init_report(init_started *s, int *terminal, error *e)
         if (n == 0)
             return fail(e, GRPC_ABORTED, "the process was killed while it was being set up");
         const struct cmsghdr *beside = CMSG_FIRSTHDR(&msg);
-        if (beside && beside->cmsg_type == SCM_RIGHTS)
+        if (beside && beside->cmsg_level == SOL_SOCKET && beside->cmsg_type == SCM_RIGHTS &&
+            beside->cmsg_len == CMSG_LEN(sizeof *terminal)) {
+            close_fd(terminal); /* there is one at most */
             memcpy(terminal, CMSG_DATA(beside), sizeof *terminal);
-        else if (said.code) return *e = said, -1;
+        } else if (said.code || n != sizeof said) return init_told(&said, (size_t)n, e);
         else s->ready = true;
     }
 }
@@ -22687,6 +22717,7 @@ static void monitor_try_close(monitor *m)
 {
     char path[PATH_MAX];
     error e;
+    if (m->over && !m->closing) loop_stop(&m->loop); /* who waited for the answer has gone */
     if (!m->shutting || m->over || m->execs) return;
     for (monitored *k = m->containers; k; k = k->next)
         if (k->phase != MONITORED_EXITED) return;
@@ -22923,8 +22954,8 @@ static int monitored_launch(monitored *k, const ContainerSpec *s, error *e)
     return done < 0 ? -1 : monitor_child_watch(m, &k->child, e);
 }
 
-/* START: a second one for the same container changes nothing. From here on the container has an
- * end with a record, also when its start fails. */
+/* START: a second one for the same container changes nothing, and is told what became of the first.
+ * From here on the container has an end with a record, also when its start fails. */
 static void monitor_start(monitor_conn *c, const MonitorRequest *r)
 {
     monitor *m = c->owner;
@@ -22936,10 +22967,12 @@ static void monitor_start(monitor_conn *c, const MonitorRequest *r)
     else if (!m->is_set_up || m->shutting)
         monitor_decline(c, GRPC_FAILED_PRECONDITION, "the pod is %s",
                         m->shutting ? "being stopped" : "not set up");
-    else if (monitored_find(m, s->id))
-        monitor_decline(c, GRPC_FAILED_PRECONDITION, "container %.*s was started before",
-                        PR(s->id));
-    else {
+    else if (monitored_find(m, s->id)) {
+        ContainerRun run = monitored_run(monitored_find(m, s->id));
+        fail(&e, GRPC_FAILED_PRECONDITION, "container %.*s was started before", PR(s->id));
+        monitor_answer(c, &(MonitorReply){ .code = e.code, .message = slice_of(e.text),
+                                           .containers = { &run, 1 } });
+    } else {
         monitored *k = monitored_new(m, s, &e);
         if (k) k->child.asker = c;
         if (!k) monitor_refuse(c, &e);
@@ -23152,17 +23185,17 @@ static void monitor_watch(monitor_conn *c, const MonitorRequest *r)
     c->watching = true;
 }
 
-/* SHUTDOWN: answers when all is dead and recorded, then the monitor ends. */
+/* SHUTDOWN: answers when all is dead and recorded, then the monitor ends. Who asks last gets the
+ * answer: a daemon that asks has taken the place of one that had asked before. */
 static void monitor_shutdown(monitor_conn *c, const MonitorRequest *r)
 {
     monitor *m = c->owner;
+    monitor_conn *before = m->closing;
     (void)r;
-    if (m->closing) {
-        monitor_decline(c, GRPC_FAILED_PRECONDITION, "the pod is being stopped");
-        return;
-    }
     m->shutting = true;
     m->closing = c;
+    if (before) monitor_decline(before, GRPC_ABORTED, "the pod's end was asked for again");
+    if (m->over) monitor_answer_all(m, c);
     for (monitored *k = m->containers; k; k = k->next)
         if (k->phase != MONITORED_EXITED) monitor_child_kill(&k->child);
     for (monitor_exec *x = m->execs; x; x = x->next) monitor_child_kill(&x->child);
@@ -26708,9 +26741,10 @@ static int container_launch(container *c, error *e)
     fault_point("container.started");
     lock_state(c->pod->runtime);
     for (size_t i = 0; i < reply.containers.n; i++) container_heard(c->pod, &reply.containers.p[i]);
-    bool known = c->state != BOX_STARTING, answered = reply.version != 0;
+    bool known = c->state != BOX_STARTING || reply.containers.n > 0;
+    bool answered = reply.version != 0;
     unlock_state(c->pod->runtime);
-    if (done == 0 || known) return done;
+    if (done == 0 || known) return done; /* what was started before has its end told by the link */
     if (!answered && e->code == GRPC_DEADLINE_EXCEEDED)
         return done; /* it may start yet: the link will tell */
     if (!answered)

@@ -164,3 +164,20 @@ TEST(clock_text_is_rfc_3339_with_nine_digits)
     CHECK_INT(clock_poll_ms(0), -1);
     CHECK_INT(clock_poll_ms(1), 0); /* long past */
 }
+
+TEST(an_error_that_is_too_long_ends_with_a_whole_character)
+{
+    static const char *const characters[] = { "x", "\xc3\xbc", "\xe2\x82\xac", "\xf0\x9f\x98\x80" };
+    for (size_t i = 0; i < COUNT(characters); i++)
+        for (int shift = 0; shift < 4; shift++) {
+            char text[1024];
+            error e;
+            size_t n = (size_t)shift;
+            memset(text, '.', n);
+            while (n < sizeof text - 5) n += (size_t)snprintf(text + n, sizeof text - n, "%s", characters[i]);
+            fail(&e, GRPC_INTERNAL, "%s", text);
+            CHECK(utf8_valid(slice_of(e.text)) && strlen(e.text) > sizeof e.text - 5);
+            fail_in(&e, "%.*s", shift + 1, "step");
+            CHECK(utf8_valid(slice_of(e.text)));
+        }
+}

@@ -342,6 +342,57 @@ TEST(init_killed_before_exec_has_not_started) /* R18 */
     box_close(&b);
 }
 
+/* Whatever the child sends is a text that can be shown and a code that there is, or no report. */
+TEST(init_report_believes_nothing_of_what_a_child_sends)
+{
+    static const struct { size_t n; int code, sys; char fill; int want_code, want_sys; const char *text; } rows[] = {
+        { sizeof(error), GRPC_NOT_FOUND, ENOENT, 'x', GRPC_NOT_FOUND, ENOENT, "xxx" },     /* no NUL at all */
+        { sizeof(error), GRPC_NOT_FOUND, -7, '\xff', GRPC_NOT_FOUND, 0, "\\xff\\xff" },   /* no UTF-8 */
+        { sizeof(error), GRPC_NOT_FOUND, 1 << 20, '\n', GRPC_NOT_FOUND, 0, "\\x0a" },
+        { sizeof(error), 17, 0, 'x', GRPC_INTERNAL, 0, "no report" },
+        { sizeof(error), -1, 0, 'x', GRPC_INTERNAL, 0, "no report" },
+        { sizeof(error) - 1, GRPC_NOT_FOUND, 0, 'x', GRPC_INTERNAL, 0, "no report" },
+        { 4, GRPC_NOT_FOUND, 0, 'x', GRPC_INTERNAL, 0, "no report" },
+        { 1, 0, 0, 'x', GRPC_INTERNAL, 0, "no report" },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        init_started s = { .pidfd = -1, .report = -1 };
+        int ends[2], terminal = -1;
+        error said = { .code = rows[i].code, .sys = rows[i].sys }, got = { 0 };
+        memset(said.text, rows[i].fill, sizeof said.text);
+        CHECK_INT(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+        s.report = ends[0];
+        CHECK_INT(send(ends[1], &said, rows[i].n, 0), rows[i].n);
+        CHECK_INT(init_report(&s, &terminal, &got), -1);
+        CHECK_INT(got.code, rows[i].want_code);
+        CHECK_INT(got.sys, rows[i].want_sys);
+        CHECK(memchr(got.text, 0, sizeof got.text) && strstr(got.text, rows[i].text));
+        CHECK(utf8_valid(slice_of(got.text)));
+        close(ends[0]);
+        close(ends[1]);
+    }
+}
+
+TEST(init_report_keeps_one_terminal)
+{
+    static const error none;
+    init_started s = { .pidfd = -1, .report = -1 };
+    int ends[2], terminal = -1;
+    error e;
+    CHECK_INT(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+    s.report = ends[0];
+    int before = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    for (int i = 0; i < 5; i++) init_tell(ends[1], &none, ends[1]);
+    CHECK_INT(init_report(&s, &terminal, &e), 0);
+    int after = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    CHECK(terminal >= 0 && after <= before + 2);
+    close(terminal);
+    close(before);
+    close(after);
+    close(ends[0]);
+    close(ends[1]);
+}
+
 /* T50, CVE-2023-28642, CVE-2026-41579 */
 TEST(init_refuses_an_image_that_puts_links_where_krun_mounts)
 {

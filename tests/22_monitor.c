@@ -635,3 +635,33 @@ TEST(monitor_survives_bad_requests)
     CHECK_INT(monitor_bench_call(&b, (MonitorRequest){ .call = MONITOR_WATCH }, &reply), 0);
     monitor_bench_close(&b);
 }
+
+/* Who waits for the end of a pod may go before the answer has gone out, and another may ask. */
+TEST(monitor_ends_when_nobody_waits_for_the_answer_to_SHUTDOWN)
+{
+    for (int again = 0; again < 2; again++) {
+        monitor m = { .pause = { -1, NULL }, .cgroups.root = -1 };
+        error e;
+        CHECK(loop_open(&m.loop, &e) == 0);
+        int peers[2] = { -1, -1 };
+        for (int i = 0; i <= again; i++) {
+            int ends[2];
+            CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends), 0);
+            peers[i] = ends[1];
+            static const char room[64 * KIB];
+            while (send(ends[0], room, sizeof room, MSG_NOSIGNAL | MSG_DONTWAIT) > 0) {} /* a reader that is slow */
+            monitor_conn *c = calloc(1, sizeof *c);
+            *c = (monitor_conn){ .socket = { ends[0], monitor_conn_ready }, .owner = &m, .next = m.conns, .busy = true };
+            m.conns = c;
+            CHECK(loop_watch(&m.loop, &c->socket, EPOLLIN | EPOLLRDHUP, &e) == 0);
+            monitor_shutdown(c, &(MonitorRequest){ .call = MONITOR_SHUTDOWN });
+            CHECK(m.over && m.closing == c && c->out.n && !m.loop.stop);
+        }
+        if (again) monitor_conn_drop(m.conns->next); /* the first, who was told that another has asked */
+        CHECK(!m.loop.stop);
+        monitor_conn_drop(m.conns);
+        CHECK(m.loop.stop);
+        for (int i = 0; i <= again; i++) close(peers[i]);
+        loop_close(&m.loop);
+    }
+}
