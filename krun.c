@@ -24452,6 +24452,10 @@ static int check_mount(const Mount *m, error *e)
         return fail(e, GRPC_INVALID_ARGUMENT,
                     "mounts: host_path and image are both set for \"%.*s\"", PR(m->container_path));
     if (!image && check_absolute(m->host_path, "mounts.host_path", e) < 0) return -1;
+    if (image && !m->readonly)
+        return fail(e, GRPC_INVALID_ARGUMENT,
+                    "mounts.readonly must be true for the image at \"%.*s\"",
+                    PR(m->container_path));
     if (!image && m->image_sub_path.n)
         return fail(e, GRPC_INVALID_ARGUMENT, "mounts.image_sub_path without mounts.image");
     if (check_path(m->image_sub_path, "mounts.image_sub_path", e) < 0) return -1;
@@ -26542,6 +26546,31 @@ static int container_join(const container *wanted, grpc_call *call, slice *id, e
     return done;
 }
 
+/* What the status calls the image: the name that the pod's author wrote, which a kubelet passes on
+ * beside the ID. For an image that was asked for by its ID alone, the first of its names. */
+static slice container_image_name(const ImageSpec *asked, const ImageRecord *image, arena *a)
+{
+    if (asked->user_specified_image.n) return arena_copy(a, asked->user_specified_image);
+    slice full = name_normalise(asked->image, a);
+    bool named = full.n && image_has_name(image, full);
+    return arena_copy(a, named || !image->repo_tags.n ? asked->image : image->repo_tags.p[0]);
+}
+
+/* The image as nobody can change it: "repository@digest", of the repository that was named if the
+ * image is known from there; else its ID, as for one that was loaded from a file. */
+static slice container_image_ref(slice name, const ImageRecord *image, arena *a)
+{
+    image_ref ref;
+    error ignored;
+    slice found = image->repo_digests.n ? image->repo_digests.p[0] : image->id;
+    bool good = image_ref_parse(name, a, &ref, &ignored) == 0;
+    for (size_t i = 0; good && i < image->repo_digests.n; i++) {
+        slice rest = image->repo_digests.p[i], repository = slice_cut(&rest, '@');
+        if (slice_eq(repository, ref.name)) found = image->repo_digests.p[i];
+    }
+    return arena_copy(a, found);
+}
+
 /* Fills the record: what the request says, and what follows from it, the image and the pod. `held`
  * has the image, and gets those of the volumes. */
 static int container_describe(container *c, const CreateContainerRequest *in, spec_images *held,
@@ -26557,8 +26586,8 @@ static int container_describe(container *c, const CreateContainerRequest *in, sp
     rec->pod_id = c->pod->record.id;
     rec->config = copy_of(&ContainerConfig_msg, in->config, &c->memory);
     rec->image_id = arena_copy(&c->memory, image->id);
-    rec->image_ref = rec->image_id;
-    rec->image_name = arena_copy(&c->memory, in->config->image->image);
+    rec->image_name = container_image_name(in->config->image, image, &c->memory);
+    rec->image_ref = container_image_ref(rec->image_name, image, &c->memory);
     rec->spec = arena_alloc(&c->memory, sizeof *rec->spec);
     if (!rec->config || !rec->spec || c->memory.oom)
         return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a container");
@@ -27842,13 +27871,13 @@ static bool container_matches(const container *c, const ContainerFilter *f, slic
                         f->label_selector.n);
 }
 
-/* The image as the user named it, and as it is known here. */
+/* The image as the user named it. */
 static ImageSpec *container_image(const container *c, grpc_call *call, error *e)
 {
     ImageSpec *image = call_alloc(call, sizeof *image, e);
     if (!image) return NULL;
     *image = *c->record.config->image;
-    if (!image->user_specified_image.n) image->user_specified_image = image->image;
+    image->image = image->user_specified_image = c->record.image_name;
     return image;
 }
 

@@ -53,8 +53,8 @@ TEST(spec_container_refuses_what_cannot_be_meant_and_names_the_field)
     KeyValue equals = { .key = SLICE("A=B"), .value = SLICE("x") };
     Mount relative = { .container_path = SLICE("data"), .host_path = SLICE("/x") }, rro = { .container_path = SLICE("/d"), .host_path = SLICE("/x"), .recursive_read_only = true };
     Mount both = { .container_path = SLICE("/d"), .host_path = SLICE("/x"), .image = &image };
-    Mount up = { .container_path = SLICE("/d"), .image = &image, .image_sub_path = SLICE("a/../../etc") };
-    Mount nul = { .container_path = SLICE("/d"), .image = &image, .image_sub_path = SLICE("a\0b") };
+    Mount up = { .container_path = SLICE("/d"), .image = &image, .readonly = true, .image_sub_path = SLICE("a/../../etc") };
+    Mount nul = { .container_path = SLICE("/d"), .image = &image, .readonly = true, .image_sub_path = SLICE("a\0b") };
     SecurityProfile runtime_default = { .profile_type = ProfileType_RuntimeDefault };
     LinuxContainerSecurityContext s_group = { .run_as_group = &group }, s_seccomp = { .seccomp = &runtime_default };
     LinuxContainerConfig l_group = { .security_context = &s_group }, l_seccomp = { .security_context = &s_seccomp };

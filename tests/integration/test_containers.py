@@ -814,12 +814,49 @@ def an_image_can_be_a_volume(k):
     pull(k, "test/layered")
     spec = {"image": REGISTRY + "test/layered:1"}
     pod = k.pod()
-    container = pod.start(mounts=[{"container_path": "/img", "image": spec, "readonly": True},
-                                  {"container_path": "/part", "image": spec, "image_sub_path": "d"}])
+    container = pod.start(mounts=[{"container_path": "/img", "readonly": True, "image": spec},
+                                  {"container_path": "/part", "readonly": True, "image": spec, "image_sub_path": "d"}])
     equal(container.sh("cat /img/d/replaced /part/kept"), "new1", "content")
     for path in ("/img/x", "/part/x"):
         check(container.run("touch", path).exit_code, f"{path} cannot be made")
     check(all(m.image.image for m in container.status().mounts), "the status names the image")
+
+
+@test
+def an_image_volume_that_is_to_be_written_is_refused(k):
+    pod = k.pod()
+    for more in ({}, {"readonly": False}, {"image_sub_path": "etc"}):
+        refused("INVALID_ARGUMENT", lambda more=more: pod.create(mounts=[
+            {"container_path": "/img", "image": {"image": k.image}, **more}]), "readonly")
+    equal(len(k.cri.ListContainers().containers), 0, "containers")
+
+
+@test
+def the_status_names_the_image_as_it_was_asked_for_and_its_digest(k):
+    """As a kubelet creates: by the image's ID, with the name from the pod beside it."""
+    pushed = images.busybox({"Labels": {"for": k.name()}})
+    one = images.push(pushed, "127.0.0.1:5000", "test/named", "a")
+    two = images.push(pushed, "127.0.0.1:5000", "test/other", "b")
+    own = k.pull(one)
+    equal(k.pull(two), own, "the same image by another name")
+    asked = {"image": own, "user_specified_image": two}
+    by_digest = f"127.0.0.1:5000/test/named@{pushed.digest}"
+    k.pull(by_digest)
+    pod = k.pod()
+    rows = (({"image": own, "user_specified_image": one}, one, "test/named"), (asked, two, "test/other"),
+            ({"image": own}, one, "test/named"), ({"image": own[7:20]}, one, "test/named"),
+            ({"image": two}, two, "test/other"), ({"image": by_digest}, by_digest, "test/named"),
+            ({"image": own, "user_specified_image": "named"}, "named", "test/"))
+    for spec, name, repository in rows:
+        container = pod.create(image=spec)
+        listed = k.cri.ListContainers(filter={"id": container.id}).containers[0]
+        for got in (container.status(), listed):
+            equal(got.image.image, name, f"image.image of {spec}")
+            check(got.image_ref.startswith("127.0.0.1:5000/" + repository) and
+                  got.image_ref.endswith("@" + pushed.digest), f"image_ref {got.image_ref} of {spec}")
+            equal(got.image_id, own, f"image_id of {spec}")
+    container = pod.create(image={"image": "localhost/krun:self"}, **{"command": ["/krun"]})
+    equal(container.status().image_ref, container.status().image_id, "image_ref without a digest")
 
 
 @test
@@ -828,8 +865,8 @@ def the_status_tells_which_image_a_volume_shows(k):
     name = REGISTRY + "test/layered:1"
     volume_id = k.cri.ImageStatus(image={"image": name}).image.id
     pod = k.pod()
-    container = pod.start(mounts=[{"container_path": "/a", "image": {"image": name}},
-                                  {"container_path": "/b", "image": {"image": volume_id}},
+    container = pod.start(mounts=[{"container_path": "/a", "readonly": True, "image": {"image": name}},
+                                  {"container_path": "/b", "readonly": True, "image": {"image": volume_id}},
                                   mount(volume(k))])
     seen = [(m.container_path, m.image.image, m.image.image_ref) for m in container.status().mounts]
     equal(seen, [("/a", name, volume_id), ("/b", volume_id, volume_id), ("/mnt/v", "", "")],
@@ -843,7 +880,7 @@ def a_part_of_an_image_that_cannot_be_shown_is_refused_at_once(k):
     pod = k.pod()
 
     def part(path, of=name):
-        return lambda: pod.create(mounts=[{"container_path": "/x", "image": {"image": of},
+        return lambda: pod.create(mounts=[{"container_path": "/x", "readonly": True, "image": {"image": of},
                                            "image_sub_path": path}])
     rows = (("absent", name, "NOT_FOUND"), ("d/hidden", name, "NOT_FOUND"),  # a later layer hides it
             ("d/kept", REGISTRY + "not/pulled:1", "NOT_FOUND"))
@@ -859,8 +896,8 @@ def a_file_of_an_image_can_be_a_volume_and_is_read_only(k):
     pull(k, "test/layered")
     spec = {"image": REGISTRY + "test/layered:1"}
     container = k.pod().start(**merge(
-        {"mounts": [{"container_path": "/one", "image": spec, "image_sub_path": "d/kept"},
-                    {"container_path": "/etc/two", "image": spec, "image_sub_path": "/swap"}]},
+        {"mounts": [{"container_path": "/one", "readonly": True, "image": spec, "image_sub_path": "d/kept"},
+                    {"container_path": "/etc/two", "readonly": True, "image": spec, "image_sub_path": "/swap"}]},
         security(capabilities={"add_capabilities": ["ALL"]})))
     equal(container.sh("cat /one /etc/two"), "1now a file", "content")
     for path in ("/one", "/etc/two"):
@@ -874,10 +911,10 @@ def image_volumes_share_layers_with_the_container_and_with_each_other(k):
     pull(k, "test/layered")
     spec = {"image": REGISTRY + "test/layered:1"}
     same = {"image": k.image}
-    mounts = [{"container_path": f"/v{i}", "image": spec} for i in range(4)] + [
-        {"container_path": "/own", "image": same}, {"container_path": "/bin2", "image": same,
+    mounts = [{"container_path": f"/v{i}", "readonly": True, "image": spec} for i in range(4)] + [
+        {"container_path": "/own", "readonly": True, "image": same}, {"container_path": "/bin2", "readonly": True, "image": same,
                                                     "image_sub_path": "bin"},
-        {"container_path": "/krun", "image": {"image": "localhost/krun:self"}}]
+        {"container_path": "/krun", "readonly": True, "image": {"image": "localhost/krun:self"}}]
     container = k.pod().start(mounts=mounts)
     equal(container.sh("cat /v0/d/kept /v1/d/kept /v2/d/kept /v3/d/kept"), "1111", "four of one image")
     equal(container.sh("cmp /own/bin/busybox /bin/busybox; cmp /bin2/busybox /bin/busybox"), "",
@@ -893,17 +930,17 @@ def image_volumes_and_others_lie_inside_each_other(k):
     outer, inner = volume(k), volume(k)
     os.makedirs(outer + "/there")
     container = k.pod().start(mounts=[
-        mount(inner, "/img/d"), {"container_path": "/img", "image": spec},
-        {"container_path": "/v/there", "image": spec, "image_sub_path": "d"},
-        {"container_path": "/v/new/deep", "image": spec, "image_sub_path": "o"}, mount(outer, "/v"),
-        {"container_path": "/img/o", "image": {"image": k.image}, "image_sub_path": "etc"}])
+        mount(inner, "/img/d"), {"container_path": "/img", "readonly": True, "image": spec},
+        {"container_path": "/v/there", "readonly": True, "image": spec, "image_sub_path": "d"},
+        {"container_path": "/v/new/deep", "readonly": True, "image": spec, "image_sub_path": "o"}, mount(outer, "/v"),
+        {"container_path": "/img/o", "readonly": True, "image": {"image": k.image}, "image_sub_path": "etc"}])
     equal(container.sh("ls /img/d; cat /v/there/kept; ls -A /v/new/deep; ls /v/file"),
           "file\n1above\n/v/file\n", "what lies where")
     container.sh("test -e /img/o/passwd && test -e /img/swap && touch /img/d/new")
     equal(sorted(os.listdir(inner)), ["file", "new"], "the volume in the image")
     equal(os.listdir(outer + "/there"), [], "what lies under the image")
     fails(lambda: k.pod().create(mounts=[mount(inner, "/img/not-there"), {
-        "container_path": "/img", "image": spec}]).start(), "/img/not-there")
+        "container_path": "/img", "readonly": True, "image": spec}]).start(), "/img/not-there")
 
 
 @test
@@ -918,7 +955,7 @@ def links_of_an_image_lead_a_sub_path_nowhere_but_into_the_image(k):  # T39, CVE
     pod = k.pod()
 
     def start(path):
-        return pod.start(mounts=[{"container_path": "/x", "image": {"image": name},
+        return pod.start(mounts=[{"container_path": "/x", "readonly": True, "image": {"image": name},
                                   "image_sub_path": path}])
     equal(start("to-a").sh("cat /x/b"), "inside", "a link inside")
     with open("/etc/passwd") as f:
@@ -955,7 +992,7 @@ def a_container_keeps_the_layers_of_a_volume_whose_image_is_removed(k):
     pull(k, "test/layered")
     name = REGISTRY + "test/layered:1"
     pod = k.pod()
-    container = pod.create(mounts=[{"container_path": "/img", "image": {"image": name}}])
+    container = pod.create(mounts=[{"container_path": "/img", "image": {"image": name}, "readonly": True}])
     ref = container.status().mounts[0].image.image_ref
     k.cri.RemoveImage(image={"image": name})
     equal(container.start().sh("cat /img/d/kept"), "1", "content")

@@ -116,7 +116,7 @@ def a_damaged_image_volume_is_refused(k):
     k.pull(name)
     k.restart()
     os.chmod(layer_path(k, image) + "/data/0", 0o4777)
-    mount = {"container_path": "/v", "image": {"image": name}}
+    mount = {"container_path": "/v", "image": {"image": name}, "readonly": True}
     refused("DATA_LOSS", lambda: k.pod().create(mounts=[mount]), "ImageVolumeMountFailed")
     k.pull(name)
     equal(k.pod().prints("stat", "-c", "%a", "/v/data/0", mounts=[mount]), "644\n", "its mode")
