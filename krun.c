@@ -8400,6 +8400,7 @@ typedef struct {
     uint32_t version;
     slice id;
     int64_t created_at;                 /* nanoseconds since 1970 */
+    int64_t since_boot;                 /* the same moment by the clock that nobody sets */
     int32_t state;                      /* PodSandboxState */
     PodSandboxConfig *config;           /* as it was asked for */
     slice runtime_handler;
@@ -8430,13 +8431,14 @@ PB_TABLE(PodRecord,
     PB(13, UINT64, PodRecord, monitor_start),
     PB(14, BOOL, PodRecord, network_up),
     PB(15, BOOL, PodRecord, was_ready),
-    PB(16, STRING, PodRecord, cni_config));
+    PB(16, STRING, PodRecord, cni_config),
+    PB(17, INT64, PodRecord, since_boot));
 
 /* And of a container; how far it got its monitor knows, or its ContainerExit. */
 typedef struct {
     uint32_t version;
     slice id, pod_id;
-    int64_t created_at;                 /* nanoseconds since 1970 */
+    int64_t created_at, since_boot;     /* as in PodRecord */
     ContainerConfig *config;            /* as it was asked for */
     ContainerSpec *spec;                /* what became of it */
     slice image_ref, image_name, image_id;
@@ -8450,7 +8452,8 @@ PB_TABLE(ContainerRecord,
     PB_SUB(6, ContainerSpec, ContainerRecord, spec),
     PB(7, STRING, ContainerRecord, image_ref),
     PB(8, STRING, ContainerRecord, image_name),
-    PB(9, STRING, ContainerRecord, image_id));
+    PB(9, STRING, ContainerRecord, image_id),
+    PB(10, INT64, ContainerRecord, since_boot));
 
 /* -- krun's own service, /krun.v1.Krun: what CRI has no call for -------------------------------*/
 
@@ -25222,6 +25225,7 @@ struct runtime {
     pthread_mutex_t lock;           /* guards all below, and what the objects say that it guards */
     sorted pods_by_id, pods_by_key, containers_by_id, containers_by_key;
     int64_t last_created;           /* these times strictly increase: kubelets sort by them */
+    int64_t clock_offset;           /* of the clock, to the time since boot */
     char pod_cidr[128];
     bool measuring;                 /* someone walks through writable layers */
     waiter *measure_waiters;
@@ -25495,9 +25499,54 @@ static bool new_id(char out[65])
     return true;
 }
 
+/* Devices without a battery begin in 1970, and a time server sets their clock when pods run
+ * already: then those are 56 years old, and the kubelet takes the wrong one for the newest.
+ * CLOCK_BOOTTIME cannot be set, and both clocks run alike (clock_gettime(2)), so their difference
+ * changes only when the clock is set. A record has the time of both; if they disagree later, the
+ * one since boot is right. */
+#define CLOCK_STEP NS_PER_SEC /* less than that nobody minds, and two readings differ a little */
+
+static bool clock_near(int64_t a, int64_t b) { return a - b < CLOCK_STEP && b - a < CLOCK_STEP; }
+
+/* Looks whether the clock was set; locked. Once a call, before pod_created or container_created. */
+static void runtime_look_at_clock(runtime *r)
+{
+    int64_t now = clock_wall() - clock_ns(CLOCK_BOOTTIME);
+    if (clock_near(now, r->clock_offset)) return;
+    r->last_created += now - r->clock_offset;
+    r->clock_offset = now;
+}
+
 static int64_t next_created(runtime *r) /* locked */
 {
+    runtime_look_at_clock(r);
     return r->last_created = MAX(clock_wall(), r->last_created + 1);
+}
+
+/* created_at of a record of this pod, as the clock has it now. */
+static int64_t created_now(const pod *p, int64_t created_at, int64_t since_boot)
+{
+    int64_t now = since_boot + p->runtime->clock_offset;
+    bool known = since_boot && slice_is(p->record.boot_id, p->runtime->boot_id);
+    return known && !clock_near(now, created_at) ? now : created_at;
+}
+
+static int64_t pod_created(const pod *p)
+{
+    return created_now(p, p->record.created_at, p->record.since_boot);
+}
+
+static int64_t container_created(const container *c)
+{
+    return created_now(c->pod, c->record.created_at, c->record.since_boot);
+}
+
+/* When a container started or ended, as its monitor wrote it down: by the clock of before if that
+ * is before it was created, or still to come. */
+static int64_t container_time(const container *c, int64_t stamp)
+{
+    int64_t created = container_created(c), shift = created - c->record.created_at;
+    return stamp && (stamp < created || stamp > clock_wall()) ? stamp + shift : stamp;
 }
 
 /* -- what a monitor tells ---------------------------------------------------------------------- */
@@ -26414,6 +26463,7 @@ static int pod_run(runtime *r, const RunPodSandboxRequest *in, grpc_call *call, 
     lock_state(r);
     int joined = described < 0 ? -1 : pod_join(p, call, id, e);
     p->record.created_at = next_created(r);
+    p->record.since_boot = p->record.created_at - r->clock_offset;
     if (joined == 0 && pod_enter(p, e) < 0) joined = -1;
     if (joined != 0) {
         unlock_state(r);
@@ -26718,6 +26768,7 @@ static int container_make(pod *p, const CreateContainerRequest *in, grpc_call *c
     if (done == 0) done = container_join(c, call, id, e);
     bool mine = done == 0;
     if (mine) c->record.created_at = next_created(r);
+    if (mine) c->record.since_boot = c->record.created_at - r->clock_offset;
     if (mine && (done = container_enter(c, e)) < 0) mine = false;
     if (mine) container_hold(c);
     unlock_state(r);
@@ -27227,7 +27278,7 @@ static int container_recover(pod *p, const char *id, error *e)
     LOCKED(r);
     if (container_enter(c, e) < 0) return -1;
     c->state = BOX_CREATED;
-    r->last_created = MAX(r->last_created, c->record.created_at);
+    r->last_created = MAX(r->last_created, container_created(c));
     if (ended) container_set_exit(c, &exit);
     else if (started)
         box_move(c, BOX_RAN),
@@ -27320,7 +27371,7 @@ static int pod_resume(runtime *r, const char *id, error *e)
     lock_state(r);
     int done = pod_enter(p, e);
     p->state = whole && alive ? POD_READY : POD_NOTREADY;
-    r->last_created = MAX(r->last_created, p->record.created_at);
+    r->last_created = MAX(r->last_created, pod_created(p));
     unlock_state(r);
     if (done < 0) return -1;
     pod_recover_containers(p);
@@ -27681,10 +27732,11 @@ static int rows_of(const sorted *s, slice id, const char *what, row_range *out, 
 /* Fills the list, and holds what it borrows from; locked. */
 static int fill_pods(grpc_call *c, const void *in, void *out, error *e)
 {
-    const runtime *r = service_runtime(c);
+    runtime *r = service_runtime(c);
     const PodSandboxFilter *f = ((const ListPodSandboxRequest *)in)->filter;
     ListPodSandboxResponse *reply = out;
     row_range rows;
+    runtime_look_at_clock(r);
     if (rows_of(&r->pods_by_id, f ? f->id : SLICE(""), "pod sandbox", &rows, e) < 0) return -1;
     reply->items.p =
         call_alloc(c, MAX(rows.end - rows.first, (size_t)1) * sizeof *reply->items.p, e);
@@ -27698,7 +27750,7 @@ static int fill_pods(grpc_call *c, const void *in, void *out, error *e)
         *item = (PodSandbox){ .id = rec->id,
                               .metadata = rec->config->metadata,
                               .state = pod_cri_state(p),
-                              .created_at = rec->created_at,
+                              .created_at = pod_created(p),
                               .runtime_handler = rec->runtime_handler };
         item->labels.p = rec->config->labels.p;
         item->labels.n = rec->config->labels.n;
@@ -27735,7 +27787,7 @@ static int pod_fill_status(const pod *p, grpc_call *c, PodSandboxStatus *out, er
     *out = (PodSandboxStatus){ .id = rec->id,
                                .metadata = rec->config->metadata,
                                .state = pod_cri_state(p),
-                               .created_at = rec->created_at,
+                               .created_at = pod_created(p),
                                .runtime_handler = rec->runtime_handler };
     out->labels.p = rec->config->labels.p;
     out->labels.n = rec->config->labels.n;
@@ -27777,6 +27829,7 @@ static int service_look_at_pod(grpc_call *c, slice id, PodSandboxStatusResponse 
     reply->status = call_alloc(c, sizeof *reply->status, e);
     if (!reply->status || holds_begin(c, 1, let_pods_go, e) < 0) return -1;
     LOCKED(r);
+    runtime_look_at_clock(r);
     pod *p = pod_find(r, id, e);
     if (!p) return -1;
     hold_pod(c, p);
@@ -27889,6 +27942,7 @@ static int fill_containers(grpc_call *call, const void *in, void *out, error *e)
     ListContainersResponse *reply = out;
     row_range rows;
     slice pod_id = SLICE("");
+    runtime_look_at_clock(r);
     if (f && f->pod_sandbox_id.n) {
         const pod *p = pod_find(r, f->pod_sandbox_id, e);
         if (!p) return e->code == GRPC_NOT_FOUND ? 0 : -1;
@@ -27913,7 +27967,7 @@ static int fill_containers(grpc_call *call, const void *in, void *out, error *e)
                              .image_ref = rec->image_ref,
                              .image_id = rec->image_id,
                              .state = container_cri_state(c),
-                             .created_at = rec->created_at,
+                             .created_at = container_created(c),
                              .image = container_image(c, call, e) };
         if (!item->image) return -1;
         item->labels.p = rec->config->labels.p;
@@ -27966,9 +28020,9 @@ static int container_fill_status(const container *c, grpc_call *call, ContainerS
     *out = (ContainerStatus){ .id = rec->id,
                               .metadata = config->metadata,
                               .state = container_cri_state(c),
-                              .created_at = rec->created_at,
-                              .started_at = c->started_at,
-                              .finished_at = c->exit.finished_at,
+                              .created_at = container_created(c),
+                              .started_at = container_time(c, c->started_at),
+                              .finished_at = container_time(c, c->exit.finished_at),
                               .exit_code = c->exit.exit_code,
                               .reason = c->exit.reason,
                               .message = c->exit.message,
@@ -27997,6 +28051,7 @@ static int service_look_at_container(grpc_call *call, slice id, ContainerStatusR
     reply->status = call_alloc(call, sizeof *reply->status, e);
     if (!reply->status || holds_begin(call, 1, let_containers_go, e) < 0) return -1;
     LOCKED(r);
+    runtime_look_at_clock(r);
     container *c = container_find(r, id, e);
     if (!c) return -1;
     hold_container(call, c);
@@ -29938,6 +29993,9 @@ static void cli_print(const cli_table *t)
     }
 }
 
+/* krun needs Linux 5.14, of 2021-08-29: an earlier time is that of a clock that nobody had set. */
+#define CLI_NO_TIME_BEFORE (INT64_C(1630195200) * NS_PER_SEC)
+
 /* "2 minutes ago": the largest unit of which there are at least two. */
 static const char *cli_ago(cli *c, int64_t wall_ns)
 {
@@ -29947,6 +30005,7 @@ static const char *cli_ago(cli *c, int64_t wall_ns)
     };
     int64_t age = wall_ns ? (clock_wall() - wall_ns) / NS_PER_SEC : 0;
     if (!wall_ns) return "never";
+    if (wall_ns < CLI_NO_TIME_BEFORE) return "unknown";
     if (age < 2) return "1 second ago";
     size_t i = 0;
     while (age < 2 * units[i].seconds) i++;

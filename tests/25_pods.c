@@ -93,3 +93,42 @@ TEST(waiting_ends_by_a_change_a_cancellation_or_the_deadline)
     unlock_state(&r);
     pthread_join(thread, NULL);
 }
+
+TEST(times_of_a_clock_that_was_set_later_are_put_right)
+{
+    const int64_t boot = clock_ns(CLOCK_BOOTTIME), wall = clock_wall(), minute = 60 * NS_PER_SEC;
+    runtime r = { .boot_id = "this" };
+    const struct { const char *boot_id; int64_t created_at, since_boot, want; } rows[] = {
+        { "this", wall - minute, boot - minute, wall - minute },        /* the clock was right */
+        { "this", wall - minute + NS_PER_MS, boot - minute, wall - minute + NS_PER_MS },
+        { "this", 20 * NS_PER_SEC, boot - minute, wall - minute },      /* it said 1970 */
+        { "this", wall + 1000 * minute, boot - minute, wall - minute }, /* or a time to come */
+        { "last", 20 * NS_PER_SEC, boot - minute, 20 * NS_PER_SEC },    /* the machine was started again */
+        { "this", 20 * NS_PER_SEC, 0, 20 * NS_PER_SEC },                /* by a krun that did not write it */
+    };
+    runtime_look_at_clock(&r);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        pod p = { .runtime = &r };
+        p.record.boot_id = slice_of(rows[i].boot_id);
+        container c = { .pod = &p };
+        p.record.created_at = c.record.created_at = rows[i].created_at;
+        p.record.since_boot = c.record.since_boot = rows[i].since_boot;
+        CHECK(clock_near(pod_created(&p), rows[i].want) && clock_near(container_created(&c), rows[i].want));
+        int64_t shift = rows[i].want - rows[i].created_at, after = rows[i].created_at + NS_PER_SEC;
+        CHECK(clock_near(container_time(&c, after), clock_near(shift, 0) ? after : after + shift));
+        CHECK_INT(container_time(&c, 0), 0);
+        if (i == 2) CHECK_INT(container_time(&c, wall - NS_PER_SEC), wall - NS_PER_SEC); /* told after it was set */
+    }
+}
+
+TEST(pods_made_after_the_clock_was_set_are_newer_than_those_before)
+{
+    runtime r = { .boot_id = "this" };
+    int64_t first = next_created(&r);
+    CHECK(clock_near(first, clock_wall()));
+    CHECK(next_created(&r) > first);
+    r.clock_offset += 1000 * NS_PER_SEC; /* as if the clock had been fast until now */
+    r.last_created += 1000 * NS_PER_SEC;
+    int64_t third = next_created(&r);
+    CHECK(clock_near(third, clock_wall()) && third > first);
+}

@@ -118,6 +118,7 @@ TEST(cli_ago_uses_the_largest_unit_that_is_there_twice)
     for (size_t i = 0; i < COUNT(rows); i++)
         CHECK_TEXT(slice_of(cli_ago(&c, clock_wall() - rows[i].seconds * NS_PER_SEC - NS_PER_MS)), rows[i].want);
     CHECK_TEXT(slice_of(cli_ago(&c, 0)), "never");
+    CHECK_TEXT(slice_of(cli_ago(&c, 20 * NS_PER_SEC)), "unknown");
     CHECK_TEXT(slice_of(cli_size(&c, 999)), "999B");
     CHECK_TEXT(slice_of(cli_size(&c, 4261550)), "4.26MB");
     CHECK_TEXT(slice_of(cli_size(&c, UINT64_MAX)), "18.4EB");

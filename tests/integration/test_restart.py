@@ -572,3 +572,49 @@ def two_daemons_with_their_own_directories_do_not_meet(k):
     grows(container)
     second.remove_all()
     equal(second.stop(), 0, "exit status")
+
+
+@test
+def times_of_a_clock_that_was_set_after_the_pod_was_made_are_right(k):
+    """As on a device that begins in 1970: what the records say is taken back by 56 years, which is what they
+    would say if the clock had been set only now."""
+    pod = k.pod()
+    c = pod.start()
+    created, started = c.status().created_at, c.status().started_at
+    past = 56 * 365 * 86400 * 10**9
+    k.stop()
+
+    def change(path, *fields):
+        with open(path) as f:
+            record = json.load(f)
+        for field in fields:
+            record[field] = str(int(record[field]) - past)
+        with open(path, "w") as f:
+            json.dump(record, f)
+    top = f"{k.root}/pods/{pod.id}"
+    change(top + "/pod.json", "createdAt")
+    change(f"{top}/containers/{c.id}/container.json", "createdAt")
+    k.start()
+    reconnect(k, pod, c)
+    near = 10**9
+    now = c.status()
+    check(abs(now.created_at - created) < near, f"created at {now.created_at}, not {created}")
+    check(abs(now.started_at - started) < near, f"started at {now.started_at}, not {started}")
+    check(abs(k.cri.ListPodSandbox().items[0].created_at - created) < 60 * near, "the pod's time")
+    check(abs(k.cri.ListContainers().containers[0].created_at - created) < near, "the time in the list")
+    check("years" not in k.cli("ps").stdout.decode() + k.cli("pods").stdout.decode(), "ages")
+    check(k.pod().status().created_at > now.created_at, "a new pod is newer")
+    c.stop()
+    k.stop()
+    change(f"{top}/containers/{c.id}/exit", "startedAt", "finishedAt")
+    k.start()
+    reconnect(k, pod, c)
+    check(abs(c.status().started_at - started) < near, "started, of what has exited")
+    check(c.status().finished_at >= started, "finished")
+    environment = k.environment
+    k.stop()
+    k.environment = {**environment, "KRUN_BOOT_ID": "another"}  # what time it was then nobody can tell
+    k.start()
+    holds("unknown", k.cli("pods").stdout.decode(), "krun pods")
+    k.environment = environment
+    k.remove_all()
