@@ -5836,7 +5836,7 @@ static int tar_inherit(const int *layers, const bool *implied, size_t n, tar_sin
  * Defined by  protobuf.dev/programming-guides/encoding and /json; the field numbers: cri.proto
  * Uses        1 (slice, buf, arena, error), 2 (file_read), 3 (JSON), 4 (base64)
  * Gives       LIST, PB rows, pb_decode, pb_encode, pb_size, pb_copy, pb_same, pb_write_json,
- *             pb_read_json,  *             pb_read_file
+ *             pb_read_json, pb_read_file
  * Bounds      16 MiB a message, 4 MiB a file, 32 levels, 48 rows a table; memory: the budget of the
  *             arena */
 
@@ -8774,17 +8774,17 @@ static bool hpack_decode(hpack_table *t, slice in, hpack_sink *sink, void *user)
 {
     slice name, value;
     size_t n;
-    for (bool fields = false; in.n; fields = true) {
-        uint8_t first = in.p[0];
-        if (first & 0x80) {
+    /* A table that has changed more than once since the last block: its smallest size, and its last
+     * one, both before the first field (section 4.2). */
+    for (int sizes = 0; in.n && (in.p[0] & 0xE0) == 0x20; sizes++) {
+        if (sizes == 2 || !hpack_int(&in, 5, &n) || n > HPACK_TABLE) return false;
+        hpack_evict(t, t->limit = n);
+    }
+    while (in.n) {
+        if (in.p[0] & 0x80) {
             if (!hpack_int(&in, 7, &n) || !hpack_get(t, n, &name, &value)) return false;
             sink(user, name, value);
-        } else if ((first & 0xE0) == 0x20) { /* a new size, only before the first field (4.2) */
-            if (fields || !hpack_int(&in, 5, &n) || n > HPACK_TABLE) return false;
-            hpack_evict(t, t->limit = n);
-            fields = false;
-            continue;
-        } else if (!hpack_literal(t, &in, sink, user)) {
+        } else if ((in.p[0] & 0xE0) == 0x20 || !hpack_literal(t, &in, sink, user)) {
             return false;
         }
     }
@@ -8884,6 +8884,7 @@ typedef struct h2_stream {
     bool ends;                         /* the last byte of `out` is the last of ours */
     bool queued;                       /* in conn->sending: has bytes and a window for them */
     int64_t send_window, recv_window;  /* the first can be negative (RFC 9113, section 6.9.2) */
+    int64_t promised;                  /* of content-length, what has not come yet; -1: none said */
     buf out;                           /* DATA to be framed; the first `sent` bytes have been */
     size_t sent;
     int64_t progress;                  /* when bytes last went either way, monotonic ns */
@@ -9100,7 +9101,7 @@ static h2_stream *h2_new_stream(h2 *h, uint32_t id)
     h2_stream *s = calloc(1, sizeof *s);
     if (!s) return NULL;
     *s = (h2_stream){ .conn = h, .id = id, .state = H2_IDLE, .send_window = h->first_window,
-                      .recv_window = H2_STREAM_WINDOW, .progress = h->now };
+                      .recv_window = H2_STREAM_WINDOW, .promised = -1, .progress = h->now };
     s->in_bucket = h->bucket[id / 2 % H2_BUCKETS];
     h->bucket[id / 2 % H2_BUCKETS] = s;
     h->nstreams++;
@@ -9189,6 +9190,17 @@ static bool h2_value_ok(slice name, slice value)
     return !slice_has(value, '\0') && !slice_has(value, '\r') && !slice_has(value, '\n');
 }
 
+/* A content-length must be right (RFC 9113, section 8.1.1); said twice it must be the same. */
+static bool h2_promise(h2_stream *s, slice name, slice value)
+{
+    uint64_t n;
+    if (!slice_is(name, "content-length") || s->had_headers) return true;
+    if (!parse_u64(value, 10, INT64_MAX, &n)) return false;
+    bool same = s->promised < 0 || s->promised == (int64_t)n;
+    s->promised = (int64_t)n;
+    return same;
+}
+
 static void h2_take_field(void *user, slice name, slice value)
 {
     h2_fields *f = user;
@@ -9196,7 +9208,7 @@ static void h2_take_field(void *user, slice name, slice value)
     f->count++;
     f->large = f->large || f->bytes > H2_LIST_MAX || f->count > H2_FIELDS_MAX;
     if (f->large || f->bad || !f->s) return; /* goes on only for the sake of the table */
-    f->bad = !h2_name_ok(name) || !h2_value_ok(name, value);
+    f->bad = !h2_name_ok(name) || !h2_value_ok(name, value) || !h2_promise(f->s, name, value);
     if (!f->bad && name.p[0] == ':') {
         unsigned bit = h2_pseudo_bit(name);
         f->bad = !bit || f->regular || f->pseudo & bit || (bit == H2_PATH && !value.n);
@@ -9245,6 +9257,7 @@ static h2_stream *h2_block_stream(h2 *h, uint32_t id)
 static void h2_their_end(h2_stream *s, const h2_frame *f) /* after HEADERS or DATA have been told */
 {
     if (!(f->flags & H2_END_STREAM) || s->state == H2_CLOSED) return;
+    if (s->promised > 0) { h2_blame(s, H2_PROTOCOL_ERROR); return; }
     s->conn->events->end(s);
     if (s->state != H2_CLOSED) h2_move(s, H2_THEIR_END, 0);
 }
@@ -9324,6 +9337,10 @@ static void h2_take_data(h2 *h, const h2_frame *f)
     if (!s || !h2_hears(s)) { h2_stray_data(h, s, f->id); return; }
     s->recv_window -= (int64_t)f->payload.n;
     if (s->recv_window < 0) { h2_blame(s, H2_FLOW_CONTROL_ERROR); return; }
+    if (s->promised >= 0 && (s->promised -= (int64_t)data.n) < 0) {
+        h2_blame(s, H2_PROTOCOL_ERROR);
+        return;
+    }
     s->ending = f->flags & H2_END_STREAM;
     if (data.n || s->ending) h->idle_frames.n = 0;
     else h2_spend_idle(h);
@@ -9414,7 +9431,8 @@ static void h2_take_setting(h2 *h, slice row, int64_t *first_window)
 {
     unsigned name = (unsigned)(row.p[0] << 8 | row.p[1]);
     uint32_t value = h2_get32(row.p + 2);
-    if (name == H2_SET_PUSH && value > 1) h2_fail(h, H2_PROTOCOL_ERROR, "ENABLE_PUSH");
+    if (name == H2_SET_PUSH && value > (h->client ? 0 : 1))
+        h2_fail(h, H2_PROTOCOL_ERROR, "ENABLE_PUSH");
     if (name == H2_SET_FRAME && (value < H2_FRAME_MAX || value > 0xFFFFFF))
         h2_fail(h, H2_PROTOCOL_ERROR, "MAX_FRAME_SIZE");
     if (name == H2_SET_WINDOW && value > H2_WINDOW_MAX)

@@ -80,6 +80,9 @@ TEST(hpack_refuses_a_block_that_breaks_the_rules) /* T19 */
         "ff80808080808080808080",      /* ten that add nothing */
         "3fe21f",                      /* table size 4097 */
         "8220",                        /* a table size after a field */
+        "822020",                      /* two of them */
+        "2020203fe11f82",              /* a third one before it */
+        "203fe21f82",                  /* 0, then 4097 */
         "00",      "0005616263",       /* a string that is not there, or short */
         "00016100ff", "000161",        /* (garbage after a field; no value) */
         "00016184ffffffff",            /* EOS */
@@ -98,6 +101,24 @@ TEST(hpack_refuses_a_block_that_breaks_the_rules) /* T19 */
         CHECK(refused);
         if (!refused) fprintf(stderr, "not refused: %s\n", bad[i]);
     }
+}
+
+TEST(hpack_takes_two_new_sizes_of_the_table_in_one_block) /* RFC 7541, section 4.2 */
+{
+    static hpack_table t;
+    OWNED_BUF text = { 0 };
+    uint8_t bytes[64];
+    hpack_init(&t);
+    CHECK(decode_block(&t, from_hex(SLICE("40016101624001630164"), bytes), &text)); /* a: b, c: d */
+    CHECK(decode_block(&t, from_hex(SLICE("3f033fe11fbe"), bytes), &text)); /* 34, 4096: one stays */
+    CHECK_TEXT(buf_view(&text), "c: d\n");
+    CHECK_INT(t.end - t.first, 1);
+    CHECK_INT(t.limit, HPACK_TABLE);
+    CHECK(decode_block(&t, from_hex(SLICE("203fe11f82"), bytes), &text)); /* 0, 4096: none stays */
+    CHECK_TEXT(buf_view(&text), ":method: GET\n");
+    CHECK_INT(t.end - t.first, 0);
+    CHECK(decode_block(&t, from_hex(SLICE("2020"), bytes), &text));
+    CHECK_INT(t.limit, 0);
 }
 
 TEST(hpack_reads_every_beginning_of_a_block_without_a_step_too_far)

@@ -465,6 +465,9 @@ MALFORMED = {
     "connection": FIELDS + [("connection", "close")],
     "transfer-encoding": FIELDS + [("transfer-encoding", "chunked")],
     "te gzip": FIELDS + [("te", "gzip")],
+    "a content-length of no DATA": FIELDS + [("content-length", "5")],
+    "two content-lengths": FIELDS + [("content-length", "0"), ("content-length", "5")],
+    "content-length without a number": FIELDS + [("content-length", "+0")],
 }
 
 
@@ -474,6 +477,26 @@ def a_malformed_header_list_ends_the_stream(path):
         c = Conn(path)
         c.send(frame(HEADERS, 5, 1, b"".join(literal(*f) for f in fields)) + call(stream=3))
         equal(c.end_of(1), ({}, b"", PROTOCOL), f"answer to {what}")
+        equal(c.end_of(3)[0]["grpc-status"], "0", "status of the next call")
+        c.close()
+
+
+@attack
+def a_new_size_of_the_table_may_come_twice_in_a_block(path):
+    c = Conn(path)
+    c.send(frame(HEADERS, END_HEADERS, 1, b"\x20\x3f\xe1\x1f" + request())
+           + frame(DATA, END_STREAM, 1, message()))
+    equal(c.end_of(1)[0]["grpc-status"], "0", "status")
+
+
+@attack
+def a_content_length_is_held_to(path):
+    for said, sent, code in ((5, message(), None), (4, message(), PROTOCOL), (6, message(), PROTOCOL)):
+        c = Conn(path)
+        c.send(opening(1, extra=[("content-length", str(said))]) + frame(DATA, 0, 1, sent[:2])
+               + frame(DATA, END_STREAM, 1, sent[2:]) + call(stream=3))
+        fields, _, reset = c.end_of(1)
+        equal((fields.get("grpc-status"), reset), (None if code else "0", code), f"{said} of 5 bytes")
         equal(c.end_of(3)[0]["grpc-status"], "0", "status of the next call")
         c.close()
 
