@@ -81,6 +81,11 @@ crash: krun
 	tests/install.sh check
 	tests/crash/crash.py
 
+# Takes one protection after the other out of a copy of krun.c: a test must see it. As root.
+protections:
+	tests/install.sh check
+	tests/protections/protections.py
+
 # A program that has krun inside.
 examples/embed: examples/embed.c krun.c krun.h Makefile
 	$(COMPILE) -DKRUN_NO_MAIN -o $@ examples/embed.c krun.c -lpthread
@@ -94,4 +99,4 @@ clean:
 	rm -f krun $(CROSS) tests/unit tests/unit-sanitized examples/embed
 	rm -f tests/fuzz/fuzz-clang tests/fuzz/fuzz-gcc
 
-.PHONY: cross unit fuzz check full structure warnings demo conformance bench crash embed install clean
+.PHONY: cross unit fuzz check full structure warnings demo conformance bench crash protections embed install clean

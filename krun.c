@@ -21571,22 +21571,27 @@ static int init_directory(const init_process *p, error *e)
     return fchdir(dir) < 0 ? fail_sys(e, GRPC_INTERNAL, "working directory %s", path) : 0;
 }
 
-/* Becomes the container's user. The directory is entered first as root, so that an image whose
- * WORKDIR is /root starts with another user too, and else (a network file system that does not know
- * root) as the user. At the end it must be one that has a path here: the kernel says
- * "(unreachable)" in front of what lies outside our "/". */
-static int init_become_user(const init_process *p, error *e)
+/* The working directory must be one that has a path here: the kernel says "(unreachable)" in front of
+ * what lies outside our "/" (getcwd(2)). */
+static int init_is_inside(error *e)
 {
     char here[PATH_MAX];
+    if (syscall(SYS_getcwd, here, sizeof here) < 0)
+        return fail_sys(e, GRPC_INVALID_ARGUMENT, "working directory");
+    if (here[0] == '/') return 0;
+    return fail(e, GRPC_INVALID_ARGUMENT, "the working directory is outside the container");
+}
+
+/* Becomes the container's user. The directory is entered first as root, so that an image whose
+ * WORKDIR is /root starts with another user too, and else (a network file system that does not know
+ * root) as the user. */
+static int init_become_user(const init_process *p, error *e)
+{
     bool there = init_directory(p, e) == 0;
     if (!there && e->sys != EACCES) return -1;
     if (security_become(p->spec, e) < 0) return -1;
     if (!there && init_directory(p, e) < 0) return -1;
-    if (syscall(SYS_getcwd, here, sizeof here) < 0)
-        return fail_sys(e, GRPC_INVALID_ARGUMENT, "working directory");
-    return here[0] == '/'
-               ? 0
-               : fail(e, GRPC_INVALID_ARGUMENT, "the working directory is outside the container");
+    return init_is_inside(e);
 }
 
 /* NULL-terminated strings from one or two lists; NULL if one has a NUL in it, or out of memory. */

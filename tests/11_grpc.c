@@ -236,6 +236,22 @@ TEST(grpc_reads_and_writes_large_messages_on_workers)
     CHECK_INT(t.server->buffered, 0);
 }
 
+TEST(grpc_collect_refuses_a_long_message_by_its_prefix) /* before anything of it is kept: T7 */
+{
+    static uint8_t bytes[GRPC_PREFIX + 8] = { 0, 0, 0, 1, 1 }; /* not compressed, 257 bytes */
+    error e = { 0 };
+    grpc_inbox in = { .have = 0 };
+    slice data = { bytes, sizeof bytes };
+    CHECK_INT(grpc_collect(&in, &data, 257, &e), 0);
+    CHECK_INT(in.body.n, 8);
+    buf_free(&in.body);
+    in = (grpc_inbox){ .have = 0 }, data = (slice){ bytes, sizeof bytes };
+    CHECK_INT(grpc_collect(&in, &data, 256, &e), -1);
+    CHECK_INT(e.code, GRPC_RESOURCE_EXHAUSTED);
+    CHECK_INT(in.body.n, 0);
+    buf_free(&in.body);
+}
+
 TEST(grpc_passes_16_mib_both_ways_and_not_a_byte_more) /* T7 */
 {
     GRPC_TEST(t, 0);

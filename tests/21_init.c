@@ -295,6 +295,73 @@ TEST(init_sets_limits_umask_and_score)
     box_close(&b);
 }
 
+/* What `words` print when they are executed by init_finish in a child that has a descriptor without
+ * O_CLOEXEC, ignores a signal and has a session keyring, whose number goes to *keyring. */
+static slice finish_run(arena *a, const slice *words, size_t n, long *keyring)
+{
+    ContainerSpec spec = { .id = SLICE("box") };
+    init_process p = { .spec = &spec, .args = words, .nargs = n, .report = -1, .dev = -1, .memory = a };
+    int out[2], ring[2];
+    error e;
+    char *text = arena_alloc(a, 4 * KIB);
+    if (pipe2(out, O_CLOEXEC) < 0 || pipe2(ring, O_CLOEXEC) < 0) abort();
+    pid_t child = fork();
+    if (child == 0) {
+        signal(SIGUSR1, SIG_IGN);
+        *keyring = syscall(SYS_keyctl, 1, "krun-unit");
+        if (write(ring[1], keyring, sizeof *keyring) < 0 || dup2(out[1], 1) < 0 || dup2(0, 70) < 0) _exit(99);
+        init_finish(&p, &e);
+        fprintf(stderr, "%s\n", e.text);
+        _exit(98);
+    }
+    close(out[1]), close(ring[1]);
+    CHECK_INT(read_all(ring[0], keyring, sizeof *keyring), sizeof *keyring);
+    ssize_t got = read_all(out[0], text, 4 * KIB);
+    close(out[0]), close(ring[0]);
+    int status = 0;
+    waitpid(child, &status, 0);
+    CHECK_INT(status, 0);
+    return slice_trim((slice){ (uint8_t *)text, got < 0 ? 0 : (size_t)got });
+}
+
+TEST(init_finish_leaves_nothing_of_the_monitors)
+{
+    if (geteuid()) SKIP("needs root");
+    OWNED_ARENA a = arena_make(MIB);
+    char self[PATH_MAX] = "", before[32];
+    long keyring;
+    if (readlink("/proc/self/exe", self, sizeof self - 1) < 0) abort();
+    const slice list[] = { SLICE("/bin/sh"), SLICE("-c"),
+                           SLICE("for f in 0 1 2 70; do test -e /proc/$$/fd/$f && echo $f; done; "
+                                 "while read k v; do test $k = SigIgn: && echo $v; done </proc/$$/status; :") };
+    CHECK_TEXT(finish_run(&a, list, COUNT(list), &keyring), "0\n1\n2\n0000000000000000");
+    const slice ring[] = { slice_of(self), SLICE("--session-keyring") };
+    slice after = finish_run(&a, ring, COUNT(ring), &keyring);
+    if (keyring < 0) SKIP("this kernel has no keyrings");
+    snprintf(before, sizeof before, "%ld", keyring);
+    CHECK(after.n > 0 && !slice_is(after, before) && !slice_is(after, "-1"));
+}
+
+TEST(init_working_directory_that_lies_outside_is_refused) /* CVE-2024-21626 */
+{
+    if (geteuid()) SKIP("needs root");
+    char path[] = "/tmp/krun-unit-XXXXXX";
+    int status = 0;
+    if (!mkdtemp(path)) abort();
+    pid_t child = fork();
+    if (child == 0) {
+        error e = { 0 };
+        if (chdir(path) < 0 || chroot(".") < 0 || init_is_inside(&e) < 0) _exit(1);
+        if (chdir("..") < 0 || init_is_inside(&e) < 0) _exit(2); /* ".." of "/" is "/" */
+        OWNED_FD inner = mkdir("inner", 0700) < 0 ? -1 : open("/", O_PATH | O_DIRECTORY);
+        if (chroot("inner") < 0 || fchdir(inner) < 0) _exit(3); /* the first root is outside of the second */
+        _exit(init_is_inside(&e) < 0 && e.code == GRPC_INVALID_ARGUMENT ? 0 : 4);
+    }
+    waitpid(child, &status, 0);
+    CHECK_INT(status, 0);
+    tree_remove(AT_FDCWD, path, &(error){ 0 });
+}
+
 TEST(init_says_which_step_of_a_start_failed)
 {
     static const struct { const char *words[3]; int sys; const char *text;

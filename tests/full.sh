@@ -11,6 +11,7 @@ part "make check" make check
 step "In a virtual machine" env KRUN_VM_TIMEOUT=7200 tests/vm/run
 part "Conformance" make conformance
 part "Three hundred rounds of kills" make crash ROUNDS=300
+part "Each protection has a test" make protections
 part "Fuzzing, five minutes a target" make fuzz FUZZ=300
 step "What the other architectures need" tests/install.sh cross && {
     step "Each architecture builds" make cross

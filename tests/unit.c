@@ -127,6 +127,8 @@ int main(int argc, char **argv)
     images_play_role(argc, argv);
     images_play_pull(argc, argv);
     if (!strcmp(argv[0], "krun")) return 125; /* some part that is not played here: no tests for it */
+    if (argc == 2 && !strcmp(argv[1], "--session-keyring")) /* for init_finish_leaves_nothing_... */
+        return printf("%ld", syscall(SYS_keyctl, 0 /* KEYCTL_GET_KEYRING_ID */, -3, 0)), 0;
     signal(SIGPIPE, SIG_IGN);
     find_vectors();
     for (test *t = tests_all; t; t = t->next) {

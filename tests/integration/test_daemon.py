@@ -198,6 +198,20 @@ def the_socket_and_the_directories_are_for_root_alone(k):  # R7
 
 
 @test
+def parts_of_krun_run_from_a_sealed_copy(k):  # CVE-2019-5736: what no container can write to
+    k.pod().start()
+    parts = [p for p, line in processes().items() if line.startswith("krun monitor")]
+    check(parts, "a monitor is there")
+    for pid in parts:
+        equal(os.readlink(f"/proc/{pid}/exe"), "/memfd:krun (deleted)", "its program")
+        try:
+            with open(f"/proc/{pid}/exe", "r+b"):
+                raise Failure("its program can be opened to be written to")
+        except OSError:
+            pass  # ETXTBSY while it runs, EPERM by the seal
+
+
+@test
 def no_socket_is_abstract(k):  # CVE-2020-15257: a host-network pod could reach it
     k.pod().start()
     with open("/proc/net/unix") as f:

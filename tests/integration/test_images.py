@@ -385,10 +385,45 @@ def what_fetches_and_what_unpacks_is_not_root_with_all_rights(k):
                 text = f.read()
             check("Uid:\t65534\t65534" in text, "it is nobody")
             check("CapEff:\t0000000000000000" in text, "it has no capability")
+            check("NoNewPrivs:\t1" in text, "an exec gives it none")
     finally:
         k.fake.gate.set()
     call.result()
     drop(k, FAKE + "who")
+
+
+@test
+def what_unpacks_sees_one_directory_and_has_few_rights(k):
+    image = small("confined", Tree().file("a", os.urandom(1 << 20)))
+    k.fake.put(image, "confined")
+    k.fake.halves = {images.digest(image.layers[0])}
+    k.fake.gate.clear()
+    call = k.cri.begin("PullImage", image={"image": FAKE + "confined"})
+
+    def unpacks():
+        """Its pid, once it is in its chroot: the last thing before it is that rights are dropped."""
+        found = [p for p, line in processes().items() if line.startswith("krun unpack")]
+        with open(f"/proc/{found[0]}/status" if found else os.devnull) as f:
+            return found[0] if "Seccomp:\t2\n" in f.read() else None
+    try:
+        pid = until("it is confined", unpacks)
+        with open(f"/proc/{pid}/status") as f:
+            text = f.read()
+        holds("CapEff:\t000000008820001b\n", text, "what making files takes")
+        holds("CapPrm:\t000000008820001b\n", text, "what making files takes")
+        holds("NoNewPrivs:\t1\n", text, "its status")
+        partial = [f"{k.root}/layers/{n}" for n in os.listdir(k.root + "/layers") if n.endswith(".partial")]
+        own = os.stat(f"/proc/{pid}/root/")
+        holds((own.st_dev, own.st_ino), [(s.st_dev, s.st_ino) for s in map(os.stat, partial)], "its root")
+        outside = [n for n in (os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd"))
+                   if n.startswith("/") and n != "/dev/null" and "memfd" not in n and ".partial" not in n
+                   and n != "/"]
+        equal([n for n in outside if os.path.isdir(n)], [], "directories that it has open")
+    finally:
+        k.fake.halves = set()
+        k.fake.gate.set()
+    call.result()
+    drop(k, FAKE + "confined")
 
 
 @test
@@ -477,6 +512,47 @@ def manifests_that_lie_are_refused_and_nothing_is_kept(k):  # T37, T38
         fails(lambda: k.pull(FAKE + "damaged"))
         equal(len(k.cri.ListImages().images), listed, f"images after {change.__name__}")
         until(f"nothing is left of {change.__name__}", lambda: layers(k) <= before)
+
+
+def index_of(image):
+    """An index of this one manifest, as bytes."""
+    return json.dumps({"schemaVersion": 2, "mediaType": images.OCI + "index.v1+json", "manifests": [
+        {"mediaType": image.media_type, "digest": image.digest, "size": len(image.manifest),
+         "platform": {"os": "linux", "architecture": images.architecture()}}]})
+
+
+@test
+def sizes_that_do_not_match_their_descriptors_are_refused(k):  # T37
+    before = layers(k)
+
+    def refuses(what, call):
+        text = fails(call)
+        check("size is" in text or "it sen" in text, f"what is said of a {what}: {text}")
+        check(not status(k, FAKE + "size").id, f"nothing is listed after a {what}")
+        until(f"nothing is left of a {what}", lambda: layers(k) <= before)
+
+    for place in ("config", "layer", "manifest"):
+        for change in (1, -1):
+            image = small(f"size {place} {change}")
+            manifest = json.loads(image.manifest)
+            if place != "manifest":
+                (manifest["layers"][0] if place == "layer" else manifest["config"])["size"] += change
+            image.manifest = json.dumps(manifest).encode()
+            index = json.loads(index_of(image))
+            index["manifests"][0]["size"] += change if place == "manifest" else 0
+            k.fake.put(image, "size")
+            k.fake.manifests["size", "latest"] = (index["mediaType"], json.dumps(index).encode())
+            refuses(f"{place} of a registry, {change}", lambda: k.pull(FAKE + "size"))
+            files = images.oci_files(image, FAKE + "size:latest")
+            if place == "manifest":
+                own = json.loads(files["index.json"])
+                own["manifests"][0]["size"] += change
+                files["index.json"] = json.dumps(own).encode()
+            path = images.write_tar(files, k.directory + "/size.tar")
+            done = k.cli("load", path, check_status=False)
+            equal(done.returncode, 1, f"exit code of a load: {place}, {change}: {done.stderr}")
+            check(not status(k, FAKE + "size").id, f"nothing is listed after a load: {place}, {change}")
+            until("nothing is left", lambda: layers(k) <= before)
 
 
 @test

@@ -203,6 +203,33 @@ def a_monitor_that_died_with_the_daemon_is_noticed_at_the_start(k):  # T57
     until("the pod is NOTREADY", lambda: pod.status().state == pb.SANDBOX_NOTREADY)
 
 
+@restarts
+@test
+def a_process_that_has_a_dead_monitors_number_is_left_alone(k):  # R17: a pid alone names nobody
+    pod = k.pod()
+    container = pod.start("sleep", "5300002")
+    pid = monitor_of(pod)
+    k.kill()
+    os.kill(pid, signal.SIGKILL)
+    until("its containers are noticed to be alone", lambda: pid not in processes())
+    stranger = subprocess.Popen(["sleep", "5300003"])
+    try:
+        record = f"{k.root}/pods/{pod.id}/pod.json"
+        with open(record) as f:
+            text = f.read()
+        holds(f": {pid},", text, "the pod's record")
+        with open(record, "w") as f:
+            f.write(text.replace(f": {pid},", f": {stranger.pid},"))
+        k.start()
+        reconnect(k, pod, container)
+        equal(container.exited().exit_code, 255, "exit code")
+        pod.remove()
+        equal(stranger.poll(), None, "how the stranger ended")
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
 @test
 def a_monitor_that_is_frozen_delays_its_own_pod_only(k):  # T57
     pod, other = k.pod(), k.pod()
