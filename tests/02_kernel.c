@@ -48,6 +48,18 @@ TEST(open_inside_never_leaves_the_root_whatever_links_say) /* T50 */
     CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
 }
 
+TEST(open_inside_follows_no_magic_link) /* they lead out of any root: proc_pid_fd(5), CVE-2024-21626 */
+{
+    static const char *const paths[] = { "/proc/self/exe", "/proc/self/root", "/proc/self/cwd", "/proc/self/fd/0" };
+    OWNED_FD root = open("/", O_PATH | O_DIRECTORY);
+    for (size_t i = 0; i < COUNT(paths); i++) {
+        error e = { 0 };
+        OWNED_FD fd = open_inside(root, paths[i], O_PATH, &e);
+        CHECK_INT(fd, -1);
+        CHECK_INT(e.code, GRPC_INVALID_ARGUMENT);
+    }
+}
+
 TEST(make_dir_inside_makes_parents_and_stays_inside_over_planted_links)
 {
     char path[PATH_MAX];
