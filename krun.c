@@ -21571,8 +21571,8 @@ static int init_directory(const init_process *p, error *e)
     return fchdir(dir) < 0 ? fail_sys(e, GRPC_INTERNAL, "working directory %s", path) : 0;
 }
 
-/* The working directory must be one that has a path here: the kernel says "(unreachable)" in front of
- * what lies outside our "/" (getcwd(2)). */
+/* The working directory must be one that has a path here: the kernel says "(unreachable)" in front
+ * of what lies outside our "/" (getcwd(2)). */
 static int init_is_inside(error *e)
 {
     char here[PATH_MAX];
