@@ -8,10 +8,7 @@ PREFIX = /usr/local
 
 # Every function and constant a section of its own, so that the linker can drop what nothing uses.
 SECTIONS = -ffunction-sections -fdata-sections
-# Debian's musl-gcc does not look where Linux's own headers are.
-MULTIARCH = $(shell gcc -print-multiarch 2>/dev/null)
-MUSL_HEADERS = $(if $(findstring musl-gcc,$(CC)),-idirafter /usr/include -idirafter /usr/include/$(MULTIARCH))
-COMPILE = $(CC) -std=gnu11 $(CPPFLAGS) $(MUSL_HEADERS) $(SECTIONS) $(CFLAGS) $(LDFLAGS)
+COMPILE = $(CC) -std=gnu11 $(CPPFLAGS) $(SECTIONS) $(CFLAGS) $(LDFLAGS)
 
 krun: krun.c krun.h Makefile
 	$(COMPILE) -o $@ krun.c -lpthread
@@ -29,7 +26,7 @@ $(CROSS): krun.c krun.h Makefile
 SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 UNIT_SOURCES = tests/unit.c krun.c krun.h $(wildcard tests/[0-9][0-9]_*.c)
 # A test program uses less than all of the file.
-UNIT_COMPILE = $(CC) -std=gnu11 $(CPPFLAGS) $(MUSL_HEADERS) -Wno-unused-function
+UNIT_COMPILE = $(CC) -std=gnu11 $(CPPFLAGS) -Wno-unused-function
 
 tests/unit: $(UNIT_SOURCES)
 	$(UNIT_COMPILE) -O1 -g -o $@ tests/unit.c -lpthread
@@ -91,12 +88,21 @@ examples/embed: examples/embed.c krun.c krun.h Makefile
 	$(COMPILE) -DKRUN_NO_MAIN -o $@ examples/embed.c krun.c -lpthread
 embed: examples/embed
 
+# Below $(DESTDIR)$(PREFIX); the unit names the files where they will be, at $(PREFIX).
+UNIT_FILE = $(DESTDIR)$(PREFIX)/lib/systemd/system/krun.service
+DOCUMENTS = $(DESTDIR)$(PREFIX)/share/doc/krun
 install: krun
 	install -D -m 755 krun $(DESTDIR)$(PREFIX)/bin/krun
-	install -D -m 644 examples/krun.service $(DESTDIR)$(PREFIX)/lib/systemd/system/krun.service
+	install -d $(DOCUMENTS) $(dir $(UNIT_FILE))
+	install -m 644 README.md CHANGELOG.md LICENSE examples/krun.toml $(DOCUMENTS)
+	sed 's|/usr/local/|$(PREFIX)/|' examples/krun.service >$(UNIT_FILE)
+	chmod 644 $(UNIT_FILE)
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/krun $(UNIT_FILE)
+	rm -rf $(DOCUMENTS)
 
 clean:
 	rm -f krun $(CROSS) tests/unit tests/unit-sanitized examples/embed
 	rm -f tests/fuzz/fuzz-clang tests/fuzz/fuzz-gcc
 
-.PHONY: cross unit fuzz check full structure warnings demo conformance bench crash protections embed install clean
+.PHONY: cross unit fuzz check full structure warnings demo conformance bench crash protections embed install uninstall clean

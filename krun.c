@@ -41,8 +41,13 @@
  *
  * Chapter 7 will be TLS. A chapter uses only those above it. Search for "== 21." to go to one. */
 
+#if !defined(__GNUC__) || defined(__TINYC__)
+#error krun.c needs gcc or clang: the cleanup attribute frees its descriptors, memory and locks
+#endif
+
 #define _GNU_SOURCE
 #define _FILE_OFFSET_BITS 64
+#define _TIME_BITS 64 /* 32-bit machines have a year 2038 otherwise */
 
 #include <arpa/inet.h>
 #include <assert.h>
@@ -53,10 +58,6 @@
 #include <grp.h>
 #include <inttypes.h>
 #include <limits.h>
-#include <linux/audit.h>
-#include <linux/filter.h>
-#include <linux/openat2.h>
-#include <linux/seccomp.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -608,6 +609,14 @@ static void fault_point(const char *step)
 #define SYS_mount_setattr 442
 #endif
 
+/* Where the first numbers were made for ids of 16 bits, those for 32 have others: setgroups(2). */
+#ifdef SYS_setgroups32
+enum { K_SETGROUPS = SYS_setgroups32, K_SETRESGID = SYS_setresgid32,
+       K_SETRESUID = SYS_setresuid32 };
+#else
+enum { K_SETGROUPS = SYS_setgroups, K_SETRESGID = SYS_setresgid, K_SETRESUID = SYS_setresuid };
+#endif
+
 /* linux/mount.h and a libc's sys/mount.h cannot be included together everywhere, so the kernel's
  * numbers that we use stand here under our own names. */
 enum {
@@ -619,6 +628,12 @@ enum {
     K_ATTR_NOATIME = 0x10, K_ATTR_STRICTATIME = 0x20, K_ATTR_ATIME = 0x70, K_ATTR_NODIRATIME = 0x80,
     K_ATTR_IDMAP = 0x100000, K_ATTR_NOSYMFOLLOW = 0x200000,
     K_AT_RECURSIVE = 0x8000
+};
+/* openat2(2). The kernel's own headers are not where every compiler looks: musl-gcc does not. */
+struct k_open_how { uint64_t flags, mode, resolve; };
+enum {
+    K_RESOLVE_NO_XDEV = 1, K_RESOLVE_NO_MAGICLINKS = 2, K_RESOLVE_NO_SYMLINKS = 4,
+    K_RESOLVE_BENEATH = 8, K_RESOLVE_IN_ROOT = 0x10
 };
 /* And of linux/fs.h, for the same reason: ioctl_iflags(2). */
 #define K_FS_IOC_GETFLAGS _IOR('f', 1, long)
@@ -717,8 +732,8 @@ static bool random_bytes(void *p, size_t n)
  *          our open (CVE-2021-30465). openat2(2) does both in one step. */
 static int open_inside(int root, const char *path, int flags, error *e)
 {
-    struct open_how how = { .flags = (uint64_t)(unsigned)flags | O_CLOEXEC,
-                            .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS };
+    struct k_open_how how = { .flags = (uint64_t)(unsigned)flags | O_CLOEXEC,
+                              .resolve = K_RESOLVE_IN_ROOT | K_RESOLVE_NO_MAGICLINKS };
     for (int tries = 0; tries < 32; tries++) { /* EAGAIN: a rename ran beside us */
         long fd = syscall(SYS_openat2, root, path, &how, sizeof how);
         if (fd >= 0) return (int)fd;
@@ -1036,8 +1051,8 @@ static int remove_open(int at, const char *path)
     OWNED_FD dir = -1;
     snprintf(above, sizeof above, "%.*s", slash ? (int)(slash + 1 - path) : 0, path);
     if (slash && (dir = openat(at, above, O_PATH | O_DIRECTORY | O_CLOEXEC)) < 0) return -1;
-    struct open_how how = { .flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC,
-                            .resolve = RESOLVE_NO_XDEV };
+    struct k_open_how how = { .flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC,
+                              .resolve = K_RESOLVE_NO_XDEV };
     return (int)syscall(SYS_openat2, slash ? dir : at, name, &how, sizeof how);
 }
 
@@ -1053,7 +1068,7 @@ static void removal_enter(removal *r, int at, const char *name)
         return;
     }
     if (r->walk.n == REMOVE_DEPTH) {
-        size_t above = REMOVE_DEPTH / 2, names = r->walk.levels[above].tag;
+        size_t above = REMOVE_DEPTH / 2, names = (size_t)r->walk.levels[above].tag;
         walk_forget(&r->walk, above);
         for (size_t i = 0; i < r->walk.n; i++) r->walk.levels[i].tag -= names;
         buf_drop(&r->path, names);
@@ -1074,7 +1089,7 @@ static void removal_enter(removal *r, int at, const char *name)
 static void removal_leave(removal *r)
 {
     error e;
-    size_t above = walk_lowest(&r->walk)->tag;
+    size_t above = (size_t)walk_lowest(&r->walk)->tag;
     if (walk_leave(&r->walk, &e) < 0) {
         r->ends = true;
         if (!r->kept++) *r->e = e, fail_in(r->e, "remove %s", r->top);
@@ -3631,7 +3646,7 @@ static bool huf_read_weights(slice in, uint8_t weights[256], unsigned *n)
     if (!fse_read_counts(&in, 256, 6, &counts) || !back_open(&b, in)) return false;
     fse_build(&t, &counts, fse_itself);
     back_load(&b);
-    size_t state[2] = { back_take(&b, t.log), back_take(&b, t.log) };
+    size_t state[2] = { (size_t)back_take(&b, t.log), (size_t)back_take(&b, t.log) };
     if (b.left < 0) return false;
     for (unsigned turn = 0; *n < 254; turn ^= 1) {
         const fse_cell *cell = &t.cell[state[turn]];
@@ -3641,7 +3656,7 @@ static bool huf_read_weights(slice in, uint8_t weights[256], unsigned *n)
             return true;
         }
         back_load(&b);
-        state[turn] = cell->next + back_take(&b, cell->bits);
+        state[turn] = cell->next + (size_t)back_take(&b, cell->bits);
     }
     return false;
 }
@@ -3656,7 +3671,8 @@ static bool huf_read(zstd *z, slice *in)
     slice description;
     if (!zstd_number(in, 1, &header)) return false;
     if (header < 128) {
-        if (!slice_take(in, header, &description) || !huf_read_weights(description, weights, &n))
+        if (!slice_take(in, (size_t)header, &description) ||
+            !huf_read_weights(description, weights, &n))
             return false;
     } else {
         n = (unsigned)header - 127;
@@ -12384,7 +12400,11 @@ static const role_call role_calls[] = {
     ROLE_CALL(symlinkat, ROLE_UNPACK), ROLE_CALL(linkat, ROLE_UNPACK),
     ROLE_CALL(fchownat, ROLE_UNPACK), ROLE_CALL(fchmodat, ROLE_UNPACK),
     ROLE_CALL(ftruncate, ROLE_UNPACK), /* sparse files */
-    ROLE_CALL(sync_file_range, ROLE_UNPACK), /* early_thread */
+#ifdef SYS_sync_file_range /* early_thread */
+    ROLE_CALL(sync_file_range, ROLE_UNPACK),
+#else /* 32-bit ARM: its flags come before the two numbers of 64 bits */
+    ROLE_CALL(sync_file_range2, ROLE_UNPACK),
+#endif
     ROLE_CALL_IF(fcntl, ROLE_UNPACK, 1, UINT32_MAX, F_DUPFD_CLOEXEC),
     ROLE_CALL(lseek, ROLE_UNPACK | ROLE_SEAL),
     /* An entry in the place of another: tree_remove reads directories. */
@@ -12414,7 +12434,11 @@ static const role_call role_calls[] = {
     /* Memory. The kernel has written all of the program that there will ever be. */
     ROLE_CALL(brk, ROLES_ALL), ROLE_CALL(munmap, ROLES_ALL), ROLE_CALL(mremap, ROLES_ALL),
     ROLE_CALL(madvise, ROLES_ALL),
+#ifdef SYS_mmap
     ROLE_CALL_IF(mmap, ROLES_ALL, 2, PROT_EXEC, 0),
+#else
+    ROLE_CALL_IF(mmap2, ROLES_ALL, 2, PROT_EXEC, 0),
+#endif
     ROLE_CALL_IF(mprotect, ROLES_ALL, 2, PROT_EXEC, 0),
     ROLE_CALL(getrandom, ROLES_ALL), /* the keys of malloc; the ids of DNS */
     ROLE_CALL(sysinfo, ROLES_ALL), /* qsort(3) of some asks how much memory there is */
@@ -12445,39 +12469,49 @@ static const role_call role_calls[] = {
 };
 
 /* Numbers mean other calls on another architecture, so a filter looks at that first: a process can
- * switch (int 0x80 on x86-64). The x32 numbers of x86-64 have bit 30 set and are on no list. */
-#if defined(__x86_64__)
-#define ROLE_ARCH AUDIT_ARCH_X86_64
+ * switch (int 0x80 on x86-64); linux/audit.h numbers them. The x32 numbers of x86-64 have bit 30
+ * set and are on no list. */
+#if defined(__x86_64__) && !defined(__ILP32__)
+#define ROLE_ARCH 0xC000003EU
 #elif defined(__aarch64__)
-#define ROLE_ARCH AUDIT_ARCH_AARCH64
+#define ROLE_ARCH 0xC00000B7U
 #elif defined(__riscv) && __riscv_xlen == 64
-#define ROLE_ARCH AUDIT_ARCH_RISCV64
+#define ROLE_ARCH 0xC00000F3U
 #else
-#define ROLE_ARCH 0 /* no filter */
+#define ROLE_ARCH 0U /* no filter */
 #endif
+
+/* Of linux/filter.h and linux/seccomp.h. */
+struct k_filter { uint16_t code; uint8_t yes, no; uint32_t value; };
+struct k_filter_program { unsigned short n; struct k_filter *code; };
+struct k_seccomp_data { int32_t nr; uint32_t arch; uint64_t address, args[6]; };
+enum { K_FILTER_LOAD = 0x20, K_FILTER_AND = 0x54, K_FILTER_EQUAL = 0x15, K_FILTER_RETURN = 0x06 };
+enum { K_SECCOMP_MODE_FILTER = 2, K_SECCOMP_ACTION_AVAIL = 2 };
+#define K_SECCOMP_KILL_PROCESS 0x80000000U
+#define K_SECCOMP_ERRNO 0x00050000U
+#define K_SECCOMP_ALLOW 0x7FFF0000U
 
 enum { ROLE_CODE = 8, ROLE_PROGRAM = 8 + ROLE_CODE * COUNT(role_calls) };
 
 /* A row as BPF, entered with the call's number in the accumulator and left with it. All machines
  * that we know have the low half of an argument first; what is above it in a number that the kernel
- * takes as an int, it does not look at either. The last two numbers of a BPF_JUMP are how many
- * instructions are stepped over, when it holds and when it does not. */
-static size_t role_code(const role_call *c, struct sock_filter *to)
+ * takes as an int, it does not look at either. The second and third number of an instruction are
+ * how many are stepped over, when a comparison holds and when it does not. */
+static size_t role_code(const role_call *c, struct k_filter *to)
 {
-    uint32_t at = offsetof(struct seccomp_data, args) + 8U * c->argument;
+    uint32_t at = offsetof(struct k_seccomp_data, args) + 8U * c->argument;
     uint32_t value = c->value == ROLE_OWN_PID ? (uint32_t)getpid() : c->value;
-    uint32_t verdict =
-        c->error ? SECCOMP_RET_ERRNO | (uint32_t)c->error : (uint32_t)SECCOMP_RET_ALLOW;
-    const struct sock_filter always[] = {
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, c->number, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, verdict),
+    uint32_t verdict = c->error ? K_SECCOMP_ERRNO | (uint32_t)c->error : K_SECCOMP_ALLOW;
+    const struct k_filter always[] = {
+        { K_FILTER_EQUAL, 0, 1, c->number },
+        { K_FILTER_RETURN, 0, 0, verdict },
     }, compared[] = {
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, c->number, 0, 5),
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, at),
-        BPF_STMT(BPF_ALU | BPF_AND | BPF_K, c->mask),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, verdict),
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        { K_FILTER_EQUAL, 0, 5, c->number },
+        { K_FILTER_LOAD, 0, 0, at },
+        { K_FILTER_AND, 0, 0, c->mask },
+        { K_FILTER_EQUAL, 0, 1, value },
+        { K_FILTER_RETURN, 0, 0, verdict },
+        { K_FILTER_LOAD, 0, 0, offsetof(struct k_seccomp_data, nr) },
     };
     size_t n = c->mask ? COUNT(compared) : COUNT(always);
     memcpy(to, c->mask ? compared : always, n * sizeof *to);
@@ -12489,18 +12523,19 @@ static size_t role_code(const role_call *c, struct sock_filter *to)
  * helper can go on and answer. */
 static int role_filter_set(unsigned role, error *e)
 {
-    struct sock_filter code[ROLE_PROGRAM] = {
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ROLE_ARCH, 1, 0),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+    static const struct k_filter kill = { K_FILTER_RETURN, 0, 0, K_SECCOMP_KILL_PROCESS };
+    struct k_filter code[ROLE_PROGRAM] = {
+        { K_FILTER_LOAD, 0, 0, offsetof(struct k_seccomp_data, arch) },
+        { K_FILTER_EQUAL, 1, 0, ROLE_ARCH },
+        { K_FILTER_RETURN, 0, 0, K_SECCOMP_KILL_PROCESS },
+        { K_FILTER_LOAD, 0, 0, offsetof(struct k_seccomp_data, nr) },
     };
     size_t n = 4;
     for (size_t i = 0; i < COUNT(role_calls); i++)
         if (role_calls[i].roles & role) n += role_code(&role_calls[i], code + n);
-    code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
-    struct sock_fprog program = { (unsigned short)n, code };
-    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0) == 0) return 0;
+    code[n++] = kill;
+    struct k_filter_program program = { (unsigned short)n, code };
+    if (prctl(PR_SET_SECCOMP, K_SECCOMP_MODE_FILTER, &program, 0, 0) == 0) return 0;
     return fail_sys(e, GRPC_INTERNAL, "filter system calls");
 }
 
@@ -12521,9 +12556,9 @@ enum { ROLE_SANITIZED = 0 };
 /* Whether roles are filtered here: a kernel can be built without seccomp. */
 static bool role_filter_works(void)
 {
-    uint32_t action = SECCOMP_RET_KILL_PROCESS;
-    return ROLE_ARCH && !ROLE_SANITIZED &&
-           syscall(SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, &action) == 0;
+    uint32_t action = K_SECCOMP_KILL_PROCESS;
+    return ROLE_ARCH != 0 && !ROLE_SANITIZED &&
+           syscall(SYS_seccomp, K_SECCOMP_ACTION_AVAIL, 0, &action) == 0;
 }
 
 /* The last thing that a role does before it reads what strangers have written. A kernel that cannot
@@ -19664,8 +19699,8 @@ static int rootfs_target(int root, const char *path, bool directory, int steps, 
 static int rootfs_plain_dir(int root, const char *path, error *e)
 {
     char parent[PATH_MAX], name[NAME_MAX + 1];
-    struct open_how how = { .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
-                            .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS };
+    struct k_open_how how = { .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+                              .resolve = K_RESOLVE_IN_ROOT | K_RESOLVE_NO_SYMLINKS };
     for (int tries = 0; tries < 2; tries++) {
         long fd = syscall(SYS_openat2, root, path, &how, sizeof how);
         if (fd >= 0) return (int)fd;
@@ -20960,11 +20995,11 @@ static void security_scheduling(void)
  * them. */
 static int security_ids(const ProcessUser *user, error *e)
 {
-    if (syscall(SYS_setgroups, user->groups.n, user->groups.p) < 0)
+    if (syscall(K_SETGROUPS, user->groups.n, user->groups.p) < 0)
         return fail_sys(e, GRPC_INTERNAL, "setgroups (%zu groups)", user->groups.n);
-    if (syscall(SYS_setresgid, user->gid, user->gid, user->gid) < 0)
+    if (syscall(K_SETRESGID, user->gid, user->gid, user->gid) < 0)
         return fail_sys(e, GRPC_INTERNAL, "setgid %u", user->gid);
-    if (syscall(SYS_setresuid, user->uid, user->uid, user->uid) < 0)
+    if (syscall(K_SETRESUID, user->uid, user->uid, user->uid) < 0)
         return fail_sys(e, GRPC_INTERNAL, "setuid %u", user->uid);
     return 0;
 }
@@ -21224,8 +21259,9 @@ static int sysctl_check(const PodSpec *p, error *e)
 static int sysctl_write(int base, slice name, slice value, error *e)
 {
     char path[256];
-    struct open_how how = { .flags = O_WRONLY | O_CLOEXEC,
-                            .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV };
+    struct k_open_how how = { .flags = O_WRONLY | O_CLOEXEC,
+                              .resolve = K_RESOLVE_BENEATH | K_RESOLVE_NO_SYMLINKS |
+                                         K_RESOLVE_NO_XDEV };
     snprintf(path, sizeof path, "%.*s", PR(name));
     for (char *c = path; *c; c++)
         if (*c == '.') *c = '/';
@@ -21528,8 +21564,9 @@ static void init_own_stdio(const ContainerSpec *spec)
 static int init_terminal(const init_process *p, error *e)
 {
     static const error none;
-    struct open_how how = { .flags = O_RDWR | O_NOCTTY | O_CLOEXEC,
-                            .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV };
+    struct k_open_how how = { .flags = O_RDWR | O_NOCTTY | O_CLOEXEC,
+                              .resolve = K_RESOLVE_BENEATH | K_RESOLVE_NO_SYMLINKS |
+                                         K_RESOLVE_NO_XDEV };
     int unlock = 0;
     OWNED_FD root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC), console = -1;
     OWNED_FD pts = open_inside(root, "/dev/pts", O_PATH | O_DIRECTORY, e);
@@ -22245,8 +22282,8 @@ static int output_log_name(slice directory, slice path, slice *name, error *e)
 static int output_open_dir(slice directory, slice name, char leaf[NAME_MAX + 1], error *e)
 {
     char top[PATH_MAX], below[PATH_MAX];
-    struct open_how how = { .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
-                            .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS };
+    struct k_open_how how = { .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+                              .resolve = K_RESOLVE_BENEATH | K_RESOLVE_NO_SYMLINKS };
     snprintf(top, sizeof top, "%.*s", PR(directory));
     snprintf(below, sizeof below, "./%.*s", PR(name));
     char *slash = strrchr(below, '/');
@@ -30600,7 +30637,7 @@ static void cli_measure(cli_progress *p)
     uint64_t columns = 0;
     (void)ioctl(STDERR_FILENO, TIOCGWINSZ, &size);
     parse_u64(slice_of(getenv("COLUMNS")), 10, 4096, &columns);
-    p->columns = columns ? columns : size.ws_col ? size.ws_col : 80;
+    p->columns = columns ? (size_t)columns : size.ws_col ? size.ws_col : 80;
     p->rows = MAX(size.ws_row ? size.ws_row : 24, 4);
 }
 
@@ -30873,6 +30910,7 @@ static int cli_do_check(cli *c, error *e)
     cli_things found = { 0 };
     c->user = &found;
     int code = cli_each(c, cli_choose_image, e);
+    c->user = NULL;
     if (code < 0 || (c->nargs && !found.n)) return code;
     slice *names = arena_alloc(&c->client.arena, (found.n + 1) * sizeof *names);
     if (!names) return fail(e, GRPC_RESOURCE_EXHAUSTED, "check: out of memory");

@@ -31,12 +31,32 @@ all()
         relaxed=
         try $cc -std=gnu11 -O1 examples/embed.c
     done
-    multiarch=$(gcc -print-multiarch 2>/dev/null)
-    try musl-gcc -std=gnu11 -O1 -idirafter /usr/include -idirafter "/usr/include/$multiarch" krun.c
+    try musl-gcc -std=gnu11 -O1 krun.c # without a path to the kernel's headers
+    # Machines of 32 bits, on which much has another size.
+    try arm-linux-gnueabihf-gcc -std=gnu11 -O1 krun.c
+    try i686-linux-gnu-gcc -std=gnu11 -O1 krun.c
     if [ "${CROSS:-}" ]; then
         try aarch64-linux-gnu-gcc -std=gnu11 -O2 krun.c
         try riscv64-linux-gnu-gcc -std=gnu11 -O2 krun.c
     fi
 }
+
+# by_hand COMPILER: compiles the file as a person would, and the program starts.
+by_hand()
+{
+    command -v "$1" >/dev/null || { echo "skipped, not here: $1" >&2; return; }
+    "$1" -o "$work/krun" krun.c -lpthread && "$work/krun" help >/dev/null && echo "by hand: $1"
+}
+
+# What cannot compile the file must say so in a sentence, not somewhere in the middle of the book.
+refused()
+{
+    command -v "$1" >/dev/null || { echo "skipped, not here: $1" >&2; return; }
+    "$1" -c -o "$work/krun.o" krun.c 2>&1 | grep -q "needs gcc or clang" && echo "refused: $1"
+}
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+by_hand gcc && by_hand clang && by_hand musl-gcc && refused tcc || exit 1
 
 all | xargs -P "$(nproc)" -d '\n' -n 1 sh -c '$1 && echo "no warnings: ${1%% -Wall*}"' sh

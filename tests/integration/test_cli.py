@@ -6,7 +6,7 @@ import signal
 import subprocess
 
 import images
-from harness import KRUN, check, equal, holds, pb, test, until
+from harness import KRUN, TOP, check, equal, holds, pb, test, until
 
 SELF = "localhost/krun:self"
 
@@ -24,6 +24,42 @@ def help_is_everywhere_and_names_each_command(k):
         own = subprocess.run([KRUN, command, "--help"], stdout=subprocess.PIPE)
         equal(own.returncode, 0, f"exit status of krun {command} --help")
         holds("usage: krun " + command, own.stdout.decode().lower(), f"krun {command} --help")
+
+
+@test
+def make_install_gives_a_unit_that_fits_and_uninstall_takes_all_away(k):
+    """With any PREFIX below any DESTDIR: the unit names files that are there when DESTDIR is /."""
+    def make(goal, prefix, destination):
+        subprocess.run(["make", "-s", "-C", TOP, "-o", "krun", goal, f"PREFIX={prefix}",
+                        f"DESTDIR={destination}"], check=True, stdout=subprocess.DEVNULL)
+    for prefix in ("/usr", "/usr/local", "/opt/a-b_c"):
+        there = f"{k.directory}/installed"
+        make("install", prefix, there)
+        with open(f"{there}{prefix}/lib/systemd/system/krun.service") as f:
+            unit = f.read()
+        lines = dict(line.split("=", 1) for line in unit.splitlines() if "=" in line[:30])
+        program = lines["ExecStart"].split()[0]
+        equal(program, prefix + "/bin/krun", "the unit's program")
+        check(os.access(there + program, os.X_OK), f"{program} can be executed")
+        documents = lines["Documentation"].split()
+        check(documents, "the unit names documentation")
+        for document in documents:
+            check(document.startswith("file:///"), f"{document} is a file")
+            check(os.path.isfile(there + document[len("file://"):]), f"{document} is there")
+        holds("-HUP $MAINPID", lines["ExecReload"], "ExecReload")
+        check(os.access(lines["ExecReload"].split()[0], os.X_OK), lines["ExecReload"])
+        if prefix != "/usr/local":
+            check("/usr/local" not in unit, "another prefix in the unit")
+        if shutil.which("systemd-analyze"):
+            # What it says of a unit whose program is not below / is the program's name alone.
+            verify = subprocess.run(["systemd-analyze", "verify", "--root", there, "krun.service"],
+                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+            bad = [line for line in verify.stdout.decode().splitlines() if "krun.service:" in line
+                   and "is not executable" not in line and "Failed to" not in line]
+            equal(bad, [], "what systemd says of the unit")
+        make("uninstall", prefix, there)
+        equal([f for _, _, files in os.walk(there) for f in files], [], "files after uninstall")
+        shutil.rmtree(there)
 
 
 @test
