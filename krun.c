@@ -1548,7 +1548,8 @@ static void loop_stop(loop *l) { l->stop = true; } /* from the loop's own thread
  *
  * Two JSON parsers that disagree about a text are a security hole: one checks a value, the other
  * uses another one. So this one takes exactly what the RFC allows and says what it does where the
- * RFC is silent: the last of equal keys wins, and half a surrogate pair is an error.
+ * RFC is silent: the last of equal keys wins (chapter 14 refuses them), and half a surrogate pair
+ * is an error.
  *
  * Defined by  RFC 8259 (JSON), RFC 3629 (UTF-8), toml.io/en/v1.0.0
  * Uses        1
@@ -13850,13 +13851,14 @@ PB_TABLE(ReadRequest,
     PB(4, STRING, ReadRequest, platform),
     PB_LIST(5, STRING, ReadRequest, diff_ids));
 
-/* Of an index `chosen`; of a manifest `config`, `layers` and `media_type`; of a config `image` and
+/* Of an index `chosen`; of a manifest `config`, `layers`, `media_type`, and in `other` the type of
+ * the first blob beside the layers that is none; of a config `image` and
  * `diff_ids`, and `body` when it was to be written. */
 typedef struct {
     int32_t code; slice message;
     Descriptor *chosen, *config; LIST(Descriptor) layers;
     ImageConfig *image; LIST(slice) diff_ids;
-    slice body, media_type;
+    slice body, media_type, other;
 } ReadAnswer;
 PB_TABLE(ReadAnswer,
     PB(1, INT32, ReadAnswer, code),
@@ -13867,7 +13869,8 @@ PB_TABLE(ReadAnswer,
     PB_SUB(6, ImageConfig, ReadAnswer, image),
     PB_LIST(7, STRING, ReadAnswer, diff_ids),
     PB(8, BYTES, ReadAnswer, body),
-    PB(9, STRING, ReadAnswer, media_type));
+    PB(9, STRING, ReadAnswer, media_type),
+    PB(10, STRING, ReadAnswer, other));
 
 /* What an archive or a layout holds: manifests, with the names that it gives them. */
 typedef struct { Descriptor *manifest; LIST(slice) names; } ArchiveImage;
@@ -13954,6 +13957,80 @@ static slice id_hex(slice id)
  * passed over, as considerations.md of the image-spec demands. What we do use is checked here,
  * while a mistake costs one helper: types, digests, sizes, NULs. */
 
+/* Go's encoding/json, by which most others read these documents, takes a key in any case for the
+ * one it looks for, and of two the last; other readers take the first. So that all see one image, a
+ * key in another case is taken here too, and what may be read in two ways is refused.
+ *
+ * The first character of a key as Go compares it: U+017F counts as "s", U+212A as "k". */
+static int doc_fold(slice *key)
+{
+    slice head;
+    if (slice_starts(*key, "\xC5\xBF")) return slice_take(key, 2, &head), 's';
+    if (slice_starts(*key, "\xE2\x84\xAA")) return slice_take(key, 3, &head), 'k';
+    return slice_take(key, 1, &head) ? tolower(head.p[0]) : -1;
+}
+
+static int doc_fold_cmp(slice a, slice b)
+{
+    for (;;) {
+        int x = doc_fold(&a), y = doc_fold(&b);
+        if (x != y || x < 0) return x - y;
+    }
+}
+
+static int doc_by_key(const void *a, const void *b)
+{
+    const json *const *x = a, *const *y = b;
+    int keys = doc_fold_cmp((*x)->key, (*y)->key);
+    return keys ? keys : slice_cmp((*x)->key, (*y)->key);
+}
+
+/* A table whose keys are its author's, and no words of the format: these differ by their case. */
+static bool doc_is_map(slice key)
+{
+    static const char *const maps[] = { "annotations", "Labels", "Volumes", "ExposedPorts" };
+    for (size_t i = 0; i < COUNT(maps); i++)
+        if (doc_fold_cmp(key, slice_of(maps[i])) == 0) return true;
+    return false;
+}
+
+/* Whether no object in `v` has two keys that are one to some reader. */
+static bool doc_unique(const json *v, error *e)
+{
+    OWNED_BUF order = { 0 };
+    bool map = doc_is_map(v->key);
+    for (size_t i = 0; i < v->n; i++) {
+        const json *item = &v->items[i];
+        if (v->kind == JSON_OBJECT) buf_add(&order, &item, sizeof item);
+        if (item->n && !doc_unique(item, e)) return false; /* 64 levels, as json_parse has it */
+    }
+    if (order.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory"), false;
+    const json **sorted = (void *)order.p;
+    size_t n = order.n / sizeof *sorted;
+    if (n) qsort(sorted, n, sizeof *sorted, doc_by_key);
+    for (size_t i = 1; i < n; i++) {
+        slice a = sorted[i - 1]->key, b = sorted[i]->key;
+        if (map ? !slice_eq(a, b) : doc_fold_cmp(a, b) != 0) continue;
+        fail(e, GRPC_INVALID_ARGUMENT, "the key \"%.*s\" is there twice%s", PR(b),
+             slice_eq(a, b) ? "" : ", in two cases");
+        return false;
+    }
+    return true;
+}
+
+static const json *doc_parse(slice text, arena *a, error *e)
+{
+    const json *doc = json_parse(text, a, e);
+    return doc && doc_unique(doc, e) ? doc : NULL;
+}
+
+static const json *doc_get(const json *object, const char *key) /* there is one, or none */
+{
+    for (size_t i = 0; object && object->kind == JSON_OBJECT && i < object->n; i++)
+        if (doc_fold_cmp(object->items[i].key, slice_of(key)) == 0) return &object->items[i];
+    return NULL;
+}
+
 enum doc_kind { DOC_UNKNOWN, DOC_INDEX, DOC_MANIFEST, DOC_SCHEMA1, DOC_OTHER };
 
 enum { DOC_OCI_MANIFEST = 2 }; /* a row of doc_kinds */
@@ -13983,10 +14060,10 @@ static int doc_classify(const json *doc, slice header, enum doc_kind *kind, erro
 {
     int64_t schema = 0;
     enum doc_kind told = doc_kind_of(header),
-                  own = doc_kind_of(json_text(json_get(doc, "mediaType")));
-    bool index = json_get(doc, "manifests"),
-         manifest = json_get(doc, "layers") || json_get(doc, "config");
-    bool known = json_int(json_get(doc, "schemaVersion"), &schema);
+                  own = doc_kind_of(json_text(doc_get(doc, "mediaType")));
+    bool index = doc_get(doc, "manifests"),
+         manifest = doc_get(doc, "layers") || doc_get(doc, "config");
+    bool known = json_int(doc_get(doc, "schemaVersion"), &schema);
     if (told == DOC_SCHEMA1 || own == DOC_SCHEMA1 || (known && schema == 1))
         return fail(
             e, GRPC_INVALID_ARGUMENT,
@@ -14015,12 +14092,12 @@ static int doc_classify(const json *doc, slice header, enum doc_kind *kind, erro
 static int doc_descriptor(const json *v, const char *what, Descriptor *out, error *e)
 {
     int64_t size = -1;
-    const json *urls = json_get(v, "urls");
-    slice digest = json_text(json_get(v, "digest")), type = json_text(json_get(v, "mediaType"));
+    const json *urls = doc_get(v, "urls");
+    slice digest = json_text(doc_get(v, "digest")), type = json_text(doc_get(v, "mediaType"));
     if (!digest_valid(digest))
         return fail(e, GRPC_INVALID_ARGUMENT, "%s: digest is not sha256:<64 lower-case hex digits>",
                     what);
-    if (!json_int(json_get(v, "size"), &size) || size < 0)
+    if (!json_int(doc_get(v, "size"), &size) || size < 0)
         return fail(e, GRPC_INVALID_ARGUMENT, "%s: no valid size", what);
     if ((urls && urls->n) || memmem(type.p ? type.p : (const uint8_t *)"", type.n, "foreign", 7) ||
         memmem(type.p ? type.p : (const uint8_t *)"", type.n, "nondistributable", 16))
@@ -14057,13 +14134,13 @@ static bool platform_runs(slice ours, slice theirs)
 static uint64_t platform_rank(const json *platform, slice ours)
 {
     slice os = slice_cut(&ours, '/'), arch = slice_cut(&ours, '/');
-    slice their_arch = json_text(json_get(platform, "architecture"));
+    slice their_arch = json_text(doc_get(platform, "architecture"));
     /* an index of one image often leaves it out */
     if (!platform || platform->kind == JSON_NULL) return 1;
     bool same = slice_eq(their_arch, arch);
-    if (!slice_eq(json_text(json_get(platform, "os")), os)) return 0;
+    if (!slice_eq(json_text(doc_get(platform, "os")), os)) return 0;
     if (!same && !platform_runs(arch, their_arch)) return 0;
-    uint64_t level = platform_level(json_text(json_get(platform, "variant")), their_arch);
+    uint64_t level = platform_level(json_text(doc_get(platform, "variant")), their_arch);
     return level > platform_level(ours, arch) ? 0 : level + (same ? 100 : 2);
 }
 
@@ -14071,25 +14148,25 @@ static uint64_t platform_rank(const json *platform, slice ours)
  * (which say so in an annotation, beside a platform "unknown/unknown"). */
 static bool entry_is_no_image(const json *entry)
 {
-    return json_text(json_get(entry, "artifactType")).n ||
-           json_get(json_get(entry, "annotations"), "vnd.docker.reference.type");
+    return json_text(doc_get(entry, "artifactType")).n ||
+           json_get(doc_get(entry, "annotations"), "vnd.docker.reference.type");
 }
 
 /* The entry of an index that this machine should run: the highest level of the architecture that it
  * has, the first of equals. -1: NOT_FOUND, with what there is instead; INVALID_ARGUMENT. */
 static int doc_choose(const json *index, slice platform, arena *a, ReadAnswer *out, error *e)
 {
-    const json *entries = json_get(index, "manifests"), *best = NULL;
+    const json *entries = doc_get(index, "manifests"), *best = NULL;
     uint64_t best_rank = 0;
     OWNED_BUF seen = { 0 };
     for (size_t i = 0; entries->kind == JSON_ARRAY && i < entries->n; i++) {
-        const json *p = json_get(&entries->items[i], "platform");
+        const json *p = doc_get(&entries->items[i], "platform");
         uint64_t rank =
             entry_is_no_image(&entries->items[i]) ? 0 : platform_rank(p, platform);
         if (rank > best_rank) best = &entries->items[i], best_rank = rank;
         if (seen.n < 160)
-            buf_printf(&seen, "%s%.*s/%.*s", i ? ", " : "", PR(json_text(json_get(p, "os"))),
-                       PR(json_text(json_get(p, "architecture"))));
+            buf_printf(&seen, "%s%.*s/%.*s", i ? ", " : "", PR(json_text(doc_get(p, "os"))),
+                       PR(json_text(doc_get(p, "architecture"))));
     }
     if (!best)
         return fail(e, GRPC_NOT_FOUND, "index: no manifest for %.*s, only for %.*s", PR(platform),
@@ -14113,43 +14190,65 @@ static bool layer_type_known(slice type)
     return false;
 }
 
-/* manifest.md. A config of another type belongs to something that is stored like an image and is
- * none: a Helm chart, a signature. All is refused here that would be found out only after gigabytes
- * have come: too many layers, a kind of layer that unpack cannot read. Without any layer overlay
- * would have nothing to mount. -1: INVALID_ARGUMENT. */
+/* Whether a config of this type is an image's. Docker 1.10 and registries of its time called it by
+ * whatever the server had said of the bytes, or by nothing; what it is, it says itself. Any other
+ * type belongs to something that is stored like an image and is none: a Helm chart, a signature. */
+static bool config_type_known(slice type)
+{
+    static const char *const known[] = {
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.docker.container.image.v1+json",
+        "application/octet-stream", "application/json", "text/html", "text/plain", "",
+    };
+    slice parameters = type, bare = slice_trim(slice_cut(&parameters, ';'));
+    for (size_t i = 0; i < COUNT(known); i++)
+        if (slice_is(bare, known[i])) return true;
+    return false;
+}
+
+/* The layers. A blob of a type that is no layer's may stand among them (a WASM module beside the
+ * files): it is left out, and whether it was one all the same is told by the number of diff-ids
+ * (pull_config). */
+static int doc_layers(const json *layers, arena *a, ReadAnswer *out, error *e)
+{
+    char what[32];
+    out->layers.p = arena_alloc(a, layers->n * sizeof *out->layers.p);
+    if (!out->layers.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "manifest: out of memory");
+    for (size_t i = 0; i < layers->n; i++) {
+        Descriptor *d = &out->layers.p[out->layers.n];
+        snprintf(what, sizeof what, "layer %zu", i);
+        if (doc_descriptor(&layers->items[i], what, d, e) < 0) return fail_in(e, "manifest");
+        if (layer_type_known(d->media_type)) out->layers.n++;
+        else if (!out->other.n) out->other = d->media_type.n ? d->media_type : SLICE("\"\"");
+    }
+    return out->layers.n ? 0
+                         : fail(e, GRPC_INVALID_ARGUMENT,
+                                "manifest: what it holds is of type %.*s and no container image",
+                                PR(out->other));
+}
+
+/* manifest.md. All is refused here that would be found out only after gigabytes have come: too many
+ * layers, what is no image. Without any layer overlay would have nothing to mount. -1:
+ * INVALID_ARGUMENT. */
 static int doc_manifest(const json *doc, arena *a, ReadAnswer *out, error *e)
 {
-    const json *layers = json_get(doc, "layers");
-    char what[32];
-    out->media_type = json_text(json_get(doc, "mediaType")); /* the OCI's form may leave it out */
+    const json *layers = doc_get(doc, "layers");
+    out->media_type = json_text(doc_get(doc, "mediaType")); /* the OCI's form may leave it out */
     if (!out->media_type.n) out->media_type = slice_of(doc_kinds[DOC_OCI_MANIFEST].media_type);
     out->config = arena_alloc(a, sizeof *out->config);
+    if (!out->config) return fail(e, GRPC_RESOURCE_EXHAUSTED, "manifest: out of memory");
     if (!layers || layers->kind != JSON_ARRAY || !layers->n || layers->n > LAYERS_MAX)
         return fail(e, GRPC_INVALID_ARGUMENT, "manifest: %zu layers, not 1 to %d",
                     layers ? layers->n : 0, LAYERS_MAX);
-    out->layers.p = arena_alloc(a, layers->n * sizeof *out->layers.p);
-    if (!out->config || !out->layers.p)
-        return fail(e, GRPC_RESOURCE_EXHAUSTED, "manifest: out of memory");
-    if (doc_descriptor(json_get(doc, "config"), "config", out->config, e) < 0)
+    if (doc_descriptor(doc_get(doc, "config"), "config", out->config, e) < 0)
         return fail_in(e, "manifest");
-    bool image =
-        slice_is(out->config->media_type, "application/vnd.oci.image.config.v1+json") ||
-        slice_is(out->config->media_type, "application/vnd.docker.container.image.v1+json");
-    if (!image)
+    if (!config_type_known(out->config->media_type))
         return fail(e, GRPC_INVALID_ARGUMENT,
                     "manifest: a config of type %.*s is no container image's",
                     PR(out->config->media_type));
     if (out->config->size > CONFIG_MAX)
         return fail(e, GRPC_INVALID_ARGUMENT, "config: size is over %d bytes", CONFIG_MAX);
-    for (size_t i = 0; i < layers->n; i++) {
-        Descriptor *d = &out->layers.p[out->layers.n++];
-        snprintf(what, sizeof what, "layer %zu", i);
-        if (doc_descriptor(&layers->items[i], what, d, e) < 0) return fail_in(e, "manifest");
-        if (!layer_type_known(d->media_type))
-            return fail(e, GRPC_INVALID_ARGUMENT, "manifest: %s: media type %.*s is not supported",
-                        what, PR(d->media_type));
-    }
-    return 0;
+    return doc_layers(layers, a, out, e);
 }
 
 /* A list of texts, or of an object's keys. NULs are refused: no argument can hold one. Volumes is
@@ -14177,7 +14276,7 @@ static int doc_texts(const json *v, const char *what, arena *a, slice_list *out,
 
 static int doc_text(const json *config, const char *key, slice *out, error *e)
 {
-    *out = json_text(json_get(config, key));
+    *out = json_text(doc_get(config, key));
     return slice_has(*out, '\0') ? fail(e, GRPC_INVALID_ARGUMENT, "config: %s has a NUL", key) : 0;
 }
 
@@ -14198,18 +14297,18 @@ static int doc_labels(const json *labels, arena *a, ImageConfig *out, error *e)
 static int doc_config(const json *doc, arena *a, ReadAnswer *out, error *e)
 {
     slice_list env, entrypoint, cmd, volumes, diff_ids;
-    const json *config = json_get(doc, "config"), *rootfs = json_get(doc, "rootfs");
+    const json *config = doc_get(doc, "config"), *rootfs = doc_get(doc, "rootfs");
     ImageConfig *c = out->image = arena_alloc(a, sizeof *c);
-    slice os = json_text(json_get(doc, "os"));
+    slice os = json_text(doc_get(doc, "os"));
     if (!c) return fail(e, GRPC_RESOURCE_EXHAUSTED, "config: out of memory");
     if (os.n && !slice_is(os, "linux"))
         return fail(e, GRPC_FAILED_PRECONDITION, "config: the image is for %.*s, not linux",
                     PR(os));
-    if (doc_texts(json_get(rootfs, "diff_ids"), "rootfs.diff_ids", a, &diff_ids, e) < 0 ||
-        doc_texts(json_get(config, "Env"), "Env", a, &env, e) < 0 ||
-        doc_texts(json_get(config, "Entrypoint"), "Entrypoint", a, &entrypoint, e) < 0 ||
-        doc_texts(json_get(config, "Cmd"), "Cmd", a, &cmd, e) < 0 ||
-        doc_texts(json_get(config, "Volumes"), "Volumes", a, &volumes, e) < 0 ||
+    if (doc_texts(doc_get(rootfs, "diff_ids"), "rootfs.diff_ids", a, &diff_ids, e) < 0 ||
+        doc_texts(doc_get(config, "Env"), "Env", a, &env, e) < 0 ||
+        doc_texts(doc_get(config, "Entrypoint"), "Entrypoint", a, &entrypoint, e) < 0 ||
+        doc_texts(doc_get(config, "Cmd"), "Cmd", a, &cmd, e) < 0 ||
+        doc_texts(doc_get(config, "Volumes"), "Volumes", a, &volumes, e) < 0 ||
         doc_text(config, "User", &c->user, e) < 0 ||
         doc_text(config, "WorkingDir", &c->working_dir, e) < 0 ||
         doc_text(config, "StopSignal", &c->stop_signal, e) < 0)
@@ -14223,7 +14322,7 @@ static int doc_config(const json *doc, arena *a, ReadAnswer *out, error *e)
     c->entrypoint.p = entrypoint.p, c->entrypoint.n = entrypoint.n;
     c->cmd.p = cmd.p, c->cmd.n = cmd.n;
     c->volumes.p = volumes.p, c->volumes.n = volumes.n;
-    return doc_labels(json_get(config, "Labels"), a, c, e);
+    return doc_labels(doc_get(config, "Labels"), a, c, e);
 }
 
 /* Takes a value off the front of a text that json_parse has accepted, as it is written. */
@@ -14282,7 +14381,7 @@ static int doc_rewrite(const ReadRequest *q, arena *a, ReadAnswer *out, error *e
     buf_add(&text, old.p + old.n, (size_t)(q->body.p + q->body.n - old.p) - old.n);
     out->body = arena_copy(a, buf_view(&text));
     if (text.oom || a->oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "config: out of memory");
-    const json *doc = json_parse(out->body, a, e);
+    const json *doc = doc_parse(out->body, a, e);
     if (!doc || doc_config(doc, a, &again, e) < 0) return fail_in(e, "config, written anew");
     bool same = again.diff_ids.n == q->diff_ids.n;
     for (size_t i = 0; i < q->diff_ids.n && same; i++)
@@ -14295,7 +14394,7 @@ static int doc_rewrite(const ReadRequest *q, arena *a, ReadAnswer *out, error *e
 static int doc_read(const ReadRequest *q, arena *a, ReadAnswer *out, error *e)
 {
     enum doc_kind kind = DOC_UNKNOWN;
-    const json *doc = json_parse(q->body, a, e);
+    const json *doc = doc_parse(q->body, a, e);
     if (!doc && q->is_config) return fail_in(e, "config");
     if (!doc && doc_kind_of(q->media_type) == DOC_OTHER)
         return fail(e, GRPC_INVALID_ARGUMENT,
@@ -14918,8 +15017,8 @@ static int archive_docker_image(archive_view *ar, const json *image, ArchiveImag
     sha256 h;
     uint8_t hash[32];
     OWNED_BUF text = { 0 };
-    const json *layers = json_get(image, "Layers"), *tags = json_get(image, "RepoTags");
-    archive_blob *b = archive_hash(ar, json_text(json_get(image, "Config")), &size, e);
+    const json *layers = doc_get(image, "Layers"), *tags = doc_get(image, "RepoTags");
+    archive_blob *b = archive_hash(ar, json_text(doc_get(image, "Config")), &size, e);
     if (!b || !layers || layers->kind != JSON_ARRAY)
         return b ? fail(e, GRPC_INVALID_ARGUMENT, "manifest.json: no Layers") : -1;
     buf_printf(&text,
@@ -14956,7 +15055,7 @@ static int archive_docker_image(archive_view *ar, const json *image, ArchiveImag
  * the OCI's own often only a tag. */
 static int archive_layout_image(archive_view *ar, const json *entry, ArchiveImage *out, error *e)
 {
-    const json *notes = json_get(entry, "annotations");
+    const json *notes = doc_get(entry, "annotations");
     slice name = json_text(json_get(notes, "io.containerd.image.name"));
     if (!name.n) name = json_text(json_get(notes, "org.opencontainers.image.ref.name"));
     out->manifest = arena_alloc(&ar->a, sizeof *out->manifest);
@@ -14976,8 +15075,8 @@ static int archive_list(archive_view *ar, ArchiveIndex *out, error *e)
     if (!layout && (e->code != GRPC_NOT_FOUND ||
                     archive_read(ar, SLICE("manifest.json"), MANIFEST_MAX, &text, e) < 0))
         return fail_in(e, "neither index.json (OCI layout) nor manifest.json (docker archive)");
-    const json *doc = json_parse(text, &ar->a, e),
-               *list = layout ? json_get(doc, "manifests") : doc;
+    const json *doc = doc_parse(text, &ar->a, e),
+               *list = layout ? doc_get(doc, "manifests") : doc;
     if (!doc) return fail_in(e, layout ? "index.json" : "manifest.json");
     if (!list || list->kind != JSON_ARRAY || !list->n || list->n > 256)
         return fail(e, GRPC_INVALID_ARGUMENT, "%s lists no image, or more than 256",
@@ -16747,6 +16846,9 @@ static int pull_config(pull_state *p, error *e)
     if (pull_read(p, &q, &p->config, e) < 0) return -1;
     p->config_json = q.body;
     size_t ids = p->config.diff_ids.n;
+    if (ids > layers && p->manifest.other.n)
+        return fail(e, GRPC_INVALID_ARGUMENT, "manifest: layers of type %.*s are not supported",
+                    PR(p->manifest.other));
     if (ids != layers)
         return fail(e, GRPC_INVALID_ARGUMENT,
                     "config: rootfs.diff_ids has %zu entries for %zu layers", ids, layers);
@@ -18155,7 +18257,7 @@ static const save_blob *save_kept(save_state *s, const Descriptor *d, error *e)
 static int save_layers(save_state *s, save_image *i, error *e)
 {
     size_t n = i->config.diff_ids.n;
-    i->kept = i->manifest.layers.n == n;
+    i->kept = i->manifest.layers.n == n && !i->manifest.other.n; /* of that we have no bytes */
     for (size_t k = 0; k < n; k++) {
         slice diff_id = i->config.diff_ids.p[k];
         const Descriptor *sent = i->manifest.layers.n == n ? &i->manifest.layers.p[k] : NULL;

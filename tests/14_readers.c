@@ -187,11 +187,11 @@ TEST(doc_rewrite_changes_the_diff_ids_and_no_other_byte)
         { "{\"rootfs\":{\"type\":\"layers\",\"diff_ids\":[\"" OLD_ID "\"]}}",
           "{\"rootfs\":{\"type\":\"layers\",\"diff_ids\":[\"" NEW_ID "\"]}}" },
         { " {\n\"a\" : 1.50e3, \"x\":\"}],\\\"rootfs\\\":\\\\\", \"rootfs\" : { \"diff_ids\" : [ \"" OLD_ID "\" ,\"" OLD_ID
-          "\" ] , \"type\":\"layers\" } , \"diff_ids\": [\"x\"], \"\\u0061\":[{},{\"rootfs\":[[]]}] } ",
+          "\" ] , \"type\":\"layers\" } , \"diff_ids\": [\"x\"], \"\\u0062\":[{},{\"rootfs\":[[]]}] } ",
           " {\n\"a\" : 1.50e3, \"x\":\"}],\\\"rootfs\\\":\\\\\", \"rootfs\" : { \"diff_ids\" : [\"" NEW_ID
-          "\"] , \"type\":\"layers\" } , \"diff_ids\": [\"x\"], \"\\u0061\":[{},{\"rootfs\":[[]]}] } " },
+          "\"] , \"type\":\"layers\" } , \"diff_ids\": [\"x\"], \"\\u0062\":[{},{\"rootfs\":[[]]}] } " },
         { "{\"rootfs\":{\"diff_ids\":[1]},\"rootfs\":{\"diff_ids\":[]}}",
-          "{\"rootfs\":{\"diff_ids\":[1]},\"rootfs\":{\"diff_ids\":[\"" NEW_ID "\"]}}" },
+          NULL },
         { "{}", NULL }, { "[]", NULL }, { "1", NULL }, { "\"rootfs\"", NULL }, { "{\"rootfs\":{}}", NULL },
         { "{\"rootfs\":[]}", NULL }, { "{\"rootfs\":{\"diff_id\":[]}}", NULL },
         { "{\"root\\u0066s\":{\"diff_ids\":[\"" OLD_ID "\"]}}", NULL },

@@ -17,8 +17,8 @@ import tempfile
 import threading
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-ORDER = ["daemon", "http2", "images", "store", "registries", "pull", "airgap", "trees", "hostile", "pods", "network",
-         "containers", "exec", "logs", "restart", "leftovers", "faults", "cli", "crictl", "limits"]
+ORDER = ["daemon", "http2", "images", "store", "registries", "pull", "airgap", "strange", "trees", "hostile", "pods",
+         "network", "containers", "exec", "logs", "restart", "leftovers", "faults", "cli", "crictl", "limits"]
 LONGEST = ["trees", "hostile", "faults", "store", "registries", "airgap", "http2"]  # they go first into the lanes
 
 

@@ -1,0 +1,170 @@
+"""Images as strangers make them: odd but real ones, which docker and containerd take, and some that say
+one thing to one reader and another to the next."""
+import json
+import os
+import subprocess
+
+import images
+import registry
+from harness import check, equal, holds, test
+from images import Image, Tree, digest
+
+FAKE = "127.0.0.1:5001/"
+
+
+def setup(k):
+    k.fake = registry.FakeRegistry(5001)
+    k.base = images.busybox_tree()
+    k.work = k.directory + "/work"
+    os.makedirs(k.work)
+
+
+def teardown(k):
+    k.fake.stop()
+
+
+def small(title, *trees, **options):
+    """An image without programs, unlike all others."""
+    return Image(trees or [Tree().file("title", title)], {"Cmd": ["/none"], "Labels": {"t": title}}, **options)
+
+
+def again(image, manifest=None, config=None):
+    """The image with another text of its config, or of its manifest; what is a function makes it."""
+    if config:
+        image.config = config(image.config)
+        image.manifest = json.dumps(image.manifest_object()).encode()
+    if manifest:
+        image.manifest = manifest(image.manifest)
+    return image
+
+
+def of(change):
+    """A function of a document from one of its object."""
+    def make(text):
+        value = json.loads(text)
+        change(value)
+        return json.dumps(value).encode()
+    return make
+
+
+def why_not(call):
+    try:
+        call()
+    except Exception as error:  # pylint: disable=broad-except
+        return error.details()
+    return None
+
+
+def pull(k, image, name):
+    """What keeps the image from being pulled; None: nothing."""
+    k.fake.put(image, name)
+    return why_not(lambda: k.pull(FAKE + name))
+
+
+def load(k, files):
+    """What `krun load` says against an archive of these files; '' if nothing."""
+    path = f"{k.work}/{k.name('archive')}.tar"
+    done = k.cli("load", images.write_tar(files, path), check_status=False)
+    os.unlink(path)
+    return done.stderr.decode() if done.returncode else ""
+
+
+def drop(k, *names):
+    for name in names:
+        k.cri.RemoveImage(image={"image": name})
+
+
+def prints(k, name, *command):
+    output = k.pod().prints(*command, image={"image": name})
+    k.remove_all()
+    return output
+
+
+# -- documents ------------------------------------------------------------------------------------
+
+@test
+def a_key_that_two_readers_may_take_for_two_things_is_refused(k):
+    """Of equal keys one reader takes the first, another the last; Go's takes a key in any case."""
+    def with_first(key, value):  # puts it in front: json.dumps cannot say a key twice
+        return lambda text: b"{" + json.dumps(key).encode() + b":" + value + b"," + text.lstrip()[1:]
+    other = json.dumps(small("other").manifest_object()["layers"]).encode()
+    rows = {
+        "layers": ({"manifest": with_first("layers", other)}, "layers"),
+        "layers in another case": ({"manifest": with_first("LAYERS", other)}, "ayers"),
+        "layers in a letter that Go takes for s": ({"manifest": with_first("layer\u017f", other)}, "layer\u017f"),
+        "config": ({"manifest": with_first("config", b"{}")}, "config"),
+        "media type": ({"manifest": with_first("mediaType", b'"x"')}, "mediaType"),
+        "an unknown key": ({"manifest": lambda t: with_first("x", b"1")(with_first("x", b"2")(t))}, "x"),
+        "digest of a layer": ({"manifest": lambda t: t.replace(b'"digest"', b'"size": 1, "digest"', 2)}, "size"),
+        "rootfs": ({"config": with_first("rootfs", b"{}")}, "rootfs"),
+        "config's config": ({"config": with_first("Config", b'{"User":"0"}')}, "onfig"),
+        "user": ({"config": lambda t: t.replace(b'"Cmd"', b'"User":"1","user":"0","Cmd"')}, "ser"),
+        "label": ({"config": lambda t: t.replace(b'"t"', b'"t":"x","t"')}, "t"),
+        "diff-ids": ({"config": lambda t: t.replace(b'"diff_ids"', b'"diff_ids":[],"diff_ids"')}, "diff_ids"),
+    }
+    for number, (title, (changes, key)) in enumerate(rows.items()):
+        image = again(small(title), **changes)
+        said = pull(k, image, f"twice-{number}")
+        check(said, f"{title}: pulled")
+        holds(f'{key}" is there twice', said)
+        said = load(k, images.oci_files(image, "x/twice:1"))
+        holds(f'{key}" is there twice', said)
+    entry = json.loads(images.oci_files(small("a"), "x/a:1")["index.json"])["manifests"]
+    index = b'{"schemaVersion":2,"manifests":[],"manifests":' + json.dumps(entry).encode() + b"}"
+    holds('"manifests" is there twice', load(k, dict(images.oci_files(small("a"), "x/a:1"), **{"index.json": index})))
+    k.fake.manifests["twice", "latest"] = ("application/vnd.oci.image.index.v1+json", index)
+    holds('"manifests" is there twice', why_not(lambda: k.pull(FAKE + "twice")))
+    docker = images.docker_files(small("a"), ["x/a:1"])
+    docker["manifest.json"] = docker["manifest.json"].replace(b'"Layers"', b'"Layers": [], "Layers"')
+    holds('"Layers" is there twice', load(k, docker))
+
+
+@test
+def a_key_in_another_case_means_what_it_means_to_docker_and_containerd(k):
+    image = again(Image([k.base], {"Env": ["PATH=/bin"]}), config=lambda t: t.replace(
+        b'"Env"', b'"user": "1000", "workingdir": "/tmp", "Labels": {"a": "1", "A": "2"}, "env"'))
+    equal(pull(k, image, "case"), None, "the pull")
+    equal(prints(k, FAKE + "case", "sh", "-c", "id -u; pwd"), "1000\n/tmp\n", "user and directory")
+    drop(k, FAKE + "case")
+
+
+@test
+def a_config_is_known_by_its_digest_and_not_by_its_media_type(k):
+    """Docker 1.10 and registries of its time called it by what the server had said of the bytes."""
+    for number, media in enumerate(("application/octet-stream", "application/json", "text/html",
+                                    "text/html; charset=utf-8", "text/plain", "", None)):
+        def change(value, media=media):
+            value["config"]["mediaType"] = media
+            if media is None:
+                del value["config"]["mediaType"]
+        image = again(small(f"config {media}"), manifest=of(change))
+        equal(pull(k, image, f"config-{number}"), None, f"a config of type {media!r}")
+        equal(k.cri.ImageStatus(image={"image": FAKE + f"config-{number}"}).image.id, image.id, "its ID")
+        equal(load(k, images.oci_files(image, "x/config:1")), "", f"the archive's, of type {media!r}")
+        drop(k, image.id)
+    for media in ("application/vnd.cncf.helm.config.v1+json", "application/vnd.oci.empty.v1+json"):
+        image = again(small("artifact"), manifest=of(lambda m, media=media: m["config"].update(mediaType=media)))
+        holds(f"a config of type {media} is no container image's", pull(k, image, "artifact"))
+
+
+@test
+def a_blob_of_another_kind_beside_the_layers_is_left_out(k):
+    """A WASM module in a manifest whose diff_ids count the layers alone (containerd#9142)."""
+    wasm = b"\0asm\1\0\0\0"
+    extra = {"mediaType": "application/vnd.wasm.content.layer.v1+wasm", "digest": digest(wasm), "size": len(wasm)}
+    for place in (0, 1, 2):  # wherever it stands
+        image = again(Image([k.base, Tree().file("which", f"{place}\n")], {"Env": ["PATH=/bin"]}),
+                      manifest=of(lambda m, at=place: m["layers"].insert(at, extra)))
+        equal(pull(k, image, "wasm"), None, f"the pull with it at {place}")
+        equal(prints(k, FAKE + "wasm", "cat", "/which"), f"{place}\n", "the file")
+        path = k.work + "/saved.tar"
+        k.cli("save", FAKE + "wasm", "-o", path)
+        drop(k, FAKE + "wasm")
+        k.cli("load", path)
+        equal(prints(k, FAKE + "wasm", "cat", "/which"), f"{place}\n", "the file, saved and loaded")
+        drop(k, FAKE + "wasm")
+    counted = again(small("counted"), manifest=of(lambda m: m["layers"].append(extra)),
+                    config=of(lambda c: c["rootfs"]["diff_ids"].append(digest(wasm))))
+    holds("layers of type application/vnd.wasm.content.layer.v1+wasm are not supported", pull(k, counted, "counted"))
+    alone = again(small("alone"), manifest=of(lambda m: m.update(layers=[extra])))
+    holds("application/vnd.wasm.content.layer.v1+wasm and no container image", pull(k, alone, "alone"))
