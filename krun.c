@@ -2714,8 +2714,9 @@ static bool digest_valid(slice s)
  * Defined by  RFC 1951 (deflate), RFC 1952 (gzip), RFC 8878 (zstd)
  * Uses        1, 4 (crc32_add, sha256)
  * Gives       source, fd_source, mem_source, hash_source, decompress_open, ahead_open
- * Bounds      gzip 400 KiB; zstd its window (8 MiB, or what the caller allows) and 700 KiB; linear
- *             time; a bad stream is INVALID_ARGUMENT, too large a window RESOURCE_EXHAUSTED */
+ * Bounds      gzip 400 KiB; zstd 700 KiB, and its window: at most 128 MiB, and no more than three
+ *             times what has come out; linear time; a bad stream is INVALID_ARGUMENT, too large a
+ *             window RESOURCE_EXHAUSTED */
 
 /* Something to read from. read: 1..n bytes into p; 0 at the end; -1 and *e, and nothing after
  * that. */
@@ -3587,17 +3588,18 @@ static void fse_build(fse_table *t, const fse_counts *c, fse_meaning *meaning) /
 
 /* -- zstd: the stream -------------------------------------------------------------------------- */
 
-enum { HUF_LOG = 11, ZSTD_REPEATS = 3, ZSTD_WINDOW_MIN = 1024 };
+enum { HUF_LOG = 11, ZSTD_REPEATS = 3, ZSTD_WINDOW_MAX = 128 * MIB, ZSTD_RING_FIRST = MIB };
 enum zstd_state { ZSTD_FRAME, ZSTD_BLOCKS, ZSTD_CHECKSUM, ZSTD_END };
 
 /* Output goes round in `ring`. Before each block there is room for a whole one; if not, writing
  * goes on at the front, and the window's older part lies at the end of what was written, `wrapped`.
  * The ring is two blocks longer than the window, so that what a match may reach is never
- * overwritten. */
+ * overwritten. Windows are declared for what might come (some tools write 32 MiB before any few
+ * bytes), so the ring begins small and grows with what does come. */
 typedef struct zstd {
     byte_reader in;
     enum zstd_state state;
-    uint64_t window, window_max;
+    uint64_t window;
     bool has_size, has_checksum;
     uint64_t size, made;             /* of this frame's content */
     xxh64 sum;
@@ -3942,24 +3944,49 @@ static bool zstd_compressed_block(zstd *z, slice block, size_t room)
 
 /* -- zstd: frames and blocks ------------------------------------------------------------------- */
 
-/* Gets the ring ready for a frame. What an earlier frame's ring has is kept, if it is enough. */
+/* How long the ring is to be at last: enough for the window of this frame. */
+static size_t zstd_ring_whole(const zstd *z)
+{
+    return (size_t)z->window + 2 * (ZSTD_BLOCK + COPY_SLACK);
+}
+
+/* Gets the ring ready for a frame. What an earlier frame's ring has is kept. */
 static int zstd_set_window(zstd *z, uint64_t window, error *e)
 {
-    if (window > z->window_max)
+    if (window > ZSTD_WINDOW_MAX)
         return fail(e, GRPC_RESOURCE_EXHAUSTED,
-                    "zstd: unpacking needs a window of %" PRIu64 " bytes, more than the %" PRIu64
-                    " allowed",
-                    window, z->window_max);
-    size_t size = (size_t)window + 2 * (ZSTD_BLOCK + COPY_SLACK);
-    if (size > z->ring_size) {
+                    "zstd: unpacking needs a window of %" PRIu64 " bytes, more than the %d allowed",
+                    window, ZSTD_WINDOW_MAX);
+    z->window = window;
+    size_t first = MIN(zstd_ring_whole(z), (size_t)ZSTD_RING_FIRST);
+    if (first > z->ring_size) {
         free(z->ring);
-        z->ring = malloc(size);
-        z->ring_size = z->ring ? size : 0;
+        z->ring = malloc(first);
+        z->ring_size = z->ring ? first : 0;
         if (!z->ring) return fail(e, GRPC_RESOURCE_EXHAUSTED, "zstd: out of memory");
     }
     z->given = z->out = z->ring;
     z->wrapped = z->ring;
-    z->window = window;
+    return 0;
+}
+
+/* Makes room for a block: more memory while the ring is shorter than the window asks for, which is
+ * while all of this frame still lies in it from the front; else at its front. */
+static int zstd_make_room(zstd *z, error *e)
+{
+    size_t used = (size_t)(z->out - z->ring), whole = zstd_ring_whole(z);
+    if (z->ring_size - used >= ZSTD_BLOCK + COPY_SLACK) return 0;
+    if (z->ring_size >= whole) {
+        z->wrapped = z->out;
+        z->out = z->ring;
+        return 0;
+    }
+    size_t size = MIN(2 * z->ring_size, whole);
+    uint8_t *more = realloc(z->ring, size);
+    if (!more) return fail(e, GRPC_RESOURCE_EXHAUSTED, "zstd: out of memory");
+    z->ring = z->wrapped = more;
+    z->ring_size = size;
+    z->out = more + used;
     return 0;
 }
 
@@ -4043,10 +4070,7 @@ static int zstd_block(zstd *z, error *e)
     slice in = { z->in.p, (size_t)(z->in.end - z->in.p) }, block;
     if (!slice_take(&in, need, &block)) return zstd_fail(e, "the stream is cut off");
     z->in.p += need;
-    if ((size_t)(z->ring + z->ring_size - z->out) < ZSTD_BLOCK + COPY_SLACK) {
-        z->wrapped = z->out;
-        z->out = z->ring;
-    }
+    if (zstd_make_room(z, e) < 0) return -1;
     z->given = z->out;
     if (type == COMPRESSED) {
         if (!zstd_compressed_block(z, block, room)) return zstd_fail(e, "a block makes no sense");
@@ -4121,16 +4145,13 @@ static bool decompress_make(decompressor *d) /* the decoder's own memory */
         d->inflate->in = d->in;
         d->inflate->out = d->inflate->given = d->inflate->window;
     }
-    if (d->kind == ZSTD && (d->zstd = calloc(1, sizeof *d->zstd))) {
-        d->zstd->in = d->in;
-        d->zstd->window_max = 8 * MIB;
-    }
+    if (d->kind == ZSTD && (d->zstd = calloc(1, sizeof *d->zstd))) d->zstd->in = d->in;
     return d->kind == PLAIN || d->inflate || d->zstd;
 }
 
 /* Looks at the first bytes of `in`, which must outlive *d: gzip, zstd, or nothing packed. Media
  * types lie often enough that every puller does so. NULL and *e on failure; decompress_close at the
- * end. Who has more memory for zstd than its usual window of 8 MiB sets d->zstd->window_max. */
+ * end. */
 static source *decompress_open(decompressor *d, source *in, error *e)
 {
     *d = (decompressor){ .source = { decompress_read } };

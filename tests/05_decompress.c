@@ -26,7 +26,6 @@ static unpacked unpack_bytes(slice packed, size_t most, uint64_t max)
     uint8_t hash[32];
     source *s = decompress_open(&d, &drip.source, &u.e);
     if (!s) return u.result = -1, u;
-    if (d.zstd) d.zstd->window_max = 128 * MIB;
     s = hash_source_open(&h, s);
     size_t room = most < 100 ? 1 + most * 7 : 64 * KIB;
     uint8_t *p = malloc(room);
@@ -485,6 +484,58 @@ static void zstd_put_match(buf *out, uint32_t offset, uint32_t length)
     buf_byte(out, (uint8_t)code);
     buf_byte(out, 43);
     for (size_t i = 0; i < n; i++) buf_byte(out, (uint8_t)(bits >> (8 * i)));
+}
+
+/* Adds n bytes of noise as blocks that are not packed, and matches from `reach` bytes back. */
+static void zstd_put_noise(buf *frame, buf *plain, size_t n, uint32_t reach)
+{
+    uint32_t random = 12345;
+    for (size_t end = plain->n + n; plain->n < end;) {
+        uint8_t bytes[64 * KIB];
+        for (size_t i = 0; i < sizeof bytes; i++)
+            bytes[i] = (uint8_t)((random = random * 1103515245 + 12345) >> 16);
+        uint32_t header = sizeof bytes << 3;
+        for (int i = 0; i < 3; i++) buf_byte(frame, (uint8_t)(header >> (8 * i)));
+        buf_add(frame, bytes, sizeof bytes), buf_add(plain, bytes, sizeof bytes);
+        if (plain->n < reach) continue;
+        zstd_put_match(frame, reach, 200);
+        for (uint32_t i = 0; i < 200; i++) buf_byte(plain, plain->p[plain->n - reach]);
+    }
+}
+
+TEST(zstd_window_grows_with_the_data_and_not_with_what_a_header_says) /* T36 */
+{
+    static const struct { uint8_t window; size_t mib; uint32_t reach; int code; } rows[] = {
+        { 0x88, 1, 100000, 0 },            /* 128 MiB, for 1 */
+        { 0x88, 40, 33 * MIB + 7, 0 },     /* 128 MiB, and matches reach far back */
+        { 0x68, 40, 5 * MIB, 0 },          /* 8 MiB: the ring goes round */
+        { 0x70, 40, 16 * MIB, 0 },         /* 16 MiB: all of it */
+        { 0x89, 1, 100000, GRPC_RESOURCE_EXHAUSTED }, /* 144 MiB */
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        OWNED_BUF frame = { 0 }, plain = { 0 };
+        buf_add(&frame, "\x28\xB5\x2F\xFD\x00", 5);
+        buf_byte(&frame, rows[i].window);
+        zstd_put_noise(&frame, &plain, rows[i].mib * MIB, rows[i].reach);
+        buf_add(&frame, "\x01\0\0", 3); /* the last block, empty */
+        mem_source m;
+        decompressor d;
+        error e = { 0 };
+        uint8_t piece[64 * KIB];
+        size_t done = 0, most = 0;
+        bool same = true;
+        source *s = decompress_open(&d, mem_source_open(&m, buf_view(&frame)), &e);
+        ssize_t n = s ? 1 : -1;
+        while (n > 0 && (n = s->read(s, piece, sizeof piece, &e)) > 0) {
+            same = same && done + (size_t)n <= plain.n && memcmp(plain.p + done, piece, (size_t)n) == 0;
+            done += (size_t)n;
+            if (d.zstd->ring_size > 3 * done + 2 * MIB) most = d.zstd->ring_size;
+        }
+        CHECK_INT(e.code, rows[i].code);
+        CHECK(rows[i].code || (same && done == plain.n));
+        CHECK_INT(most, 0); /* it was never larger than that */
+        if (s) decompress_close(&d);
+    }
 }
 
 TEST(zstd_matches_reach_round_the_end_of_the_ring)

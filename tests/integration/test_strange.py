@@ -168,3 +168,26 @@ def a_blob_of_another_kind_beside_the_layers_is_left_out(k):
     holds("layers of type application/vnd.wasm.content.layer.v1+wasm are not supported", pull(k, counted, "counted"))
     alone = again(small("alone"), manifest=of(lambda m: m.update(layers=[extra])))
     holds("application/vnd.wasm.content.layer.v1+wasm and no container image", pull(k, alone, "alone"))
+
+
+# -- compression ----------------------------------------------------------------------------------
+
+def zstd(data, *options):
+    return subprocess.run(["zstd", "-q", "-c", *options], input=data, stdout=subprocess.PIPE, check=True).stdout
+
+
+@test
+def zstd_frames_that_declare_large_windows_unpack(k):
+    """zstd:chunked declares 32 MiB whatever it holds, k3s's archives 32, --long=27 and --ultra -22 128."""
+    noise = os.urandom(3 << 20)
+    for title, options in (("long-24", ["--long=24"]), ("long-27", ["--long=27"]), ("ultra", ["--ultra", "-22"])):
+        tree = Tree().file("a", title).file("noise", noise + b"between" * 9 + noise)
+        image = small(title, tree, compress=lambda data, options=options: zstd(data, *options))
+        equal(pull(k, image, title), None, f"an image of zstd {' '.join(options)}")
+        drop(k, FAKE + title)
+    whole = images.write_tar(images.docker_files(small("k3s"), ["x/k3s:1"]), k.work + "/k3s.tar")
+    with open(whole, "rb") as plain, open(whole + ".zst", "wb") as packed:
+        packed.write(zstd(plain.read(), "-T0", "-16", "--long=25"))
+    k.cli("load", whole + ".zst")
+    drop(k, "x/k3s:1")
+    holds("needs a window of", pull(k, small("long-28", compress=lambda data: zstd(data, "--long=28")), "too-long"))
