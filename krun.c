@@ -28728,7 +28728,7 @@ static int client_pod_network(client *c, client_pod *p, const char *network, err
     p->no_network = slice_is(word, "none");
     if (slice_is(word, "host")) p->namespaces.network = NamespaceMode_NODE;
     else if (!p->no_network && !slice_is(word, "cni"))
-        return fail(e, GRPC_INVALID_ARGUMENT, "network \"%s\": want host, cni or none", network);
+        return fail(e, GRPC_INVALID_ARGUMENT, "network \"%s\": must be host, cni or none", network);
     return 0;
 }
 
@@ -28836,7 +28836,7 @@ static int client_fill_volumes(client_pod *p, const char *const *volumes, arena 
         slice mode = slice_of(*volumes), from = slice_cut(&mode, ':'), to = slice_cut(&mode, ':');
         bool readonly = slice_is(mode, "ro");
         if (!from.n || !slice_starts(to, "/") || (mode.n && !readonly && !slice_is(mode, "rw")))
-            return fail(e, GRPC_INVALID_ARGUMENT, "volume \"%s\": want HOST-PATH:/PATH[:ro]",
+            return fail(e, GRPC_INVALID_ARGUMENT, "volume \"%s\": must be HOST-PATH:/PATH[:ro]",
                         *volumes);
         if (from.p[0] != '/') from = slice_of(arena_printf(a, "%s/%.*s", cwd, PR(from)));
         out[p->container.mounts.n++] =
@@ -28906,8 +28906,8 @@ static int client_pod_fill(client *c, client_pod *p, const krun_pod *want, error
     if (!want->image || !*want->image) return fail(e, GRPC_INVALID_ARGUMENT, "no image is given");
     if (want->name && !client_name_valid(want->name))
         return fail(e, GRPC_INVALID_ARGUMENT,
-                    "name \"%s\": want 1 to 63 letters, digits, '-', '_' or '.', "
-                    "the first no sign",
+                    "name \"%s\": must be 1 to 63 letters, digits, '-', '_' or '.', and begin with "
+                    "a letter or digit",
                     want->name);
     if (!client_uuid(p->run)) return fail_sys(e, GRPC_INTERNAL, "random bytes for a pod's uid");
     snprintf(p->made_up, sizeof p->made_up, "run-%.8s", p->run);
@@ -29472,6 +29472,16 @@ static int settings_choice(const daemon_values *v, const char *name, const char 
                 where ? ": " : "--", name, value, PR(buf_view(&all)));
 }
 
+/* Wants a path from the root of the file system, or none at all if that is the default. */
+static int settings_absolute(const daemon_values *v, const char *name, error *e)
+{
+    int which = setting_find(slice_of(name));
+    const char *value = v->values[which], *where = v->where[which];
+    if (*value == '/' || (!*value && !*daemon_settings[which].initial)) return 0;
+    return fail(e, GRPC_INVALID_ARGUMENT, "%s%s%s must be an absolute path, not \"%s\"",
+                where ? where : "", where ? ": " : "--", name, value);
+}
+
 /* Resolves all settings. What `given` (flags, or an embedder's options) names wins over the
  * files. */
 static int settings_resolve(const krun_options *given, arena *a, runtime_options *out, error *e)
@@ -29497,10 +29507,9 @@ static int settings_resolve(const krun_options *given, arena *a, runtime_options
     for (size_t i = 0; i < COUNT(daemon_settings); i++)
         memcpy((char *)&all + daemon_settings[i].offset, &v.values[i], sizeof v.values[i]);
     if (!*all.socket) all.socket = arena_printf(a, "%s/%s", all.run, socket_name);
-    if (all.root[0] != '/' || all.run[0] != '/')
-        return fail(e, GRPC_INVALID_ARGUMENT, "root and run must be absolute paths");
-    if (*all.image_import && all.image_import[0] != '/')
-        return fail(e, GRPC_INVALID_ARGUMENT, "image-import must be an absolute path");
+    if (settings_absolute(&v, "root", e) < 0 || settings_absolute(&v, "run", e) < 0 ||
+        settings_absolute(&v, "image-import", e) < 0)
+        return -1;
     int level = settings_choice(&v, "log-level", levels, e);
     int ignore = settings_choice(&v, "missing-controllers", missing, e);
     int keep = settings_choice(&v, "keep-blobs", truth, e);
@@ -30900,6 +30909,18 @@ static int cli_spool(error *e)
     return give_fd(&fd);
 }
 
+/* The daemon's error names the path that it was given; for standard input nobody knows that one.
+ * Returns -1. */
+static int cli_load_failed(const char *path, error *e)
+{
+    const char *at = path ? strstr(e->text, path) : NULL;
+    error said = *e;
+    if (at)
+        snprintf(e->text, sizeof e->text, "%.*sstandard input%s", (int)(at - e->text), said.text,
+                 said.text + (at - e->text) + strlen(path));
+    return -1;
+}
+
 /* `krun load FILE|DIR|-`. The daemon opens the path itself; what came through a pipe it reaches
  * through our own /proc/PID/fd. */
 static int cli_do_load(cli *c, error *e)
@@ -30917,7 +30938,7 @@ static int cli_do_load(cli *c, error *e)
                        .in = &in,
                        .out_msg = &KrunLoadImageResponse_msg,
                        .out = &out };
-    if (client_call(&c->client, &r, e) < 0) return fail_in(e, "load %s", c->args[0]);
+    if (client_call(&c->client, &r, e) < 0) return cli_load_failed(pipe ? path : NULL, e);
     for (size_t i = 0; i < out.names.n; i++) printf("%.*s\n", PR(out.names.p[i]));
     return CLI_OK;
 }
@@ -31241,14 +31262,14 @@ static int cli_pod_runs(cli *c, slice id, error *e)
 }
 
 /* The CRI would stop what runs and remove it. A person must ask for that. */
-static int cli_remove(cli *c, const cli_thing *one, error *e)
+static int cli_remove(cli *c, const cli_thing *one, const char *word, error *e)
 {
     int busy = one->active && !c->force;
     if (busy && one->what == CLI_POD) busy = cli_pod_runs(c, one->id, e);
     if (busy < 0) return -1;
     if (busy)
-        return fail(e, GRPC_FAILED_PRECONDITION, "%.*s is running: stop it first, or use --force",
-                    PR(cli_short(one->id)));
+        return fail(e, GRPC_FAILED_PRECONDITION,
+                    "\"%s\" is running: stop it first, or use --force", word);
     if (one->what == CLI_POD) return client_remove_pod(&c->client, one->id, e);
     RemoveContainerRequest in = { .container_id = one->id };
     RemoveContainerResponse out = { 0 };
@@ -31259,7 +31280,7 @@ static int cli_remove_one(cli *c, const char *word, error *e)
 {
     cli_thing one;
     if (cli_find(c, CLI_CONTAINER | CLI_POD, word, &one, e) < 0) return -1;
-    if (cli_remove(c, &one, e) < 0) return -1;
+    if (cli_remove(c, &one, word, e) < 0) return -1;
     printf("%s\n", word);
     return 0;
 }
@@ -31715,7 +31736,7 @@ static const char *cli_must_be(cli *c, const cli_option *o)
     OWNED_BUF text = { 0 };
     if (o->kind == CLI_SIZE) return "a size such as 64m";
     if (o->kind == CLI_DECIMAL) return "a number such as 0.5";
-    if (o->kind == CLI_NUMBER) return "a whole number";
+    if (o->kind == CLI_NUMBER) return "a whole number from 0 to 2147483647";
     for (slice rest = slice_of(o->value), word; rest.n;) {
         word = slice_cut(&rest, '|');
         buf_printf(&text, "%s%.*s", text.n == 0 ? "" : rest.n ? ", " : " or ", PR(word));

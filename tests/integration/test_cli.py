@@ -109,11 +109,13 @@ def a_mistake_in_the_settings_is_named_with_its_place_and_what_is_allowed(k):
             ('[image]\n\nimprot = "/x"\n', f'{path}:3: unknown key "improt": did you mean "import"?'),
             ('log-level = "loud"\n', f'{path}:1: log-level "loud": must be debug, info, warn or error'),
             ('\nmissing-controllers = "no"\n', f'{path}:2: missing-controllers "no": must be refuse or ignore'),
+            ('\n\nroot = "lib/krun"\n', f'{path}:3: root must be an absolute path, not "lib/krun"'),
             ('image-sync = 1\n', f"{path}:1: image-sync must be a string, true, false"))
     for text, want in rows:
         holds(want, complaint(k, 1, "serve", "--config", put(path, text)), text)
     put(path, "")
     for line, code, want in ((["--log-level", "loud"], 1, '--log-level "loud": must be debug, info, warn or error'),
+                             (["--run", "run"], 1, '--run must be an absolute path, not "run"'),
                              (["--keep-blobs=maybe"], 1, '--keep-blobs "maybe": must be false or true'),
                              (["--sokcet", "/x"], 2, 'unknown flag --sokcet: did you mean "socket"?'),
                              (["word"], 2, "unexpected word word"), (["--root"], 2, "a value is missing after --root")):
@@ -145,6 +147,29 @@ def a_line_that_was_typed_wrong_says_what_is_wrong_and_what_is_near(k):
     for name in ("serve", "self", "ps", "help"):
         done = subprocess.run([KRUN, "help", name], stdout=subprocess.PIPE, check=True)
         holds("usage: krun", done.stdout.decode(), f"krun help {name}")
+
+
+@test
+def what_cannot_be_done_is_said_once_and_by_the_name_that_was_given(k):
+    def run(*line, stdin=b""):
+        done = k.cli(*line, stdin=stdin, check_status=False)
+        equal(done.stdout, b"", f"what krun {line} prints")
+        return done.returncode, done.stderr.decode()
+    code, text = run("load", "-", stdin=b"junk")
+    equal(code, 1, "load -")
+    holds("krun: load standard input: ", text, "load -")
+    check("/proc/" not in text, f"load -: {text}")
+    text = run("load", "/etc/passwd")[1]
+    equal(text.count("load"), 1, f"load of what is no archive: {text}")
+    text = run("pull", "127.0.0.1:5000/no/such:1")[1]
+    equal(text.count("pull"), 1, f"pull of what is not there: {text}")
+    for name in ("-x", "a/b", "", "x" * 64):
+        code, text = run("run", "--name", name, SELF)
+        equal(code, 125, f"run --name {name}: {text}")
+        holds("must be 1 to 63 letters, digits, '-', '_' or '.', and begin with a letter or digit", text, name)
+    words(k, "run", "-d", "--net", "none", "--name", "busy", SELF, "sleep")
+    equal(run("rm", "busy"), (1, 'krun: "busy" is running: stop it first, or use --force\n'), "rm")
+    words(k, "rm", "-f", "busy")
 
 
 @test
