@@ -20097,15 +20097,15 @@ static int rootfs_make_cgroup(rootfs *r, error *e)
 
 /* What every container finds mounted, unless a volume has that place; a deeper one comes later. */
 static const struct rootfs_default {
-    const char *path; int depth; bool optional; int (*make)(rootfs *, error *);
+    const char *path, *type; int depth; bool optional; int (*make)(rootfs *, error *);
 } rootfs_defaults[] = {
-    { "/proc", 1, false, rootfs_make_proc },
-    { "/dev", 1, false, rootfs_make_dev },
-    { "/sys", 1, false, rootfs_make_sys },
-    { "/dev/pts", 2, false, rootfs_make_pts },
-    { "/dev/shm", 2, false, rootfs_make_shm },
-    { "/dev/mqueue", 2, true, rootfs_make_mqueue }, /* kernels may lack it (CONFIG_POSIX_MQUEUE) */
-    { "/sys/fs/cgroup", 3, true, rootfs_make_cgroup },
+    { "/proc", "proc", 1, false, rootfs_make_proc },
+    { "/dev", "tmpfs", 1, false, rootfs_make_dev },
+    { "/sys", "sysfs", 1, false, rootfs_make_sys },
+    { "/dev/pts", "devpts", 2, false, rootfs_make_pts },
+    { "/dev/shm", "tmpfs", 2, false, rootfs_make_shm },
+    { "/dev/mqueue", "mqueue", 2, true, rootfs_make_mqueue }, /* needs CONFIG_POSIX_MQUEUE */
+    { "/sys/fs/cgroup", "cgroup2", 3, true, rootfs_make_cgroup },
 };
 
 static int path_depth(slice path)
@@ -27994,14 +27994,249 @@ static int fill_info(grpc_call *c, pb_pair **p, size_t *n, slice object, error *
     return c->arena.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for the reply") : 0;
 }
 
-/* `head` (members and a comma, or nothing) and the record, as one JSON object. */
-static slice info_json(grpc_call *c, const char *head, const pb_message *type, const void *record)
+/* What a verbose status shows beside the record: `spec` is the specification as the OCI has it. */
+static slice info_json(grpc_call *c, const char *head, buf *spec, const pb_message *type,
+                       const void *record)
 {
     OWNED_BUF text = { 0 };
-    buf_printf(&text, "{%s\"record\":", head);
+    buf_printf(&text, "{%s\"runtimeSpec\":", head);
+    buf_slice(&text, buf_view(spec));
+    buf_str(&text, ",\"record\":");
     pb_write_json(type, record, 0, &text);
     buf_byte(&text, '}');
-    return text.oom ? (slice){ NULL, 0 } : arena_copy(&c->arena, buf_view(&text));
+    return text.oom || spec->oom ? (slice){ NULL, 0 } : arena_copy(&c->arena, buf_view(&text));
+}
+
+/* -- specifications as the OCI has them --------------------------------------------------------
+ *
+ * Scripts read `.info.runtimeSpec` of a verbose status, where other runtimes have the config.json
+ * that they hand to runc. krun hands none to anybody; this is its specification in that form
+ * (github.com/opencontainers/runtime-spec, config.md, config-linux.md), for reading. */
+
+static void oci_key(buf *out, const char *key) /* with the comma after the member before it */
+{
+    if (out->n && out->p[out->n - 1] != '{' && out->p[out->n - 1] != '[') buf_byte(out, ',');
+    if (*key) buf_printf(out, "\"%s\":", key); /* "": an item of a list */
+}
+
+static void oci_text(buf *out, const char *key, slice value)
+{
+    oci_key(out, key);
+    json_string(out, value);
+}
+
+static void oci_number(buf *out, const char *key, int64_t value)
+{
+    oci_key(out, key);
+    buf_printf(out, "%" PRId64, value);
+}
+
+static void oci_open(buf *out, const char *key, char bracket)
+{
+    oci_key(out, key);
+    buf_byte(out, (uint8_t)bracket);
+}
+
+static void oci_bool(buf *out, const char *key, bool value)
+{
+    oci_key(out, key);
+    buf_str(out, value ? "true" : "false");
+}
+
+static void oci_texts(buf *out, const char *key, const slice *p, size_t n)
+{
+    oci_open(out, key, '[');
+    for (size_t i = 0; i < n; i++) oci_text(out, "", p[i]);
+    buf_byte(out, ']');
+}
+
+static void oci_pairs(buf *out, const char *key, const pb_pair *p, size_t n)
+{
+    oci_open(out, key, '{');
+    for (size_t i = 0; i < n; i++) {
+        oci_key(out, "");
+        json_string(out, p[i].key);
+        buf_byte(out, ':');
+        json_string(out, p[i].value);
+    }
+    buf_byte(out, '}');
+}
+
+static void oci_capabilities(buf *out, const char *key, uint64_t set)
+{
+    oci_open(out, key, '[');
+    for (size_t i = 0; i < COUNT(security_cap_names); i++)
+        if (set >> i & 1) {
+            oci_key(out, "");
+            buf_printf(out, "\"CAP_%s\"", security_cap_names[i]);
+        }
+    buf_byte(out, ']');
+}
+
+static void oci_process(buf *out, const ContainerSpec *s)
+{
+    static const ProcessUser root;
+    const ProcessUser *user = s->user ? s->user : &root;
+    bool is_root = user->uid == 0;
+    oci_open(out, "process", '{');
+    oci_bool(out, "terminal", s->tty);
+    oci_open(out, "user", '{');
+    oci_number(out, "uid", user->uid);
+    oci_number(out, "gid", user->gid);
+    oci_open(out, "additionalGids", '[');
+    for (size_t i = 0; i < user->groups.n; i++) oci_number(out, "", user->groups.p[i]);
+    buf_str(out, "]}");
+    oci_texts(out, "args", s->args.p, s->args.n);
+    oci_texts(out, "env", s->env.p, s->env.n);
+    oci_text(out, "cwd", s->cwd);
+    oci_open(out, "capabilities", '{');
+    oci_capabilities(out, "bounding", s->capabilities);
+    oci_capabilities(out, "effective", is_root ? s->capabilities : s->ambient);
+    oci_capabilities(out, "permitted", is_root ? s->capabilities : s->ambient);
+    oci_capabilities(out, "inheritable", s->ambient);
+    oci_capabilities(out, "ambient", s->ambient);
+    buf_byte(out, '}');
+    oci_bool(out, "noNewPrivileges", s->no_new_privs);
+    oci_number(out, "oomScoreAdj", s->oom_score_adj);
+    buf_byte(out, '}');
+}
+
+static void oci_mount(buf *out, const MountSpec *m)
+{
+    static const char *const propagation[] = { "rprivate", "rslave", "rshared" };
+    oci_open(out, "", '{');
+    oci_text(out, "destination", m->destination);
+    oci_text(out, "type", SLICE("bind"));
+    if (m->source.n) oci_text(out, "source", m->source);
+    oci_open(out, "options", '[');
+    oci_text(out, "", SLICE("rbind"));
+    oci_text(out, "", slice_of(propagation[m->propagation % 3U]));
+    oci_text(out, "", m->readonly ? SLICE("ro") : SLICE("rw"));
+    if (m->recursive_readonly) oci_text(out, "", SLICE("rro"));
+    if (m->nodev) oci_text(out, "", SLICE("nodev"));
+    for (size_t i = 0; i < m->mount_options.n; i++) oci_text(out, "", m->mount_options.p[i]);
+    buf_str(out, "]}");
+}
+
+static void oci_mounts(buf *out, const ContainerSpec *s)
+{
+    oci_open(out, "mounts", '[');
+    for (size_t i = 0; i < COUNT(rootfs_defaults); i++) {
+        if (mounts_hold(s, rootfs_defaults[i].path)) continue;
+        oci_open(out, "", '{');
+        oci_text(out, "destination", slice_of(rootfs_defaults[i].path));
+        oci_text(out, "type", slice_of(rootfs_defaults[i].type));
+        oci_text(out, "source", slice_of(rootfs_defaults[i].type));
+        buf_byte(out, '}');
+    }
+    for (size_t i = 0; i < s->mounts.n; i++) oci_mount(out, &s->mounts.p[i]);
+    buf_byte(out, ']');
+}
+
+static void oci_resources(buf *out, const LinuxContainerResources *r)
+{
+    static const LinuxContainerResources none;
+    if (!r) r = &none;
+    oci_open(out, "resources", '{');
+    oci_open(out, "memory", '{');
+    if (r->memory_limit_in_bytes) oci_number(out, "limit", r->memory_limit_in_bytes);
+    if (r->memory_swap_limit_in_bytes) oci_number(out, "swap", r->memory_swap_limit_in_bytes);
+    buf_byte(out, '}');
+    oci_open(out, "cpu", '{');
+    if (r->cpu_shares) oci_number(out, "shares", r->cpu_shares);
+    if (r->cpu_quota) oci_number(out, "quota", r->cpu_quota);
+    if (r->cpu_period) oci_number(out, "period", r->cpu_period);
+    if (r->cpuset_cpus.n) oci_text(out, "cpus", r->cpuset_cpus);
+    if (r->cpuset_mems.n) oci_text(out, "mems", r->cpuset_mems);
+    buf_byte(out, '}');
+    oci_open(out, "hugepageLimits", '[');
+    for (size_t i = 0; i < r->hugepage_limits.n; i++) {
+        oci_open(out, "", '{');
+        oci_text(out, "pageSize", r->hugepage_limits.p[i].page_size);
+        oci_number(out, "limit", (int64_t)r->hugepage_limits.p[i].limit);
+        buf_byte(out, '}');
+    }
+    buf_byte(out, ']');
+    oci_pairs(out, "unified", r->unified.p, r->unified.n);
+    buf_byte(out, '}');
+}
+
+static void oci_devices(buf *out, const ContainerSpec *s)
+{
+    oci_open(out, "devices", '[');
+    for (size_t i = 0; i < s->devices.n; i++) {
+        OWNED_ARENA a = arena_make(8 * KIB);
+        struct stat st;
+        const char *host = arena_str(&a, s->devices.p[i].host_path);
+        oci_open(out, "", '{');
+        oci_text(out, "path", s->devices.p[i].path);
+        if (host && stat(host, &st) == 0 && !S_ISDIR(st.st_mode)) {
+            oci_text(out, "type", S_ISBLK(st.st_mode) ? SLICE("b") : SLICE("c"));
+            oci_number(out, "major", major(st.st_rdev));
+            oci_number(out, "minor", minor(st.st_rdev));
+        }
+        buf_byte(out, '}');
+    }
+    buf_byte(out, ']');
+}
+
+/* A namespace that is not the host's; with the file that pins it, if there is one. */
+static void oci_namespace(buf *out, const char *type, bool own, slice path)
+{
+    if (!own) return;
+    oci_open(out, "", '{');
+    oci_text(out, "type", slice_of(type));
+    if (path.n) oci_text(out, "path", path);
+    buf_byte(out, '}');
+}
+
+static void oci_pod_namespaces(buf *out, const PodSpec *p)
+{
+    oci_namespace(out, "network", p->network != NamespaceMode_NODE, p->netns);
+    oci_namespace(out, "uts", p->network != NamespaceMode_NODE, SLICE(""));
+    oci_namespace(out, "ipc", p->ipc != NamespaceMode_NODE, SLICE(""));
+}
+
+static void oci_container(buf *out, const ContainerRecord *rec, const PodSpec *p)
+{
+    const ContainerSpec *s = rec->spec;
+    buf_str(out, "{\"ociVersion\":\"1.2.0\"");
+    oci_process(out, s);
+    oci_open(out, "root", '{');
+    oci_text(out, "path", SLICE("rootfs"));
+    oci_bool(out, "readonly", s->readonly_rootfs);
+    buf_byte(out, '}');
+    if (p->hostname.n) oci_text(out, "hostname", p->hostname);
+    oci_mounts(out, s);
+    oci_pairs(out, "annotations", rec->config->annotations.p, rec->config->annotations.n);
+    oci_open(out, "linux", '{');
+    oci_resources(out, s->resources);
+    oci_text(out, "cgroupsPath", s->cgroup);
+    oci_open(out, "namespaces", '[');
+    oci_namespace(out, "mount", true, SLICE(""));
+    oci_namespace(out, "pid", s->pid != NamespaceMode_NODE, SLICE(""));
+    oci_namespace(out, "cgroup", !s->privileged, SLICE(""));
+    oci_pod_namespaces(out, p);
+    buf_byte(out, ']');
+    oci_devices(out, s);
+    oci_texts(out, "maskedPaths", s->masked_paths.p, s->masked_paths.n);
+    oci_texts(out, "readonlyPaths", s->readonly_paths.p, s->readonly_paths.n);
+    buf_str(out, "}}");
+}
+
+static void oci_pod(buf *out, const PodRecord *rec)
+{
+    const PodSpec *p = rec->spec;
+    buf_str(out, "{\"ociVersion\":\"1.2.0\"");
+    if (p->hostname.n) oci_text(out, "hostname", p->hostname);
+    oci_pairs(out, "annotations", rec->config->annotations.p, rec->config->annotations.n);
+    oci_open(out, "linux", '{');
+    oci_text(out, "cgroupsPath", p->cgroup);
+    oci_pairs(out, "sysctl", p->sysctls.p, p->sysctls.n);
+    oci_open(out, "namespaces", '[');
+    oci_namespace(out, "pid", p->pid == NamespaceMode_POD, SLICE(""));
+    oci_pod_namespaces(out, p);
+    buf_str(out, "]}}");
 }
 
 /* Fills the status, and *record with what a verbose one shows. */
@@ -28032,11 +28267,14 @@ static int service_pod_status(grpc_call *c, const void *in, void *out, error *e)
     PodSandboxStatusResponse *reply = out;
     PodRecord record;
     char head[96];
+    OWNED_BUF spec = { 0 };
     if (service_look_at_pod(c, ask->pod_sandbox_id, reply, &record, e) < 0) return -1;
     if (!ask->verbose) return 0;
-    snprintf(head, sizeof head, "\"pid\":%d,", record.monitor_pid);
+    bool ready = reply->status->state == PodSandboxState_SANDBOX_READY;
+    snprintf(head, sizeof head, "\"pid\":%d,", ready ? record.monitor_pid : 0);
+    oci_pod(&spec, &record);
     return fill_info(c, &reply->info.p, &reply->info.n,
-                     info_json(c, head, &PodRecord_msg, &record), e);
+                     info_json(c, head, &spec, &PodRecord_msg, &record), e);
 }
 
 /* -- containers -------------------------------------------------------------------------------- */
@@ -28226,9 +28464,12 @@ static int container_fill_status(const container *c, grpc_call *call, ContainerS
     return out->image && container_fill_parts(c, call, out, e) == 0 ? 0 : -1;
 }
 
-/* Fills the status, and *record with what a verbose one shows. Its pid, 0 if it does not run. */
+/* What a verbose status shows: borrowed from a container that is held. pid: 0 if it does not run */
+typedef struct { ContainerRecord record; const PodSpec *pod; int pid; } container_look;
+
+/* Fills the status, and *seen. */
 static int service_look_at_container(grpc_call *call, slice id, ContainerStatusResponse *reply,
-                                     ContainerRecord *record, error *e)
+                                     container_look *seen, error *e)
 {
     runtime *r = service_runtime(call);
     reply->status = call_alloc(call, sizeof *reply->status, e);
@@ -28238,8 +28479,9 @@ static int service_look_at_container(grpc_call *call, slice id, ContainerStatusR
     container *c = container_find(r, id, e);
     if (!c) return -1;
     hold_container(call, c);
-    *record = c->record;
-    return container_fill_status(c, call, reply->status, e) < 0 ? -1 : c->pid;
+    *seen = (container_look){ c->record, c->pod->record.spec,
+                              c->state == BOX_RUNNING ? c->pid : 0 };
+    return container_fill_status(c, call, reply->status, e);
 }
 
 static enum grpc_where container_status_place(const void *in) /* as pod_status_place */
@@ -28251,14 +28493,16 @@ static int service_container_status(grpc_call *call, const void *in, void *out, 
 {
     const ContainerStatusRequest *ask = in;
     ContainerStatusResponse *reply = out;
-    ContainerRecord record;
+    container_look seen;
     char head[192];
-    int pid = service_look_at_container(call, ask->container_id, reply, &record, e);
-    if (pid < 0) return -1;
+    OWNED_BUF spec = { 0 };
+    if (service_look_at_container(call, ask->container_id, reply, &seen, e) < 0) return -1;
     if (!ask->verbose) return 0;
-    snprintf(head, sizeof head, "\"sandboxID\":\"%.*s\",\"pid\":%d,", PR(record.pod_id), pid);
+    snprintf(head, sizeof head, "\"sandboxID\":\"%.*s\",\"pid\":%d,\"privileged\":%s,",
+             PR(seen.record.pod_id), seen.pid, seen.record.spec->privileged ? "true" : "false");
+    oci_container(&spec, &seen.record, seen.pod);
     return fill_info(call, &reply->info.p, &reply->info.n,
-                     info_json(call, head, &ContainerRecord_msg, &record), e);
+                     info_json(call, head, &spec, &ContainerRecord_msg, &seen.record), e);
 }
 
 /* -- images ------------------------------------------------------------------------------------ */

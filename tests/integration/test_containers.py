@@ -213,6 +213,56 @@ def verbose_status_has_JSON(k):
         json.loads(value)
 
 
+@test
+def verbose_status_has_the_specification_as_the_OCI_has_it(k):
+    """Scripts that know other runtimes read .info.runtimeSpec, .info.pid and .info.config of crictl."""
+    source = volume(k)
+    pod = k.pod(linux={"cgroup_parent": "/of-a-script"})
+    container = pod.create(
+        "sleep", "4400001", tty=True, working_dir="/tmp", annotations={"a\"b": "c\n"},
+        envs=[{"key": "PLAIN", "value": b"x=y"}, {"key": "ODD", "value": b"\xff\"q"}],
+        mounts=[mount(source, "/mnt/v", readonly=True), mount(source, "/dev/shm")],
+        devices=[{"host_path": "/dev/zero", "container_path": "/dev/nought", "permissions": "r"}],
+        **{"linux": {"resources": {"cpu_shares": 512, "memory_limit_in_bytes": 64 << 20,
+                                   "unified": {"memory.low": "0"}, "oom_score_adj": 7},
+                     "security_context": {"run_as_user": id_of(1000), "no_new_privs": True,
+                                          "supplemental_groups": [777], "readonly_rootfs": True,
+                                          "capabilities": {"add_capabilities": ["NET_ADMIN"]},
+                                          "masked_paths": ["/proc/tty"]}}})
+
+    def info():
+        return json.loads(k.cri.ContainerStatus(container_id=container.id, verbose=True).info["info"])
+    equal((info()["pid"], info()["privileged"]), (0, False), "the pid of what does not run")
+    container.start()
+    seen = info()
+    equal((seen["pid"], seen["sandboxID"]), (pid_of(container), pod.id), "pid and sandboxID")
+    spec, process = seen["runtimeSpec"], seen["runtimeSpec"]["process"]
+    equal(process["args"], ["sleep", "4400001"], "args")
+    for line in ("PLAIN=x=y", 'ODD=\ufffd"q', "TERM=xterm"):
+        check(line in process["env"], f"{line} is in {process['env']}")
+    equal((process["cwd"], process["terminal"], process["noNewPrivileges"], process["oomScoreAdj"]),
+          ("/tmp", True, True, 7), "cwd, terminal, noNewPrivileges, oomScoreAdj")
+    equal((process["user"]["uid"], process["user"]["gid"]), (1000, 1000), "user")
+    check(777 in process["user"]["additionalGids"], f"groups {process['user']}")
+    check("CAP_NET_ADMIN" in process["capabilities"]["bounding"], "a capability")
+    equal(process["capabilities"]["effective"], [], "effective capabilities of uid 1000")
+    equal(spec["root"]["readonly"], True, "root.readonly")
+    equal(spec["annotations"], {"a\"b": "c\n"}, "annotations")
+    places = {m["destination"]: m for m in spec["mounts"]}
+    equal((places["/mnt/v"]["source"], places["/proc"]["type"]), (source, "proc"), "mounts")
+    check("ro" in places["/mnt/v"]["options"], "the volume is read-only")
+    equal([m["type"] for m in spec["mounts"] if m["destination"] == "/dev/shm"], ["bind"], "/dev/shm")
+    linux = spec["linux"]
+    equal((linux["resources"]["cpu"]["shares"], linux["resources"]["memory"]["limit"],
+           linux["resources"]["unified"]), (512, 64 << 20, {"memory.low": "0"}), "resources")
+    equal({n["type"] for n in linux["namespaces"]}, {"mount", "pid", "cgroup", "ipc"}, "namespaces")
+    equal(linux["devices"], [{"path": "/dev/nought", "type": "c", "major": 1, "minor": 5}], "devices")
+    equal(linux["maskedPaths"], ["/proc/tty"], "maskedPaths")
+    holds("of-a-script", linux["cgroupsPath"], "cgroupsPath")
+    container.stop()
+    equal(info()["pid"], 0, "the pid of what has ended")
+
+
 # -- stopping -------------------------------------------------------------------------------------
 
 TRAPS = """for s in TERM USR1 INT; do trap "echo got $s; exit 5" $s; done; echo up

@@ -247,6 +247,24 @@ def verbose_status_has_JSON_and_the_terse_one_has_none(k):
         json.loads(value)
 
 
+@test
+def verbose_status_says_how_to_enter_the_pods_namespaces(k):
+    import json
+    pod = k.own_network_pod(annotations={"x": "y"})
+
+    def info():
+        return json.loads(k.cri.PodSandboxStatus(pod_sandbox_id=pod.id, verbose=True).info["info"])
+    seen = info()
+    spec = seen["runtimeSpec"]
+    equal((spec["hostname"], spec["annotations"]), ("a-pod", {"x": "y"}), "hostname, annotations")
+    spaces = {n["type"]: n.get("path") for n in spec["linux"]["namespaces"]}
+    check({"network", "uts", "ipc"} <= set(spaces), f"namespaces {spaces}")
+    equal(os.stat(spaces["network"]).st_ino, os.stat(f"/proc/{seen['pid']}/ns/net").st_ino,
+          "the network namespace of .info.pid and of its path")
+    pod.stop()
+    equal(info()["pid"], 0, "the pid of a stopped pod")
+
+
 # -- namespaces -----------------------------------------------------------------------------------
 
 def marked(k):
