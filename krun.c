@@ -20926,6 +20926,26 @@ static int cg_remove(const cg_tree *t, const char *path, error *e)
     }
 }
 
+/* Finds a cgroup by its name alone, wherever it is: at most `levels` below `at`, an open cgroup
+ * whose path are the first n bytes of `path`, which gets that of the one found. */
+static bool cg_find(int at, const char *name, char path[PATH_MAX], size_t n, int levels)
+{
+    DIR *d = fdopendir(openat(at, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    bool found = false;
+    for (struct dirent *entry; d && !found && (entry = readdir(d));) {
+        size_t more = strlen(entry->d_name) + 1;
+        if (entry->d_type != DT_DIR || entry->d_name[0] == '.' || n + more >= PATH_MAX) continue;
+        snprintf(path + n, PATH_MAX - n, "/%s", entry->d_name);
+        found = !strcmp(entry->d_name, name);
+        if (found || !levels) continue;
+        OWNED_FD below =
+            openat(at, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        found = below >= 0 && cg_find(below, name, path, n + more, levels - 1);
+    }
+    if (d) closedir(d);
+    return found;
+}
+
 /* How many processes of the cgroup and below it the kernel has killed for want of memory. */
 static int64_t cg_oom_kills(int cgroup)
 {
@@ -25993,24 +26013,36 @@ static const char *pod_socket(const pod *p, char out[PATH_MAX])
     return out;
 }
 
-/* Connects to the pod's monitor, learns the state of all its containers and goes on listening. A
- * monitor that is slow (stopped, swapped out) is not waited for: the same words come by the link.
- * Not locked. -1: there is no monitor. */
-static int pod_follow(pod *p, error *e)
+/* Connects to the pod's monitor and asks to be told of all its containers, now and whenever one
+ * changes. -1: there is no monitor. */
+static int pod_hail(pod *p, error *e)
 {
     char path[PATH_MAX];
-    OWNED_ARENA a = arena_make(2 * STATE_MAX);
     OWNED_FD conn = monitor_connect(pod_socket(p, path), e);
     MonitorRequest ask = { .version = STATE_VERSION, .call = MONITOR_WATCH };
-    MonitorReply reply = { 0 };
-    monitor_wait patience = { .cancel_fd = -1, .deadline = clock_mono() + FOLLOW_PATIENCE };
     if (conn < 0 || monitor_send(conn, &ask, NULL, 0, e) < 0) return -1;
-    if (monitor_receive(conn, &patience, &a, &reply, e) < 0 && e->code != GRPC_DEADLINE_EXCEEDED)
-        return -1;
-    if (monitor_verdict(&reply, e) < 0) return -1;
-    LOCKED(p->runtime);
-    if (!pod_heard(p, &reply)) return fail(e, GRPC_UNAVAILABLE, "the pod's pause process died");
     p->link = (watch){ .fd = give_fd(&conn), .ready = pod_link_ready };
+    return 0;
+}
+
+/* After pod_hail: learns the state of all containers and goes on listening. A monitor that is slow
+ * (stopped, swapped out) is not waited for beyond `deadline`: the same words come by the link. Not
+ * locked. -1: the monitor is of no use. */
+static int pod_follow(pod *p, int64_t deadline, error *e)
+{
+    OWNED_ARENA a = arena_make(2 * STATE_MAX);
+    MonitorReply reply = { 0 };
+    monitor_wait patience = { .cancel_fd = -1, .deadline = deadline };
+    int heard = monitor_receive(p->link.fd, &patience, &a, &reply, e);
+    if (heard < 0 && e->code == GRPC_DEADLINE_EXCEEDED) {
+        log_warn("pod %.12s: its monitor does not answer yet", (const char *)p->record.id.p);
+        heard = 0;
+    }
+    if (heard == 0) heard = monitor_verdict(&reply, e);
+    LOCKED(p->runtime);
+    if (heard == 0 && !pod_heard(p, &reply))
+        heard = fail(e, GRPC_UNAVAILABLE, "the pod's pause process died");
+    if (heard < 0) return close_fd(&p->link.fd), -1;
     p->attend.run = pod_attend;
     pod_hold(p);
     loop_post(p->runtime->loop, &p->attend);
@@ -26365,6 +26397,33 @@ static void pod_adopt_monitor(pod *p)
     p->monitor = -1;
 }
 
+static bool process_is_monitor(pid_t pid, slice id)
+{
+    char path[32], line[80];
+    snprintf(path, sizeof path, "/proc/%d/cmdline", (int)pid);
+    OWNED_FD file = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = file < 0 ? -1 : read_all(file, line, sizeof line);
+    static const char start[] = "krun\0monitor"; /* and its own NUL */
+    return n == (ssize_t)(sizeof start + id.n + 1) && !memcmp(line, start, sizeof start) &&
+           !memcmp(line + sizeof start, id.p, id.n);
+}
+
+/* The pidfd of a pod's monitor that no record names, the caller's; -1: there is none. */
+static int monitor_search(const runtime *r, slice id)
+{
+    OWNED_ARENA a = arena_make(4 * MIB);
+    slice pids = { NULL, 0 };
+    error e;
+    if (r->monitors >= 0) pids = file_read(r->monitors, "cgroup.procs", MIB, &a, &e);
+    while (pids.n) {
+        uint64_t pid;
+        if (!parse_u64(slice_cut(&pids, '\n'), 10, INT32_MAX, &pid)) continue;
+        OWNED_FD pidfd = sys_pidfd_open((pid_t)pid);
+        if (pidfd >= 0 && process_is_monitor((pid_t)pid, id)) return give_fd(&pidfd);
+    }
+    return -1;
+}
+
 /* Starts the monitor and has it make the namespaces. The socket listens before the monitor runs,
  * so there is no moment at which a connect could fail. */
 static int pod_start_monitor(pod *p, int state_dir, error *e)
@@ -26388,7 +26447,6 @@ static int pod_start_monitor(pod *p, int state_dir, error *e)
     p->monitor = monitor_spawn(&args, &pid, e);
     if (p->monitor < 0) return -1;
     close_fd(&listener); /* so that a monitor that dies leaves nobody who listens */
-    listener = -1;
     p->record.monitor_pid = pid;
     p->record.monitor_start = process_start(pid);
     fault_point("pod.monitor");
@@ -26452,7 +26510,7 @@ static int pod_build(pod *p, int cancel, error *e)
     p->record.state = PodSandboxState_SANDBOX_READY;
     p->record.was_ready = true;
     if (state_write(dir, "pod.json", &PodRecord_msg, &p->record, e) < 0) return -1;
-    return pod_follow(p, e);
+    return pod_hail(p, e) < 0 ? -1 : pod_follow(p, clock_mono() + FOLLOW_PATIENCE, e);
 }
 
 /* Ends the pod's monitor, and with it its namespaces and all its processes. */
@@ -27470,6 +27528,13 @@ static int container_recover(pod *p, const char *id, error *e)
     return 0;
 }
 
+/* What cannot be listed may not run: the kubelet would start a second one beside it. */
+static void container_disown(pod *p, const char *id)
+{
+    OWNED_ARENA a = arena_make(8 * KIB);
+    cgroup_clear(p, spec_cgroup(&p->record, slice_of(id), &a));
+}
+
 static void pod_recover_containers(pod *p)
 {
     char path[96];
@@ -27486,21 +27551,12 @@ static void pod_recover_containers(pod *p)
     for (struct dirent *entry; (entry = readdir(list));) {
         if (!id_valid(entry->d_name)) continue;
         if (container_recover(p, entry->d_name, &e) == 0) continue;
+        container_disown(p, entry->d_name);
         if (e.code == GRPC_NOT_FOUND) { /* its making or removal was cut short */
             if (tree_remove(dir, entry->d_name, &e) < 0) log_warn("pods/%s/%s", path, e.text);
         } else set_aside(dir, entry->d_name, e.text);
     }
     closedir(list);
-}
-
-/* Whether the monitor of a pod of this boot answers. */
-static bool pod_monitor_answers(pod *p)
-{
-    char path[PATH_MAX];
-    error e;
-    if (!slice_is(p->record.boot_id, p->runtime->boot_id)) return false;
-    OWNED_FD conn = monitor_connect(pod_socket(p, path), &e);
-    return conn >= 0;
 }
 
 /* Reads one pod back. -1 with NOT_FOUND: there is no record, the directory is rubbish. */
@@ -27530,6 +27586,8 @@ static void pod_leave_network(pod *p)
 static int pod_undo(pod *p, error *e)
 {
     bool connected = p->record.network_up;
+    p->monitor = monitor_search(p->runtime, p->record.id);
+    if (p->monitor >= 0) sys_pidfd_kill(p->monitor, SIGKILL); /* it has no container to record */
     pod_end(p);
     pod_leave_network(p);
     if (p->record.network_up) return 0; /* the disk is full, say: the next start tries again */
@@ -27537,20 +27595,35 @@ static int pod_undo(pod *p, error *e)
     return pod_unrecord(p, e);
 }
 
+/* The pod's monitor has died, or cannot be asked and is of no use. */
+static void pod_bury(pod *p)
+{
+    error e;
+    if (p->monitor >= 0) sys_pidfd_kill(p->monitor, SIGKILL);
+    pod_orphaned(p, "the pod's monitor died while krun was not there");
+    pod_leave_network(p);
+    lock_state(p->runtime);
+    p->state = POD_NOTREADY;
+    p->record.state = PodSandboxState_SANDBOX_NOTREADY;
+    unlock_state(p->runtime);
+    if (pod_write(p, &e) < 0) log_warn("pod %.12s: %s", (const char *)p->record.id.p, e.text);
+}
+
 /* One pod after a start: still running, ended meanwhile, or cut short in its making (its client was
- * never told of it, and asks again). */
+ * never told of it, and asks again). What its monitor answers is for runtime_follow to hear. */
 static int pod_resume(runtime *r, const char *id, error *e)
 {
     pod *p = pod_recover(r, id, e);
+    error gone;
     if (!p) return -1;
     bool whole = p->record.state == PodSandboxState_SANDBOX_READY;
-    pod_adopt_monitor(p);
-    bool alive = pod_monitor_answers(p);
     if (!p->record.was_ready) {
         int done = pod_undo(p, e);
         pod_free(&p->release);
         return done;
     }
+    pod_adopt_monitor(p);
+    bool alive = slice_is(p->record.boot_id, r->boot_id) && pod_hail(p, &gone) == 0;
     lock_state(r);
     int done = pod_enter(p, e);
     p->state = whole && alive ? POD_READY : POD_NOTREADY;
@@ -27558,17 +27631,60 @@ static int pod_resume(runtime *r, const char *id, error *e)
     unlock_state(r);
     if (done < 0) return -1;
     pod_recover_containers(p);
-    if (alive && pod_follow(p, e) == 0) return 0;
-    if (alive) log_warn("pod %.12s: %s", id, e->text);
-    if (p->monitor >= 0)
-        sys_pidfd_kill(p->monitor, SIGKILL); /* one that cannot be asked is of no use */
-    pod_orphaned(p, "the pod's monitor died while krun was not there");
-    pod_leave_network(p);
-    if (pod_write(p, e) < 0) log_warn("pod %.12s: %s", id, e->text);
-    LOCKED(r);
-    p->state = POD_NOTREADY;
-    p->record.state = PodSandboxState_SANDBOX_NOTREADY;
+    if (!alive) pod_bury(p);
     return 0;
+}
+
+/* Hears what the monitors of all pods answer. All have been asked before, so that any number of
+ * them that do not run cost the start one patience together. */
+static void runtime_follow(runtime *r)
+{
+    int64_t deadline = clock_mono() + FOLLOW_PATIENCE;
+    for (size_t i = 0; i < r->pods_by_id.n; i++) {
+        pod *p = r->pods_by_id.rows[i].object;
+        error e;
+        if (p->link.fd < 0 || pod_follow(p, deadline, &e) == 0) continue;
+        log_warn("pod %.12s: %s", (const char *)p->record.id.p, e.text);
+        pod_bury(p);
+    }
+}
+
+/* Ends the monitor of a pod that is no pod any more, if it is so far gone that it does not answer.
+ * One that answers can end its containers itself: see pod_stop_monitor. */
+static void pod_end_mute_monitor(pod *p)
+{
+    OWNED_ARENA a = arena_make(2 * STATE_MAX);
+    MonitorReply reply = { 0 };
+    monitor_wait patience = { .cancel_fd = -1, .deadline = clock_mono() + FOLLOW_PATIENCE };
+    error e;
+    if (pod_hail(p, &e) < 0) return;
+    if (monitor_receive(p->link.fd, &patience, &a, &reply, &e) < 0) {
+        p->monitor = monitor_search(p->runtime, p->record.id);
+        if (p->monitor >= 0) sys_pidfd_kill(p->monitor, SIGKILL);
+    }
+    close_fd(&p->link.fd);
+}
+
+/* Ends what runs in a cgroup of this name. Where the pod's were only its record said. */
+static void pod_abandon_cgroup(pod *p, const char *name)
+{
+    char path[PATH_MAX] = "";
+    if (cg_find(p->runtime->cgroups.root, name, path, 0, CG_LEVELS_MAX))
+        cgroup_clear(p, slice_of(path + 1));
+}
+
+static void pod_abandon_cgroups(pod *p, const char *id, bool recorded)
+{
+    char path[96];
+    snprintf(path, sizeof path, "krun/%s", id);
+    cgroup_clear(p, slice_of(path)); /* where it is if nobody has asked for another place */
+    snprintf(path, sizeof path, "%s/containers", id);
+    int dir = openat(p->runtime->pods, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *list = dir < 0 ? NULL : fdopendir(dir);
+    for (struct dirent *entry; list && (entry = readdir(list));)
+        if (id_valid(entry->d_name)) pod_abandon_cgroup(p, entry->d_name);
+    if (list) closedir(list);
+    if (recorded) pod_abandon_cgroup(p, id);
 }
 
 /* Ends what may still run of a pod whose record cannot be read: all that its id alone leads to.
@@ -27584,11 +27700,11 @@ static void pod_abandon(runtime *r, const char *id, bool recorded)
     p->record.spec = arena_alloc(&p->memory, sizeof *p->record.spec);
     if (p->record.config && p->record.spec) {
         const char *netns = arena_printf(&p->memory, "/run/netns/krun-%s", id);
-        slice own = slice_of(arena_printf(&p->memory, "krun/%s", id));
         p->record.spec->netns = slice_of(netns);
         p->record.network_up = recorded || access(netns, F_OK) == 0;
+        pod_end_mute_monitor(p);
         pod_end(p);
-        cgroup_clear(p, own);
+        pod_abandon_cgroups(p, id, recorded);
         pod_leave_network(p);
     }
     pod_free(&p->release);
@@ -27676,7 +27792,9 @@ static int runtime_resume(runtime *r, error *e)
             done = pod_give_up(r, entry->d_name, e);
     }
     closedir(list);
-    return done < 0 || runtime_sweep(r, e) < 0 ? -1 : runtime_resume_networks(r, e);
+    if (done < 0) return -1;
+    runtime_follow(r);
+    return runtime_sweep(r, e) < 0 ? -1 : runtime_resume_networks(r, e);
 }
 
 /* == 27. The CRI's services ==================================================================
