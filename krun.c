@@ -36,8 +36,9 @@
  *  27  The CRI's services             the calls of the CRI
  *  28  Client                         the other end of the socket
  *  29  Daemon                         settings, start, end
- *  30  Command line                   krun for people
- *  31  main                           which part this process plays
+ *  30  Words, tables, pulls           what the commands have in common
+ *  31  Command line                   krun for people
+ *  32  main                           which part this process plays
  *
  * Chapter 7 will be TLS. A chapter uses only those above it. Search for "== 21." to go to one. */
 
@@ -28677,6 +28678,21 @@ static int service_pull_watched(grpc_call *c, const void *in, void *out, error *
     return image_pull_watched(s, in, cancel, &client, e);
 }
 
+/* Whether a container has the image as its root or as a volume. Under the lock. */
+static bool service_uses_image(image_store *s, const container *c, const ImageRecord *image)
+{
+    const ContainerConfig *config = c->record.config;
+    if (slice_eq(c->record.image_id, image->id)) return true;
+    for (size_t i = 0; i < config->mounts.n; i++) {
+        const ImageSpec *volume = config->mounts.p[i].image;
+        const ImageRecord *r = volume ? image_hold(s, volume->image) : NULL;
+        bool same = r && slice_eq(r->id, image->id);
+        image_drop(s, r);
+        if (same) return true;
+    }
+    return false;
+}
+
 /* A container that uses the image, as a person calls it; empty: none does. */
 static slice service_image_user(grpc_call *c, slice name)
 {
@@ -28686,7 +28702,7 @@ static slice service_image_user(grpc_call *c, slice name)
     lock_state(r);
     for (size_t i = 0; image && i < r->containers_by_id.n && !user.n; i++) {
         const container *one = r->containers_by_id.rows[i].object;
-        if (slice_eq(one->record.image_id, image->id))
+        if (service_uses_image(r->images, one, image))
             user = slice_of(arena_printf(&c->arena, "container %.13s (%.*s)",
                                          (const char *)one->record.id.p,
                                          PR(one->record.config->metadata->name)));
@@ -28918,7 +28934,7 @@ static void services_methods(arena *a, grpc_method out[SERVICES_METHODS])
 
 /* == 28. Client ==============================================================================
  *
- * The other end of the socket: how chapter 30 (for a person) and krun.h (for a program) make pods,
+ * The other end of the socket: how chapter 31 (for a person) and krun.h (for a program) make pods,
  * with the calls that a kubelet makes. A CRI client does the kubelet's part of the work: it gives a
  * pod its uid, makes the directory of its logs and removes it, and reads the log files itself.
  *
@@ -30403,16 +30419,16 @@ static int daemon_main(int argc, char **argv)
     return 0;
 }
 
-/* == 30. Command line ========================================================================
+/* == 30. Words, tables, pulls ================================================================
  *
- * What a person types. Every command but `serve` is a client of the CRI socket, with the calls that
- * a kubelet makes, so it is also an example of how they go together: `krun run` is PullImage,
- * RunPodSandbox, CreateContainer, StartContainer, the log file, StopPodSandbox, RemovePodSandbox.
- * Commands and options are two tables; the parser and every --help are made from them.
+ * What the commands of the next chapter have in common. An invocation, and how it complains. What
+ * people read: tables, ages, sizes, JSON. What a word means: a pod, a container, an image. And a
+ * pull as people see it: with the user's own credentials, and its progress on the terminal.
  *
- * Defined by  cri.proto; pod and container files: crictl's; exit codes 125 to 127: docker-run(1)
- * Uses        1, 2, 3, 8, 9, 28, 29            Gives  cli_main
- * Bounds      256 MiB of memory for a command */
+ * Defined by  docker's and podman's files of credentials: docker-login(1), containers-auth.json(5);
+ *             github.com/docker/docker-credential-helpers; ECMA-48 (terminals)
+ * Uses        1, 2, 3, 8, 9, 13, 28            Gives  cli_* for chapter 31
+ * Bounds      256 MiB of memory for a command; 1 MiB from a credential helper */
 #ifndef KRUN_NO_CLI
 
 /* -- one invocation ---------------------------------------------------------------------------- */
@@ -30830,113 +30846,7 @@ static int cli_find_container(cli *c, const char *word, slice *id, error *e)
                 all.n, PR(buf_view(&names)));
 }
 
-/* -- lists ------------------------------------------------------------------------------------- */
-
-/* The CRI lists know filters for state, labels and IDs; an absent filter is everything. */
-static int cli_do_pods(cli *c, error *e)
-{
-    ListPodSandboxRequest in = { 0 };
-    ListPodSandboxResponse out = { 0 };
-    if (CLI_CALL(c, ListPodSandbox, &in, &out, e) < 0) return -1;
-    if (cli_wants_json(c)) return cli_json(&ListPodSandboxResponse_msg, &out, e);
-    cli_table t = cli_heading(c, "POD ID|CREATED|STATE|NAME|NAMESPACE|ATTEMPT");
-    for (size_t i = 0; i < out.items.n; i++) {
-        const PodSandbox *p = &out.items.p[i];
-        const PodSandboxMetadata none = { 0 }, *m = p->metadata ? p->metadata : &none;
-        if (c->quiet) { printf("%.*s\n", PR(p->id)); continue; }
-        cli_cell(&t, "%.*s", PR(cli_short(p->id)));
-        cli_cell(&t, "%s", cli_ago(c, p->created_at));
-        cli_cell(&t, "%s", p->state == PodSandboxState_SANDBOX_READY ? "Ready" : "NotReady");
-        cli_cell(&t, "%.*s", PR(m->name));
-        cli_cell(&t, "%.*s", PR(m->name_space));
-        cli_cell(&t, "%u", m->attempt);
-    }
-    if (!c->quiet) cli_print(&t);
-    return CLI_OK;
-}
-
-static const char *cli_state(int32_t state)
-{
-    static const char *const names[] = { "Created", "Running", "Exited" };
-    return state >= 0 && state < (int32_t)COUNT(names) ? names[state] : "Unknown";
-}
-
-/* The name of the pod with this ID in a list of pods. */
-static slice cli_pod_name(const cli_things *pods, slice id)
-{
-    for (size_t i = 0; i < pods->n; i++)
-        if (slice_eq(pods->p[i].id, id)) return pods->p[i].name;
-    return SLICE("");
-}
-
-/* Only what runs, unless --all, as docker and crictl do. The list has the IDs of the pods but not
- * their names, so those are asked for too. */
-static int cli_do_ps(cli *c, error *e)
-{
-    ContainerStateValue running = { ContainerState_CONTAINER_RUNNING };
-    ContainerFilter filter = { .state = c->all ? NULL : &running };
-    ListContainersRequest in = { .filter = &filter };
-    ListContainersResponse out = { 0 };
-    cli_thing of;
-    if (c->of_pod && cli_find(c, CLI_POD, c->of_pod, &of, e) < 0) return -1;
-    if (c->of_pod) filter.pod_sandbox_id = of.id;
-    if (CLI_CALL(c, ListContainers, &in, &out, e) < 0) return -1;
-    if (cli_wants_json(c)) return cli_json(&ListContainersResponse_msg, &out, e);
-    cli_things pods = { 0 };
-    if (!c->quiet && cli_add_pods(c, &pods, e) < 0) return -1;
-    cli_table t = cli_heading(c, "CONTAINER ID|IMAGE|CREATED|STATE|NAME|ATTEMPT|POD ID|POD");
-    for (size_t i = 0; i < out.containers.n; i++) {
-        const Container *one = &out.containers.p[i];
-        const ContainerMetadata none = { 0 }, *m = one->metadata ? one->metadata : &none;
-        if (c->quiet) { printf("%.*s\n", PR(one->id)); continue; }
-        cli_cell(&t, "%.*s", PR(cli_short(one->id)));
-        cli_cell(&t, "%.*s", PR(one->image ? one->image->image : one->image_ref));
-        cli_cell(&t, "%s", cli_ago(c, one->created_at));
-        cli_cell(&t, "%s", cli_state(one->state));
-        cli_cell(&t, "%.*s", PR(m->name));
-        cli_cell(&t, "%u", m->attempt);
-        cli_cell(&t, "%.*s", PR(cli_short(one->pod_sandbox_id)));
-        cli_cell(&t, "%.*s", PR(cli_pod_name(&pods, one->pod_sandbox_id)));
-    }
-    if (!c->quiet) cli_print(&t);
-    return CLI_OK;
-}
-
-/* One line of the images' table. `name` is repository:tag or repository@digest; the port in
- * "localhost:5000/app" is no tag, so the last ':' counts only after the last '/'. */
-static void cli_image_row(cli *c, cli_table *t, const Image *one, slice name)
-{
-    const char *text = arena_str(&c->client.arena, name), *digest = strchr(text, '@'),
-               *slash = strrchr(text, '/');
-    const char *colon = digest ? NULL : strrchr(slash ? slash : text, ':');
-    const char *end = digest ? digest : colon ? colon : text + strlen(text);
-    cli_cell(t, "%.*s", (int)(end - text), text);
-    cli_cell(t, "%s", colon ? colon + 1 : "<none>");
-    cli_cell(t, "%.*s", PR(cli_short(one->id)));
-    cli_cell(t, "%s", cli_size(c, one->size));
-}
-
-static int cli_do_images(cli *c, error *e)
-{
-    ListImagesRequest in = { 0 };
-    ListImagesResponse out = { 0 };
-    if (CLI_IMAGE(c, ListImages, &in, &out, e) < 0) return -1;
-    if (cli_wants_json(c)) return cli_json(&ListImagesResponse_msg, &out, e);
-    cli_table t = cli_heading(c, "IMAGE|TAG|IMAGE ID|SIZE");
-    for (size_t i = 0; i < out.images.n; i++) {
-        const Image *one = &out.images.p[i];
-        if (c->quiet) { printf("%.*s\n", PR(one->id)); continue; }
-        for (size_t k = 0; k < one->repo_tags.n; k++)
-            cli_image_row(c, &t, one, one->repo_tags.p[k]);
-        if (one->repo_tags.n) continue;
-        cli_image_row(c, &t, one,
-                      one->repo_digests.n ? one->repo_digests.p[0] : SLICE("<none>"));
-    }
-    if (!c->quiet) cli_print(&t);
-    return CLI_OK;
-}
-
-/* -- images ------------------------------------------------------------------------------------ */
+/* -- credentials ------------------------------------------------------------------------------- */
 
 /* Runs one of docker's credential helpers and gives what it prints: a registry on its standard
  * input, JSON on its output (github.com/docker/docker-credential-helpers). It may ask the user for
@@ -31246,6 +31156,128 @@ static int cli_pull_image(cli *c, const char *name, slice *id, error *e)
         done = cli_pull_unwatched(c, &in, id, e);
     return done;
 }
+
+#endif /* KRUN_NO_CLI */
+
+/* == 31. Command line ========================================================================
+ *
+ * What a person types. Every command but `serve` is a client of the CRI socket, with the calls that
+ * a kubelet makes, so it is also an example of how they go together: `krun run` is PullImage,
+ * RunPodSandbox, CreateContainer, StartContainer, the log file, StopPodSandbox, RemovePodSandbox.
+ * Commands and options are two tables; the parser and every --help are made from them.
+ *
+ * Defined by  cri.proto; pod and container files: crictl's; exit codes 125 to 127: docker-run(1)
+ * Uses        1, 2, 3, 8, 9, 28, 29, 30        Gives  cli_main
+ * Bounds      256 MiB of memory for a command */
+#ifndef KRUN_NO_CLI
+
+/* -- lists ------------------------------------------------------------------------------------- */
+
+/* The CRI lists know filters for state, labels and IDs; an absent filter is everything. */
+static int cli_do_pods(cli *c, error *e)
+{
+    ListPodSandboxRequest in = { 0 };
+    ListPodSandboxResponse out = { 0 };
+    if (CLI_CALL(c, ListPodSandbox, &in, &out, e) < 0) return -1;
+    if (cli_wants_json(c)) return cli_json(&ListPodSandboxResponse_msg, &out, e);
+    cli_table t = cli_heading(c, "POD ID|CREATED|STATE|NAME|NAMESPACE|ATTEMPT");
+    for (size_t i = 0; i < out.items.n; i++) {
+        const PodSandbox *p = &out.items.p[i];
+        const PodSandboxMetadata none = { 0 }, *m = p->metadata ? p->metadata : &none;
+        if (c->quiet) { printf("%.*s\n", PR(p->id)); continue; }
+        cli_cell(&t, "%.*s", PR(cli_short(p->id)));
+        cli_cell(&t, "%s", cli_ago(c, p->created_at));
+        cli_cell(&t, "%s", p->state == PodSandboxState_SANDBOX_READY ? "Ready" : "NotReady");
+        cli_cell(&t, "%.*s", PR(m->name));
+        cli_cell(&t, "%.*s", PR(m->name_space));
+        cli_cell(&t, "%u", m->attempt);
+    }
+    if (!c->quiet) cli_print(&t);
+    return CLI_OK;
+}
+
+static const char *cli_state(int32_t state)
+{
+    static const char *const names[] = { "Created", "Running", "Exited" };
+    return state >= 0 && state < (int32_t)COUNT(names) ? names[state] : "Unknown";
+}
+
+/* The name of the pod with this ID in a list of pods. */
+static slice cli_pod_name(const cli_things *pods, slice id)
+{
+    for (size_t i = 0; i < pods->n; i++)
+        if (slice_eq(pods->p[i].id, id)) return pods->p[i].name;
+    return SLICE("");
+}
+
+/* Only what runs, unless --all, as docker and crictl do. The list has the IDs of the pods but not
+ * their names, so those are asked for too. */
+static int cli_do_ps(cli *c, error *e)
+{
+    ContainerStateValue running = { ContainerState_CONTAINER_RUNNING };
+    ContainerFilter filter = { .state = c->all ? NULL : &running };
+    ListContainersRequest in = { .filter = &filter };
+    ListContainersResponse out = { 0 };
+    cli_thing of;
+    if (c->of_pod && cli_find(c, CLI_POD, c->of_pod, &of, e) < 0) return -1;
+    if (c->of_pod) filter.pod_sandbox_id = of.id;
+    if (CLI_CALL(c, ListContainers, &in, &out, e) < 0) return -1;
+    if (cli_wants_json(c)) return cli_json(&ListContainersResponse_msg, &out, e);
+    cli_things pods = { 0 };
+    if (!c->quiet && cli_add_pods(c, &pods, e) < 0) return -1;
+    cli_table t = cli_heading(c, "CONTAINER ID|IMAGE|CREATED|STATE|NAME|ATTEMPT|POD ID|POD");
+    for (size_t i = 0; i < out.containers.n; i++) {
+        const Container *one = &out.containers.p[i];
+        const ContainerMetadata none = { 0 }, *m = one->metadata ? one->metadata : &none;
+        if (c->quiet) { printf("%.*s\n", PR(one->id)); continue; }
+        cli_cell(&t, "%.*s", PR(cli_short(one->id)));
+        cli_cell(&t, "%.*s", PR(one->image ? one->image->image : one->image_ref));
+        cli_cell(&t, "%s", cli_ago(c, one->created_at));
+        cli_cell(&t, "%s", cli_state(one->state));
+        cli_cell(&t, "%.*s", PR(m->name));
+        cli_cell(&t, "%u", m->attempt);
+        cli_cell(&t, "%.*s", PR(cli_short(one->pod_sandbox_id)));
+        cli_cell(&t, "%.*s", PR(cli_pod_name(&pods, one->pod_sandbox_id)));
+    }
+    if (!c->quiet) cli_print(&t);
+    return CLI_OK;
+}
+
+/* One line of the images' table. `name` is repository:tag or repository@digest; the port in
+ * "localhost:5000/app" is no tag, so the last ':' counts only after the last '/'. */
+static void cli_image_row(cli *c, cli_table *t, const Image *one, slice name)
+{
+    const char *text = arena_str(&c->client.arena, name), *digest = strchr(text, '@'),
+               *slash = strrchr(text, '/');
+    const char *colon = digest ? NULL : strrchr(slash ? slash : text, ':');
+    const char *end = digest ? digest : colon ? colon : text + strlen(text);
+    cli_cell(t, "%.*s", (int)(end - text), text);
+    cli_cell(t, "%s", colon ? colon + 1 : "<none>");
+    cli_cell(t, "%.*s", PR(cli_short(one->id)));
+    cli_cell(t, "%s", cli_size(c, one->size));
+}
+
+static int cli_do_images(cli *c, error *e)
+{
+    ListImagesRequest in = { 0 };
+    ListImagesResponse out = { 0 };
+    if (CLI_IMAGE(c, ListImages, &in, &out, e) < 0) return -1;
+    if (cli_wants_json(c)) return cli_json(&ListImagesResponse_msg, &out, e);
+    cli_table t = cli_heading(c, "IMAGE|TAG|IMAGE ID|SIZE");
+    for (size_t i = 0; i < out.images.n; i++) {
+        const Image *one = &out.images.p[i];
+        if (c->quiet) { printf("%.*s\n", PR(one->id)); continue; }
+        for (size_t k = 0; k < one->repo_tags.n; k++)
+            cli_image_row(c, &t, one, one->repo_tags.p[k]);
+        if (one->repo_tags.n) continue;
+        cli_image_row(c, &t, one,
+                      one->repo_digests.n ? one->repo_digests.p[0] : SLICE("<none>"));
+    }
+    if (!c->quiet) cli_print(&t);
+    return CLI_OK;
+}
+
+/* -- images ------------------------------------------------------------------------------------ */
 
 static int cli_pull_one(cli *c, const char *name, error *e)
 {
@@ -32325,14 +32357,14 @@ static int cli_main(int argc, char **argv)
 }
 
 #endif
-/* == 31. main ================================================================================
+/* == 32. main ================================================================================
  *
  * Where every process of krun begins. One program plays all parts: the daemon starts its own
  * program again (chapter 2, self_program) with a part's name as the first argument; in containers
  * of the built-in image localhost/krun:self it is a handful of small programs. And the functions
  * of krun.h, for a program that has krun inside.
  *
- * Uses        1, 8, 11, 13, 14, 22, 27, 28, 29, 30  Gives  krun.h, main */
+ * Uses        1, 8, 11, 13, 14, 22, 27, 28, 29, 31  Gives  krun.h, main */
 
 /* -- the programs in localhost/krun:self ------------------------------------------------------- */
 

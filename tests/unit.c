@@ -110,8 +110,9 @@ static int temp_dir(char path[PATH_MAX])
 #include "24_spec.c"
 #include "25_pods.c"
 #include "28_client.c"
-#include "30_cli.c"
-#include "31_main.c"
+#include "30_words.c"
+#include "31_cli.c"
+#include "32_main.c"
 static void find_vectors(void)
 {
     char self[PATH_MAX - 16] = "";

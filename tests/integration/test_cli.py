@@ -508,6 +508,15 @@ def rmi_refuses_what_a_container_uses(k):
     holds("(user): remove that first, or use --force", done.stderr.decode(), "rmi")
     holds("deleted: ", words(k, "rmi", "--force", names[1]), "rmi --force")
     words(k, "rm", "-f", "user")
+    load_named(k, ["example.test/volume:1"])
+    pod = k.pod()
+    volume = {"container_path": "/data", "image": {"image": "example.test/volume:1"}, "readonly": True}
+    user = pod.create(*["sleep", "98765"], mounts=[volume])
+    done = k.cli("rmi", "example.test/volume:1", check_status=False)
+    equal(done.returncode, 1, "rmi of a volume's image")
+    holds("is in use by container " + user.id[:13], done.stderr.decode(), "rmi")
+    pod.remove()
+    words(k, "rmi", "example.test/volume:1")
 
 
 @test
