@@ -170,6 +170,20 @@ static int tar_unpack_rows(const tar_row *rows, size_t n, int root, error *e)
     return tar_unpack_bytes(buf_view(&archive), root, 1000, e);
 }
 
+TEST(tar_unpack_makes_1024_levels_and_not_one_more)
+{
+    if (geteuid() != 0) SKIP("needs root");
+    char path[PATH_MAX], name[2 * (TAR_DEPTH_MAX + 1) + 1];
+    for (int levels = TAR_DEPTH_MAX; levels <= TAR_DEPTH_MAX + 1; levels++) {
+        error e;
+        for (int i = 0; i < levels; i++) memcpy(name + 2 * i, "d/", 3);
+        const tar_row deep = { '5', name, "", 0755 };
+        OWNED_FD root = temp_dir(path);
+        CHECK_INT(tar_unpack_rows(&deep, 1, root, &e), levels > TAR_DEPTH_MAX ? -1 : 0);
+        CHECK_INT(tree_remove(AT_FDCWD, path, &e), 0);
+    }
+}
+
 TEST(tar_unpack_gives_overlay_what_the_layer_says) /* T33 */
 {
     if (geteuid() != 0) SKIP("needs root");

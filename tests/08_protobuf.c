@@ -116,6 +116,20 @@ TEST(pb_decode_ends_at_32_levels) /* T2 */
     }
 }
 
+TEST(pb_decode_refuses_what_is_longer_than_a_message) /* T7 */
+{
+    OWNED_ARENA a = arena_make(MIB);
+    VersionRequest out;
+    error e = { 0 };
+    size_t n = PB_MESSAGE_MAX + 2; /* field 99, again and again: a field that nobody knows, of nothing */
+    uint8_t *bytes = malloc(n);
+    for (size_t i = 0; i < n; i++) bytes[i] = (const uint8_t[]){ 0x9a, 0x06, 0 }[i % 3];
+    CHECK_INT(pb_decode(&VersionRequest_msg, (slice){ bytes, PB_MESSAGE_MAX - 1 }, &a, &out, &e), 0);
+    CHECK_INT(pb_decode(&VersionRequest_msg, (slice){ bytes, PB_MESSAGE_MAX + 2 }, &a, &out, &e), -1);
+    CHECK_INT(e.code, GRPC_RESOURCE_EXHAUSTED);
+    free(bytes);
+}
+
 TEST(pb_decode_takes_no_more_memory_than_its_budget) /* T2 */
 {
     size_t n = PB_MESSAGE_MAX;

@@ -455,6 +455,17 @@ TEST(h2_answers_a_broken_frame_with_the_code_of_the_rfc) /* T11, T18 */
     }
 }
 
+TEST(h2_refuses_a_frame_that_is_too_long_by_its_head) /* RFC 9113, section 4.2 */
+{
+    H2_TEST(t);
+    add_frame(&t.sent, H2_HEADERS_FRAME, H2_END_HEADERS, 1, A_REQUEST);
+    static const uint8_t head[9] = { 0, 0x40, 1 /* 16385 bytes */, H2_DATA, 0, 0, 0, 0, 1 };
+    buf_slice(&t.sent, (slice){ head, sizeof head });
+    h2_feed(&t.h, buf_view(&t.sent));
+    CHECK_INT(goaway_code(&t), H2_FRAME_SIZE_ERROR);
+    test_bye(&t);
+}
+
 TEST(h2_gives_every_window_back)
 {
     static uint8_t zeros[H2_FRAME_MAX];

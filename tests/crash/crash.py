@@ -195,11 +195,16 @@ def one_round(world, clients, seed, before, last):
         left = getattr(world.krun.cri, name)()
         harness.check(not (left.items if name == "ListPodSandbox" else left.containers),
                       f"{name} after all was removed: {harness.short(left)}")
-    for path in glob.glob(world.krun.root + "/blobs/*.part"):
-        os.unlink(path)  # a cut download waits for a day to be gone on with: no leak
+    forget_parts(world)
     harness.compare_worlds(world.krun, before, ("descriptors",))
     compare_stores(world)
     world.hurt.clear()
+
+
+def forget_parts(world):
+    """A download that was cut waits for a day to be gone on with: no leak."""
+    for path in glob.glob(world.krun.root + "/blobs/*.part"):
+        os.unlink(path)
 
 
 def stored(krun):
@@ -234,6 +239,7 @@ def begin_again(world, clients):
             client.until_done("RemoveImage", image={"image": name})
             client.images[name] = "absent"
     time.sleep(1)
+    forget_parts(world)
     for path in glob.glob(world.krun.root + "/pods/*"):
         shutil.rmtree(path, ignore_errors=True)
     world.hurt.clear()

@@ -564,6 +564,7 @@ def bytes_that_do_not_match_their_digests_are_refused(k):  # T37
     image = small("content", Tree().file("a", os.urandom(100000)))
     layer = images.digest(image.layers[0])
     rows = {"layer flipped": (layer, flipped(image.layers[0])),
+            "layer of another time": (layer, image.layers[0][:4] + b"1234" + image.layers[0][8:]),
             "layer cut": (layer, image.layers[0][:-1000]),
             "layer longer": (layer, image.layers[0] + b"more"),
             "layer other": (layer, gzip.compress(b"x" * 100)),

@@ -205,6 +205,26 @@ def a_monitor_that_died_with_the_daemon_is_noticed_at_the_start(k):  # T57
 
 @restarts
 @test
+def an_exit_code_outlives_the_daemon_and_the_monitor(k):
+    pod = k.pod()
+    go = k.directory + "/go"
+    container = pod.start("sh", "-c", "while ! test -e /t/go; do sleep 0.02; done; exit 29",
+                          mounts=[{"host_path": k.directory, "container_path": "/t"}])
+    pid = monitor_of(pod)
+    k.kill()
+    with open(go, "w"):
+        pass
+    until("its end is written down", lambda: os.path.exists(
+        f"{k.root}/pods/{pod.id}/containers/{container.id}/exit"))
+    os.kill(pid, signal.SIGKILL)
+    os.unlink(go)
+    k.start()
+    reconnect(k, pod, container)
+    equal(container.exited().exit_code, 29, "exit code")
+
+
+@restarts
+@test
 def a_process_that_has_a_dead_monitors_number_is_left_alone(k):  # R17: a pid alone names nobody
     pod = k.pod()
     container = pod.start("sleep", "5300002")
