@@ -59,6 +59,7 @@ full:
 # What can be seen without running anything: the chapters' order, #if, lengths, warnings.
 structure:
 	tests/structure.py krun.c
+	tests/protections/protections.py --fits
 warnings:
 	tests/warnings.sh
 

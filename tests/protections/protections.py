@@ -1,11 +1,11 @@
 #!/usr/bin/python3
-"""protections.py [WORDS]...: whether each of krun's protections has a test that goes red without it; what
+"""protections.py [--fits] [WORDS]...: whether each of krun's protections has a test that goes red without it; what
 `make protections` runs. As root.
 
 list.py names the protections; WORDS choose some of them, by their names or their tests. Each is taken out of a copy of krun.c, the
 copy is built, and the test that the list names must fail, after it has passed with the whole krun.c. A
 protection whose test stays green is a survivor, and counts as a failure; so does an edit that does not
-fit krun.c exactly once.
+fit krun.c exactly once. With --fits only that is looked at: `make structure` does, without root.
 
 A krun without a protection can do harm. So everything happens where all mounts of this machine are
 read-only, but for memory file systems that go at the end, and in the sandbox of the integration tests.
@@ -134,6 +134,21 @@ def examine(protection, source, directory, green):
         return str(error)
 
 
+def fits():
+    """Whether each edit still fits krun.c."""
+    with open(TOP + "/krun.c") as f:
+        source = f.read()
+    failed = 0
+    for protection in PROTECTIONS:
+        try:
+            without(source, protection)
+        except ValueError as error:
+            failed += 1
+            print(f"FAILED {protection.name}: {error}")
+    print(f"protections: {len(PROTECTIONS) - failed} of {len(PROTECTIONS)} edits fit krun.c")
+    return 1 if failed else 0
+
+
 def main(words):
     chosen = [p for p in PROTECTIONS if not words or any(w in p.name or w in p.test for w in words)]
     passed, green = 0, set()
@@ -154,6 +169,8 @@ def main(words):
 
 
 if __name__ == "__main__":
+    if "--fits" in sys.argv:
+        sys.exit(fits())
     if os.geteuid() != 0:
         sys.exit("protections: containers need root: sudo make protections")
     if os.environ.get("KRUN_READ_ONLY") != "1":
