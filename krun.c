@@ -12008,6 +12008,7 @@ typedef struct {
     pb_pair fields[HTTP_FIELDS]; /* names and values in the reply's arena */
     size_t nfields;
     bool chunked, until_close, ended, last; /* last: the connection does not live on */
+    bool chunk_ends; /* the line end behind the bytes of a chunk is still to come */
     uint64_t left; /* of the body, or of the chunk that is being read */
 } http_reply;
 
@@ -12090,50 +12091,94 @@ static bool slice_same_word(slice s, const char *word)
     return s.n == strlen(word) && !strncasecmp((const char *)s.p, word, s.n);
 }
 
+/* The next element of a field that is a list: all fields of its name are one list, and an element
+ * may be empty (RFC 9110, sections 5.3 and 5.6.1). Not for lists with quoted texts. */
+typedef struct { size_t field; slice rest; } http_place;
+static bool http_element(const http_reply *r, const char *name, http_place *at, slice *out)
+{
+    for (;;) {
+        while (at->rest.n) {
+            *out = slice_trim(slice_cut(&at->rest, ','));
+            if (out->n) return true;
+        }
+        while (at->field < r->nfields && !slice_same_word(r->fields[at->field].key, name))
+            at->field++;
+        if (at->field == r->nfields) return false;
+        at->rest = r->fields[at->field++].value;
+    }
+}
+
+/* The length that the fields tell; *said: there is one. The same may be told more than once. */
+static int http_length(http_reply *r, bool *said, error *e)
+{
+    http_place at = { 0 };
+    slice text;
+    uint64_t n;
+    *said = http_field(r, "content-length").p != NULL;
+    bool known = false;
+    for (; http_element(r, "content-length", &at, &text); known = true) {
+        if (!parse_u64(text, 10, INT64_MAX, &n))
+            return fail(e, GRPC_UNKNOWN, "Content-Length is no number");
+        if (known && n != r->left)
+            return fail(e, GRPC_UNKNOWN, "two different Content-Length fields");
+        r->left = n;
+    }
+    return *said == known ? 0 : fail(e, GRPC_UNKNOWN, "Content-Length is empty");
+}
+
 /* How the body ends: RFC 9112, section 6.3. Two different lengths, or a length beside chunks, is
  * how replies are smuggled; both are refused. */
 static int http_frame_body(http_reply *r, error *e)
 {
-    slice length = http_field(r, "content-length"), coding = http_field(r, "transfer-encoding");
-    for (size_t i = 0; i < r->nfields; i++)
-        if (slice_same_word(r->fields[i].key, "content-length") &&
-            !slice_eq(r->fields[i].value, length))
-            return fail(e, GRPC_UNKNOWN, "two different Content-Length fields");
-    r->last = slice_same_word(http_field(r, "connection"), "close");
-    if (r->status == 204 || r->status == 304) return r->ended = true, 0;
-    if (coding.n) {
-        if (!slice_same_word(coding, "chunked") || length.n)
+    http_place connection = { 0 }, codings = { 0 };
+    slice word;
+    bool length;
+    while (http_element(r, "connection", &connection, &word))
+        r->last = r->last || slice_same_word(word, "close");
+    if (r->status < 200 || r->status == 204 || r->status == 304) return r->ended = true, 0;
+    if (http_length(r, &length, e) < 0) return -1;
+    while (http_element(r, "transfer-encoding", &codings, &word)) {
+        if (r->chunked || length || !slice_same_word(word, "chunked"))
             return fail(e, GRPC_UNKNOWN, "a Transfer-Encoding that is not chunked alone");
-        return r->chunked = true, 0;
+        r->chunked = true;
     }
-    if (!length.n) return r->until_close = r->last = true, 0;
-    if (!parse_u64(length, 10, INT64_MAX, &r->left))
-        return fail(e, GRPC_UNKNOWN, "Content-Length is no number");
+    if (r->chunked) return 0;
+    if (!length) return r->until_close = r->last = true, 0;
     r->ended = r->left == 0;
     return 0;
 }
 
+/* RFC 9110, section 5.6.2: what names of fields and schemes are made of. */
+static size_t token_run(slice s)
+{
+    size_t n = 0;
+    while (n < s.n && (isalnum(s.p[n]) || byte_in(s.p[n], "!#$%&'*+-.^_`|~"))) n++;
+    return n;
+}
+
 /* The status line and the fields: RFC 9112, sections 4 and 5. A blank before the colon is refused,
  * and so is a line that begins with one (the old way to fold): one reader takes it for a field and
- * the next for a part of the field above (sections 5.1 and 5.2). Names and values are copied, for
- * the next read overwrites c->in. */
+ * the next for a part of the field above (sections 5.1 and 5.2); the same is true of a CR without
+ * LF (2.2). Names and values are copied, for the next read overwrites c->in. */
 static int http_parse_head(slice head, arena *a, http_reply *r, error *e)
 {
     uint64_t status;
     slice line = slice_cut(&head, '\n');
     *r = (http_reply){ 0 };
     bool ours = slice_starts(line, "HTTP/1.1 ") || slice_starts(line, "HTTP/1.0 ");
-    if (!ours || line.n < 12 || !parse_u64((slice){ line.p + 9, 3 }, 10, 999, &status))
+    if (!ours || line.n < 12 || !parse_u64((slice){ line.p + 9, 3 }, 10, 999, &status) ||
+        status < 100 || (line.n > 12 && !byte_in(line.p[12], " \r")))
         return fail(e, GRPC_UNKNOWN, "the reply is not HTTP/1.1");
     r->status = (int)status;
     while (head.n) {
         slice value = slice_cut(&head, '\n'), name = slice_cut(&value, ':');
-        if (!name.n || isspace(name.p[name.n - 1]) || isspace(name.p[0]) ||
-            r->nfields == HTTP_FIELDS)
+        value = slice_trim(value);
+        if (!name.n || token_run(name) != name.n || r->nfields == HTTP_FIELDS)
             return fail(e, GRPC_UNKNOWN, "a header field without a name, or more than %d",
                         HTTP_FIELDS);
-        r->fields[r->nfields++] =
-            (pb_pair){ arena_copy(a, name), arena_copy(a, slice_trim(value)) };
+        if (slice_has(value, '\r') || slice_has(value, '\0'))
+            return fail(e, GRPC_UNKNOWN, "a header field with a control character");
+        r->fields[r->nfields++] = (pb_pair){ arena_copy(a, name), arena_copy(a, value) };
     }
     if (a->oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a reply's header");
     bool v10 = slice_starts(line, "HTTP/1.0");
@@ -12151,14 +12196,19 @@ static int http_read_head(http_conn *c, arena *a, http_reply *r, error *e)
         if (http_until(c, "\r\n\r\n", &head, e) < 0) return -1;
         if (http_parse_head(head, a, r, e) < 0) return -1;
         if (r->status >= 200) return 0;
+        if (r->status == 101) return fail(e, GRPC_UNKNOWN, "it switches protocols unasked");
     }
     return fail(e, GRPC_UNKNOWN, "interim replies without end");
 }
 
-/* The size line of the next chunk, or the end and what trails it: RFC 9112, section 7.1. */
+/* The end of the last chunk and the size line of the next, or the end and what trails it: RFC 9112,
+ * section 7.1. */
 static int http_next_chunk(http_conn *c, http_reply *r, error *e)
 {
     slice line;
+    if (r->chunk_ends && http_until(c, "\r\n", &line, e) < 0) return -1;
+    if (r->chunk_ends && line.n) return fail(e, GRPC_UNKNOWN, "a chunk longer than it said");
+    r->chunk_ends = false;
     if (http_until(c, "\r\n", &line, e) < 0) return -1;
     slice digits = slice_trim(slice_cut(&line, ';'));
     if (!parse_u64(digits, 16, INT64_MAX, &r->left))
@@ -12175,7 +12225,6 @@ static int http_next_chunk(http_conn *c, http_reply *r, error *e)
 /* Up to n bytes of the body; 0 at its end, -1 if it breaks off. */
 static ssize_t http_body(http_conn *c, http_reply *r, uint8_t *p, size_t n, error *e)
 {
-    slice end;
     if (r->chunked && !r->ended && !r->left && http_next_chunk(c, r, e) < 0) return -1;
     if (r->ended) return 0;
     if (!r->until_close) n = (size_t)MIN((uint64_t)n, r->left);
@@ -12188,10 +12237,8 @@ static ssize_t http_body(http_conn *c, http_reply *r, uint8_t *p, size_t n, erro
         return fail(e, GRPC_UNAVAILABLE, "connection closed in mid-body");
     if (r->until_close) return r->ended = got == 0, got;
     r->left -= (uint64_t)got;
-    if (r->left) return got;
-    if (!r->chunked) r->ended = true;
-    else if (http_until(c, "\r\n", &end, e) < 0 || end.n)
-        return end.n ? fail(e, GRPC_UNKNOWN, "a chunk longer than it said") : -1;
+    r->ended = !r->left && !r->chunked;
+    r->chunk_ends = !r->left && r->chunked;
     return got;
 }
 
@@ -12209,11 +12256,15 @@ static int http_body_all(http_conn *c, http_reply *r, size_t max, buf *out, erro
 }
 
 /* Puts the connection back for the next request, if the reply left it in a known state. What is
- * left of a body would be taken for the beginning of the next reply. */
+ * left of a body, or came behind it, would be taken for the beginning of the next reply. */
 static void http_done(http_conn *c, const http_reply *r)
 {
-    if (!r->ended || r->last) http_close(c);
+    if (!r->ended || r->last || c->start != c->end) http_close(c);
 }
+
+/* Whether nothing has come on a connection that was put back. What has is no answer to anything:
+ * the server has closed, or says that it will (RFC 9110, 15.5.9: 408). */
+static bool http_is_quiet(const http_conn *c) { return !wait_fd(c->fd, POLLIN, clock_mono()); }
 
 /* Sends it all. A peer that has closed is EPIPE and no signal. When nothing can be sent for as long
  * as HTTP_STALL, it has failed: a server that does not read holds us no longer than one that does
@@ -12847,10 +12898,12 @@ static http_conn *fetch_open(fetch_session *f, const http_request *q, bool trust
 {
     int one = 1;
     *fresh = false;
-    for (size_t i = 0; i < HTTP_CONNS; i++)
-        if (f->conns[i].fd >= 0 && url_same_server(&f->conns[i].to, q->to) &&
-            f->conns[i].trust == q->trust)
-            return &f->conns[i];
+    for (size_t i = 0; i < HTTP_CONNS; i++) {
+        http_conn *kept = &f->conns[i];
+        if (kept->fd < 0 || kept->trust != q->trust || !url_same_server(&kept->to, q->to)) continue;
+        if (http_is_quiet(kept)) return kept;
+        http_close(kept);
+    }
     http_conn *c = &f->conns[f->next_conn++ % HTTP_CONNS];
     http_close(c);
     c->to = *q->to;
@@ -12964,11 +13017,54 @@ static void fetch_note_retry(fetch_session *f, const http_reply *r)
  * is public (distribution, spec/auth/token.md). But it is the registry that names the realm, so
  * which realm may see the password is for us to say (realm_trusted). */
 
+static void slice_skip(slice *s, const char *set) /* bytes of the set, at the front */
+{
+    while (s->n && byte_in(s->p[0], set)) *s = (slice){ s->p + 1, s->n - 1 };
+}
+
+/* Steps to the next ',' that stands in no quoted text. */
+static void slice_skip_item(slice *s)
+{
+    slice byte;
+    for (bool quoted = false; s->n && (quoted || s->p[0] != ',');) {
+        slice_take(s, 1, &byte);
+        if (byte.p[0] == '"') quoted = !quoted;
+        if (quoted && byte.p[0] == '\\') slice_take(s, 1, &byte);
+    }
+}
+
+/* Takes the next challenge off the front of *rest: its scheme, and its parameters as they stand.
+ * One field may hold several, and commas are between both challenges and parameters (RFC 9110,
+ * 11.6.1): what is followed by '=' is a parameter, and else begins the next challenge. Right behind
+ * the scheme one word (a token68) may stand in the parameters' place. */
+static bool challenge_next(slice *rest, slice *scheme, slice *params)
+{
+    slice_skip(rest, ", \t");
+    slice_take(rest, token_run(*rest), scheme);
+    *params = (slice){ rest->p, 0 };
+    for (bool first = true; scheme->n; first = false) {
+        slice item = *rest, name;
+        slice_skip(&item, " \t");
+        bool comma = item.n && item.p[0] == ',';
+        slice_skip(&item, ", \t");
+        slice after = item;
+        slice_take(&after, token_run(after), &name);
+        slice_skip(&after, " \t");
+        bool parameter = name.n && after.n && after.p[0] == '=';
+        if (!item.n || (!parameter && (comma || !first))) return true;
+        slice_skip_item(&item);
+        *rest = item;
+        params->n = (size_t)(item.p - params->p);
+    }
+    return false;
+}
+
 /* The value of a parameter of a challenge (RFC 9110, 11.2): name=token or name="quoted". */
 static slice challenge_get(slice params, const char *wanted, arena *a)
 {
     while (params.n) {
         slice name = slice_trim(slice_cut(&params, '='));
+        slice_skip(&params, " \t");
         while (name.n && (name.p[0] == ',' || name.p[0] == ' '))
             name = (slice){ name.p + 1, name.n - 1 };
         OWNED_BUF value = { 0 };
@@ -13100,11 +13196,13 @@ static int fetch_authorize(fetch_session *f, fetch_host *h, const url_parts *reg
           basic = auth_basic(h->conf->credentials ? f->setup.auth : NULL, f->a);
     bool basic_wanted = false;
     for (size_t i = 0; i < r->nfields; i++) {
-        slice value = r->fields[i].value;
+        slice rest = r->fields[i].value, scheme, params;
         if (!slice_same_word(r->fields[i].key, "www-authenticate")) continue;
-        slice scheme = slice_cut(&value, ' ');
-        if (slice_same_word(scheme, "bearer")) bearer = value;
-        if (slice_same_word(scheme, "basic")) basic_wanted = true;
+        while (challenge_next(&rest, &scheme, &params)) {
+            bool realm = challenge_get(params, "realm", f->a).n;
+            if (slice_same_word(scheme, "bearer") && realm && !bearer.n) bearer = params;
+            if (slice_same_word(scheme, "basic")) basic_wanted = true;
+        }
     }
     if (bearer.n) return token_fetch(f, h, registry, bearer, e);
     if (!basic_wanted || !basic.n)
@@ -13228,6 +13326,7 @@ static http_conn *fetch_get(fetch_session *f, fetch_host *h, const http_request 
 typedef struct {
     FetchRequest ask;
     uint64_t sent;
+    bool whole; /* this server has no use for ranges: all is asked for again */
     slice media_type, digest;
     uint8_t chunk[CHUNK];
 } fetch_task;
@@ -13237,22 +13336,45 @@ static const char fetch_accept[] =
     "application/vnd.docker.distribution.manifest.list.v2+json, "
     "application/vnd.docker.distribution.manifest.v2+json, */*";
 
-/* How many bytes at the front of this reply we have already: all that were sent if the server gives
- * the whole again, none if it gives the range we asked for, and no other range will do. */
-static int fetch_skip(const fetch_task *task, const http_reply *r, uint64_t *skip, error *e)
+/* How many bytes at the front of this reply we have already. A 206 says where it begins; one that
+ * does not (RFC 9110, 15.3.7.1, wants it to) is believed if its length is that of the rest. What
+ * cannot be used is asked for again without a range. */
+static int fetch_skip(fetch_task *task, const http_reply *r, uint64_t *skip, error *e)
 {
     uint64_t from = 0;
     slice range = http_field(r, "content-range"), unit = slice_cut(&range, ' ');
-    *skip = r->status == 206 ? 0 : task->sent;
-    if (r->status != 206) return 0;
-    bool right = slice_is(unit, "bytes") &&
-                 parse_u64(slice_cut(&range, '-'), 10, UINT64_MAX, &from) && from == task->sent;
-    return right && task->sent
-               ? 0
-               : fail(e, GRPC_UNKNOWN, "it answered with a range that was not asked for");
+    bool counted = !r->chunked && !r->until_close, ranged = !task->whole && task->sent;
+    bool rest = ranged && counted && r->left == task->ask.size - task->sent;
+    if (r->status == 206 && !unit.n) from = rest ? task->sent : UINT64_MAX;
+    else if (r->status == 206 &&
+             !(slice_same_word(unit, "bytes") &&
+               parse_u64(slice_cut(&range, '-'), 10, UINT64_MAX, &from)))
+        from = UINT64_MAX;
+    *skip = task->sent - MIN(from, task->sent);
+    if (from <= task->sent) return 0;
+    int code = ranged ? GRPC_UNAVAILABLE : GRPC_UNKNOWN;
+    task->whole = true;
+    return fail(e, code, "it answered with a range that was not asked for");
 }
 
-/* Hands the body on in frames. When the daemon is gone the process ends: nobody listens. */
+/* A manifest goes on only when it is whole: a tag may mean another one at the next try, and halves
+ * of two would be told from one by nobody. */
+static int fetch_copy_manifest(http_conn *c, http_reply *r, fetch_task *task, error *e)
+{
+    OWNED_BUF body = { 0 };
+    uint64_t skip;
+    if (fetch_skip(task, r, &skip, e) < 0) return -1;
+    if (http_body_all(c, r, (size_t)task->ask.size, &body, e) < 0) return -1;
+    for (slice rest = buf_view(&body), part; rest.n;) {
+        slice_take(&rest, MIN(rest.n, (size_t)CHUNK), &part);
+        if (!frame_write(STDOUT_FILENO, part)) _exit(1);
+    }
+    return 0;
+}
+
+/* Hands the body on in frames. When the daemon is gone the process ends: nobody listens. A blob of
+ * which all bytes have come is whole, also if the end of the reply was lost: its digest will say
+ * so. One that is too short was cut off, where the reply's own length does not say otherwise. */
 static int fetch_copy(http_conn *c, http_reply *r, fetch_task *task, error *e)
 {
     uint64_t skip;
@@ -13269,10 +13391,10 @@ static int fetch_copy(http_conn *c, http_reply *r, fetch_task *task, error *e)
         if (body.n && !frame_write(STDOUT_FILENO, body)) _exit(1);
         task->sent += body.n;
     }
+    if (task->sent == task->ask.size && (got == 0 || e->code == GRPC_UNAVAILABLE)) return 0;
     if (got < 0) return -1;
-    if (task->ask.manifest || task->sent == task->ask.size) return 0;
-    return fail(e, GRPC_UNKNOWN, "it sent %" PRIu64 " bytes of %" PRIu64, task->sent,
-                task->ask.size);
+    int code = r->until_close || r->status == 206 ? GRPC_UNAVAILABLE : GRPC_UNKNOWN;
+    return fail(e, code, "it sent %" PRIu64 " bytes of %" PRIu64, task->sent, task->ask.size);
 }
 
 /* One try. How far it came is in task->sent whatever its end, and the next goes on from there.
@@ -13280,14 +13402,19 @@ static int fetch_copy(http_conn *c, http_reply *r, fetch_task *task, error *e)
 static int fetch_once(fetch_session *f, fetch_host *h, const url_parts *u, fetch_task *task,
                       error *e)
 {
-    http_reply r;
+    http_reply r = { .status = 0 };
     char shown[URL_SHOWN];
+    bool manifest = task->ask.manifest;
     http_request q = { .to = u,
-                       .accept = task->ask.manifest ? fetch_accept : NULL,
-                       .offset = task->sent };
+                       .accept = manifest ? fetch_accept : NULL,
+                       .offset = task->whole ? 0 : task->sent };
     http_conn *c = fetch_get(f, h, &q, &r, e);
+    if (!c && q.offset && r.status == 416) { /* Range Not Satisfiable */
+        task->whole = true;
+        e->code = GRPC_UNAVAILABLE;
+    }
     if (!c) return -1;
-    if (fetch_copy(c, &r, task, e) < 0) {
+    if ((manifest ? fetch_copy_manifest : fetch_copy)(c, &r, task, e) < 0) {
         if (!url_same_server(&f->at, u)) fail_in(e, "redirected to %s", url_text(&f->at, shown));
         return http_close(c), -1;
     }
@@ -13317,6 +13444,7 @@ static int fetch_from(fetch_session *f, fetch_host *h, fetch_task *task, error *
     char *text = arena_printf(f->a, "%.*s/%.*s/%s/%.*s%s", PR(h->conf->base), PR(f->setup.path),
                               task->ask.manifest ? "manifests" : "blobs", PR(ref), mirror);
     if (url_parse(slice_of(text), f->a, &u, e) < 0) return -1;
+    task->whole = false; /* another host may know ranges */
     for (int tries = 0;;) {
         uint64_t before = task->sent;
         f->retry_after = 0;

@@ -250,6 +250,26 @@ TEST(http_reply_is_strict_about_where_it_ends)
         { "HTTP/1.0 200 OK\r\n\r\nuntil close", 0, "until close" },
         { "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx", 0, "x" },
         { "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nTrailer: x\r\n\r\n", 0, "abcde" },
+        { "HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\nContent-Length: 2\r\n\r\nok", 0, "ok" },
+        { "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked ,\r\nTransfer-Encoding:\r\n\r\n0\r\n\r\n", 0, "" },
+        { "HTTP/1.1 103 Early\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nHTTP/1.1 204 No\r\n\r\n", 0, "" },
+        { "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0003 ; a=\"b;c\"\r\nabc\r\n0;x\r\nA: b\r\nC: d\r\n\r\n", 0, "abc" },
+        { "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", -1, NULL },
+        { "HTTP/1.1 2000\r\nContent-Length: 0\r\n\r\n", -1, NULL },
+        { "HTTP/1.1 020 OK\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nContent-Length: 2, 3\r\n\r\nok", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nContent-Length: 2;3\r\n\r\nok", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\nok", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nContent-Length: 0x2\r\n\r\nok", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: gzip\r\n\r\n0\r\n\r\n", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 2\r\n\r\nok", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nA: b\r\n Content-Length: 2\r\n\r\nok", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nA: b\rContent-Length: 2\r\n\r\nok", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nA b: c\r\nContent-Length: 2\r\n\r\nok", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n+3\r\nabc\r\n0\r\n\r\n", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\nabc\r\n0\r\n\r\n", -1, NULL },
+        { "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc0\r\n\r\n", -1, NULL },
         { "", -1, NULL },
         { "SSH-2.0-x\r\n\r\n", -1, NULL },
         { "HTTP/2 200 OK\r\n\r\n", -1, NULL },
@@ -276,6 +296,70 @@ TEST(http_reply_is_strict_about_where_it_ends)
         if (got != rows[i].want) fprintf(stderr, "row %zu: %s\n", i, e.text);
         CHECK_INT(got, rows[i].want);
         if (got == 0 && rows[i].body) CHECK_TEXT(buf_view(&body), rows[i].body);
+    }
+}
+
+/* Wherever a reply is cut off, it is the connection that failed, and not the peer that broke a rule. */
+TEST(http_reply_that_is_cut_off_may_be_tried_again)
+{
+    static const char *const whole[] = {
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x\r\nde\r\n0\r\nA: b\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabcde",
+    };
+    for (size_t i = 0; i < COUNT(whole); i++)
+        for (size_t n = 0; n < strlen(whole[i]); n++) {
+            http_reply r;
+            error e = { 0 };
+            OWNED_BUF body = { 0 };
+            CHECK_INT(http_reply_of((slice){ (const uint8_t *)whole[i], n }, &r, &body, &e), -1);
+            CHECK_INT(e.code, GRPC_UNAVAILABLE);
+            CHECK(body.n <= 5 && !memcmp("abcde", body.n ? body.p : (uint8_t *)"", body.n));
+        }
+}
+
+/* The bytes of a chunk are given before its end is looked for, which may be lost. */
+TEST(http_body_gives_all_bytes_that_have_come)
+{
+    static const char cut[] = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc";
+    http_reply r;
+    error e = { 0 };
+    OWNED_BUF body = { 0 };
+    CHECK_INT(http_reply_of(SLICE(cut), &r, &body, &e), -1);
+    CHECK_TEXT(buf_view(&body), "abc");
+    CHECK_INT(e.code, GRPC_UNAVAILABLE);
+}
+
+TEST(http_connection_is_kept_only_when_nothing_follows_the_reply)
+{
+    static const struct { const char *raw; bool last, kept; } rows[] = {
+        { "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", false, true },
+        { "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n", false, false },
+        { "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: Keep-Alive , CLOSE\r\n\r\nok", true, false },
+        { "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: x\r\nConnection: close\r\n\r\nok", true, false },
+        { "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", true, false },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        int pair[2];
+        static http_conn c;
+        http_reply r;
+        error e = { 0 };
+        OWNED_ARENA a = arena_make(MIB);
+        OWNED_BUF body = { 0 };
+        CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair), 0);
+        CHECK(write(pair[1], rows[i].raw, strlen(rows[i].raw)) > 0);
+        c = (http_conn){ .fd = pair[0], .carrier = -1 };
+        CHECK_INT(http_read_head(&c, &a, &r, &e), 0);
+        CHECK_INT(http_body_all(&c, &r, 10, &body, &e), 0);
+        CHECK_INT(r.last, rows[i].last);
+        http_done(&c, &r);
+        CHECK_INT(c.fd >= 0, rows[i].kept);
+        if (c.fd >= 0) {
+            CHECK(http_is_quiet(&c));
+            CHECK(write(pair[1], "HTTP/1.1 408 ", 13) == 13);
+            CHECK(!http_is_quiet(&c));
+        }
+        http_close(&c);
+        close(pair[1]);
     }
 }
 

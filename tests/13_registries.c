@@ -13,6 +13,44 @@ TEST(challenge_parameters_are_found_in_any_order_and_quoting)
     CHECK_INT(challenge_get(SLICE("="), "realm", &a).n, 0);
 }
 
+/* "scheme(parameters)" of each challenge of a field. */
+static void challenges_of(const char *field, buf *out)
+{
+    slice rest = slice_of(field), scheme, params;
+    while (challenge_next(&rest, &scheme, &params))
+        buf_printf(out, "%.*s(%.*s)", PR(scheme), PR(slice_trim(params)));
+}
+
+TEST(challenges_of_one_field_are_told_apart)
+{
+    static const struct { const char *field, *want; } rows[] = {
+        { "Bearer realm=\"a\",service=\"b\"", "Bearer(realm=\"a\",service=\"b\")" },
+        { "Basic realm=\"a\", Bearer realm=\"b\", service=c", "Basic(realm=\"a\")Bearer(realm=\"b\", service=c)" },
+        { "bearer realm=\"a\",scope=\"x:y:pull,push\",BASIC realm=b", "bearer(realm=\"a\",scope=\"x:y:pull,push\")BASIC(realm=b)" },
+        { "Negotiate, Basic realm=a", "Negotiate()Basic(realm=a)" },
+        { "Basic,Bearer realm=a", "Basic()Bearer(realm=a)" },
+        { "NTLM TlR/M+==, Bearer realm=a", "NTLM(TlR/M+==)Bearer(realm=a)" },
+        { "Negotiate YII=, Digest nonce=\"x\", qop=\"auth, int\", Basic", "Negotiate(YII=)Digest(nonce=\"x\", qop=\"auth, int\")Basic()" },
+        { "Basic realm=\"say \\\"hi\\\", Bearer realm=x\" , charset = \"UTF-8\"", "Basic(realm=\"say \\\"hi\\\", Bearer realm=x\" , charset = \"UTF-8\")" },
+        { " ,, Basic realm=a ,, ,Bearer realm = \"b\",", "Basic(realm=a)Bearer(realm = \"b\")" },
+        { "Bearer realm=\"no end, Basic realm=x", "Bearer(realm=\"no end, Basic realm=x)" },
+        { "Bearer realm=\"a\\", "Bearer(realm=\"a\\)" },
+        { "", "" }, { ",", "" }, { "=", "" }, { "\"Basic\"", "" }, { "Bearer", "Bearer()" }, { "Bearer =", "Bearer(=)" },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        OWNED_BUF got = { 0 };
+        challenges_of(rows[i].field, &got);
+        CHECK_TEXT(buf_view(&got), rows[i].want);
+    }
+}
+
+TEST(challenge_parameters_may_have_blanks_around_the_sign)
+{
+    OWNED_ARENA a = arena_make(64 * KIB);
+    CHECK_TEXT(challenge_get(SLICE("realm = \"x y\" , service= z"), "realm", &a), "x y");
+    CHECK_TEXT(challenge_get(SLICE("realm = \"x y\" , service= z"), "SERVICE", &a), "z");
+}
+
 TEST(auth_takes_both_forms_of_a_password)
 {
     OWNED_ARENA a = arena_make(64 * KIB);

@@ -315,6 +315,179 @@ def a_layer_that_breaks_off_goes_on_where_it_was(k):
     check(0 < int(ranges[1][6:-1]) <= 1 << 20, str(ranges))
 
 
+def one_layer(k, name, size=300000):
+    """An image of one layer as it is: (what to pull, the image, the layer's digest, its bytes)."""
+    image = Image([Tree().file("big", os.urandom(size))], {"Cmd": ["/none"]}, compress=lambda b: b)
+    layer = image.manifest_object()["layers"][0]["digest"]
+    return k.fake.put(image, name), image, layer, image.blobs()[layer]
+
+
+def asked_for(k, digest):
+    """The Range of each request for a blob."""
+    return [h.get("Range") for (_, path), h in zip(k.fake.requests, k.fake.headers) if path.endswith(digest)]
+
+
+def chunks(h, body, end=b"0\r\n\r\n"):
+    """A reply in two chunks, which ends as one likes."""
+    h.send_response(200)
+    h.send_header("Transfer-Encoding", "chunked")
+    h.end_headers()
+    for part in (body[:70000], body[70000:]):
+        h.wfile.write(b"%x\r\n" % len(part) + part + b"\r\n")
+    h.wfile.write(end)
+    if end != b"0\r\n\r\n":
+        h.cut()
+    return True
+
+
+@test
+def a_blob_that_has_come_whole_needs_no_end_of_its_reply(k):
+    for lost, end in enumerate((b"", b"0", b"0\r\n", b"0\r\n\r")):
+        name, image, layer, body = one_layer(k, f"whole{lost}")
+        k.fake.requests.clear(), k.fake.headers.clear()
+        k.fake.trick = lambda h, d=layer, b=body, e=end: h.path.endswith(d) and chunks(h, b, e)
+        equal(pull(k, name), image.id, f"the answer when the reply ends in {end!r}")
+        equal(asked_for(k, layer), [None], "requests for the layer")
+
+
+@test
+def a_reply_of_chunks_that_is_cut_off_anywhere_goes_on(k):
+    for cut, where in enumerate((1, 69999, 70000, 70001, 299000)):
+        name, image, layer, body = one_layer(k, f"chunks{cut}")
+
+        def trick(h, layer=layer, body=body, where=where):
+            field = h.headers.get("Range")
+            if not h.path.endswith(layer):
+                return False
+            if field:
+                at = int(field[6:-1])
+                return h.answer(206, body[at:], Content_Range=f"bytes {at}-{len(body) - 1}/{len(body)}")
+            h.send_response(200)
+            h.send_header("Transfer-Encoding", "chunked")
+            h.end_headers()
+            first = min(where, 70000)
+            h.wfile.write(b"11170\r\n" + body[:first])  # a chunk of 70000
+            if where >= 70000:
+                h.wfile.write(b"\r\n" + (b"" if where == 70000 else b"fffff\r\n" + body[70000:where]))
+            h.cut()
+            return True
+        k.fake.requests.clear(), k.fake.headers.clear()
+        k.fake.trick = trick
+        equal(pull(k, name), image.id, f"the answer when byte {where} is the last")
+        equal(asked_for(k, layer), [None, f"bytes={where}-"], "requests for the layer")
+
+
+@test
+def a_range_that_cannot_be_used_is_asked_for_whole(k):
+    """A 206 that does not say where it begins, one of another place, and 416."""
+    def whole(h, body, at):
+        return h.answer(200, body)
+    odd = {
+        "no place, but the length": (lambda h, b, at: h.answer(206, b[at:]), 2),
+        "no place and chunks": (lambda h, b, at: no_place(h, b[at:]), 3),
+        "a place before": (lambda h, b, at: h.answer(206, b[at - 9:], Content_Range=f"bytes {at - 9}-9/*"), 2),
+        "a place behind": (lambda h, b, at: h.answer(206, b[at + 9:], Content_Range=f"bytes {at + 9}-9/*"), 3),
+        "no place of bytes": (lambda h, b, at: h.answer(206, b[at:], Content_Range=f"lines {at}-9/*"), 3),
+        "416": (lambda h, b, at: h.answer(416, b"", Content_Range=f"bytes */{len(b)}"), 3),
+        "all again": (whole, 2),
+    }
+
+    def no_place(h, rest):
+        h.send_response(206)
+        h.send_header("Transfer-Encoding", "chunked")
+        h.end_headers()
+        h.wfile.write(b"%x\r\n" % len(rest) + rest + b"\r\n0\r\n\r\n")
+        return True
+    for n, (what, (answer, requests)) in enumerate(odd.items()):
+        name, image, layer, body = one_layer(k, f"odd{n}")
+        k.fake.requests.clear(), k.fake.headers.clear()
+
+        def trick(h, layer=layer, body=body, answer=answer):
+            if not h.path.endswith(layer):
+                return False
+            field = h.headers.get("Range")
+            if field:
+                return answer(h, body, int(field[6:-1]))
+            if len(asked_for(k, layer)) > 1:
+                return whole(h, body, 0)
+            h.send_response(200)
+            h.send_header("Content-Length", str(len(body)))
+            h.end_headers()
+            h.wfile.write(body[:100000])
+            h.cut()
+            return True
+        k.fake.trick = trick
+        equal(pull(k, name), image.id, f"the answer to {what}")
+        equal(len(asked_for(k, layer)), requests, f"requests, with {what}")
+
+
+@test
+def a_server_of_HTTP_1_0_that_breaks_off_is_asked_again(k):
+    name, image, layer, body = one_layer(k, "old")
+    k.fake.requests.clear(), k.fake.headers.clear()
+
+    def trick(h):
+        if not h.path.endswith(layer):
+            return False
+        first = len(asked_for(k, layer)) == 1
+        h.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + (body[:150000] if first else body))
+        h.cut()
+        return True
+    k.fake.trick = trick
+    equal(pull(k, name), image.id, "the answer")
+    equal(asked_for(k, layer), [None, "bytes=150000-"], "requests for the layer")
+
+
+@test
+def a_tag_that_moves_while_its_manifest_comes_is_one_manifest(k):
+    old, new = (Image([Tree().file("of", which)], {"Cmd": ["/none"], "Labels": {"pad": which * 4000}})
+                for which in ("old", "new"))
+    k.fake.put(old, "moves")
+    cut = []
+
+    def trick(h):
+        if not h.path.endswith("/manifests/latest") or cut:
+            return False
+        cut.append(h.path)
+        h.send_response(200)
+        h.send_header("Content-Length", str(len(old.manifest)))
+        h.end_headers()
+        h.wfile.write(old.manifest[:len(old.manifest) // 2])
+        k.fake.put(new, "moves")
+        h.cut()
+        return True
+    k.fake.trick = trick
+    k.fake.requests.clear(), k.fake.headers.clear()
+    equal(pull(k, k.fake.address + "/moves:latest"), new.id, "the image")
+    equal(asked_for(k, "/manifests/latest"), [None, None], "ranges that were asked for")
+
+
+@test
+def several_challenges_in_one_field_are_told_apart(k):
+    base = "http://" + k.fake.address
+    bearer = f'bearer Realm="{base}/token?a=b,c",service = "s, Basic realm=x",scope="repository:ch:pull"'
+    for n, fields in enumerate(([f"Negotiate, Basic realm=\"a, b\", {bearer}"], [f"{bearer}, BASIC realm=a"],
+                                ["NTLM TlR/M+==", f"Basic realm=a,{bearer}"], ["Bearer", bearer])):
+        name, image, layer, _ = one_layer(k, f"ch{n}")
+        k.fake.requests.clear(), k.fake.headers.clear()
+
+        def trick(h, fields=fields):
+            if h.path.startswith("/token?"):
+                return h.answer(200, b'{"token": "good"}')
+            if h.headers.get("Authorization") == "Bearer good":
+                return False
+            h.send_response(401)
+            for field in fields:
+                h.send_header("WWW-Authenticate", field)
+            h.send_header("Content-Length", "0")
+            h.end_headers()
+            return True
+        k.fake.trick = trick
+        equal(pull(k, name), image.id, f"the answer after {fields}")
+        token = next(p for _, p in k.fake.requests if p.startswith("/token"))
+        holds("/token?a=b,c&service=s%2C%20Basic%20realm%3Dx&scope=repository%3Ach%3Apull", token, "the request")
+
+
 # -- redirects ------------------------------------------------------------------------------------
 
 @test
