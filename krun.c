@@ -24564,6 +24564,12 @@ static int check_namespaces(const NamespaceOption *o, bool of_pod, error *e)
     return 0;
 }
 
+static int check_selinux(const SELinuxOption *o, error *e)
+{
+    if (!o || !(o->user.n + o->role.n + o->type.n + o->level.n)) return 0;
+    return fail(e, GRPC_UNIMPLEMENTED, "selinux_options: SELinux labels are not implemented");
+}
+
 /* -- pods -------------------------------------------------------------------------------------- */
 
 static const NamespaceOption *pod_namespaces_of(const PodSandboxConfig *c)
@@ -24627,6 +24633,9 @@ static int spec_check_pod(const RunPodSandboxRequest *in, error *e)
         return fail(e, GRPC_INVALID_ARGUMENT,
                     "config.linux.cgroup_parent \"%.*s\" is not a path below the cgroup root",
                     PR(l->cgroup_parent));
+    if (l && l->security_context && !l->security_context->privileged &&
+        check_selinux(l->security_context->selinux_options, e) < 0)
+        return -1;
     return check_namespaces(pod_namespaces_of(c), true, e);
 }
 
@@ -24777,6 +24786,14 @@ static int check_profile(const SecurityProfile *p, const char *what, error *e)
     return fail(e, GRPC_UNIMPLEMENTED, "%s profiles are not implemented: only Unconfined is", what);
 }
 
+/* The older fields, in which a profile is one text; they count where the newer one is not set. */
+static int check_profile_text(slice text, const SecurityProfile *newer, const char *what, error *e)
+{
+    if (newer || !text.n || slice_is(text, "unconfined")) return 0;
+    return fail(e, GRPC_UNIMPLEMENTED, "%s \"%.*s\": profiles are not implemented: only unconfined",
+                what, PR(text));
+}
+
 static int check_mount(const Mount *m, error *e)
 {
     bool image = m->image && m->image->image.n;
@@ -24816,10 +24833,13 @@ static int check_security(const LinuxContainerSecurityContext *s, error *e)
     if (s->run_as_group && !s->run_as_user && !s->run_as_username.n)
         return fail(e, GRPC_INVALID_ARGUMENT, "run_as_group needs run_as_user or run_as_username");
     if (check_namespaces(s->namespace_options, false, e) < 0) return -1;
-    return s->privileged ? 0
-           : check_profile(s->seccomp, "seccomp", e) < 0
-               ? -1
-               : check_profile(s->apparmor, "apparmor", e);
+    if (s->privileged) return 0;
+    if (check_profile(s->seccomp, "seccomp", e) < 0 ||
+        check_profile(s->apparmor, "apparmor", e) < 0 ||
+        check_profile_text(s->seccomp_profile_path, s->seccomp, "seccomp_profile_path", e) < 0 ||
+        check_profile_text(s->apparmor_profile, s->apparmor, "apparmor_profile", e) < 0)
+        return -1;
+    return check_selinux(s->selinux_options, e);
 }
 
 /* Refuses a CreateContainer request that cannot be meant. Changes nothing. */
@@ -25259,6 +25279,10 @@ static int spec_security(const spec_context *x, const ContainerConfig *c, Contai
     if (s->privileged && !x->pod->spec->privileged)
         return fail(e, GRPC_INVALID_ARGUMENT,
                     "a privileged container needs a privileged pod sandbox");
+    if (ns && ns->network == NamespaceMode_NODE && of_pod->network != NamespaceMode_NODE)
+        return fail(e, GRPC_INVALID_ARGUMENT, "namespace_options.network: the pod has its own");
+    if (ns && ns->ipc == NamespaceMode_NODE && of_pod->ipc != NamespaceMode_NODE)
+        return fail(e, GRPC_INVALID_ARGUMENT, "namespace_options.ipc: the pod has its own");
     out->privileged = s->privileged;
     out->no_new_privs = s->no_new_privs;
     out->network = of_pod->network;

@@ -17,7 +17,7 @@ import tempfile
 import threading
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-ORDER = ["daemon", "http2", "images", "store", "registries", "pull", "airgap", "strange", "trees", "hostile", "pods",
+ORDER = ["daemon", "http2", "images", "store", "registries", "pull", "airgap", "strange", "trees", "hostile", "fields", "pods",
          "network", "containers", "exec", "logs", "restart", "leftovers", "faults", "cli", "crictl", "limits"]
 LONGEST = ["trees", "hostile", "faults", "store", "registries", "airgap", "http2"]  # they go first into the lanes
 
