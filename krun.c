@@ -14072,6 +14072,7 @@ typedef struct {
     slice blob;
     uint64_t implied; /* as in UnpackAnswer */
     bool has_root;
+    LIST(slice) unpacked_from; /* digests of blobs that were seen to hold this layer */
 } LayerRecord;
 PB_TABLE(LayerRecord,
     PB(1, UINT32, LayerRecord, version),
@@ -14081,7 +14082,8 @@ PB_TABLE(LayerRecord,
     PB_SEAL(5, LayerRecord),
     PB(10, STRING, LayerRecord, blob),
     PB(11, UINT64, LayerRecord, implied),
-    PB(12, BOOL, LayerRecord, has_root));
+    PB(12, BOOL, LayerRecord, has_root),
+    PB_LIST(13, STRING, LayerRecord, unpacked_from));
 
 /* The layers of an image, the bottom one first, and whether each has marked directories below its
  * root: what `inherit` is told before it is asked. */
@@ -15370,7 +15372,8 @@ typedef struct {
     bool no_sync;            /* do not make a pull survive a power cut */
 } image_options;
 
-enum { LAYER_NAME = 65, STORE_BUCKETS = 256, LAYERS_AT_ONCE = 3, STORE_USERS = 16 };
+enum { LAYER_NAME = 65, STORE_BUCKETS = 256, LAYERS_AT_ONCE = 3 };
+enum { STORE_USERS = 16, LAYER_BLOBS = 4 }; /* that are kept of an image; of a layer */
 enum { BLOB_PART_LIFE = 24 * 60 * 60 }; /* seconds that the beginning of a blob is kept */
 
 /* A layer, whole on disk unless `damaged` says what ails it. Guarded by the store's lock. */
@@ -15384,6 +15387,8 @@ typedef struct store_layer {
     bool implied, has_root;     /* it has marked directories; an entry for its root */
     bool unchecked;             /* it may have changed while no daemon was there */
     bool aside;                 /* a damaged directory of that name was put aside */
+    uint8_t from[LAYER_BLOBS][32]; /* the last blobs that were seen to hold it: their digests */
+    unsigned nfrom;
     char damaged[96];
 } store_layer;
 
@@ -15493,6 +15498,19 @@ static void layer_measure(image_store *s, store_layer *l, const LayerRecord *r)
     s->entries += l->entries;
 }
 
+/* Notes that a blob was seen to hold the layer. False: it was known. Under the lock. */
+static bool layer_note_blob(store_layer *l, slice digest)
+{
+    uint8_t hash[32];
+    if (!hex_decode(id_hex(digest), hash, sizeof hash)) return false;
+    for (unsigned i = 0; i < l->nfrom; i++)
+        if (!memcmp(l->from[i], hash, sizeof hash)) return false;
+    if (l->nfrom == LAYER_BLOBS) memmove(l->from[0], l->from[1], (LAYER_BLOBS - 1) * sizeof hash);
+    else l->nfrom++;
+    memcpy(l->from[l->nfrom - 1], hash, sizeof hash);
+    return true;
+}
+
 /* A layer has been made, or found: from now on it can be used. NULL: out of memory. */
 static store_layer *layer_add(image_store *s, slice name, const LayerRecord *r, unsigned users)
 {
@@ -15502,6 +15520,7 @@ static store_layer *layer_add(image_store *s, slice name, const LayerRecord *r, 
     snprintf(l->blob, sizeof l->blob, "%.*s", PR(id_hex(r->blob)));
     l->implied = r->implied > 0;
     l->has_root = r->has_root;
+    for (size_t i = 0; i < r->unpacked_from.n; i++) layer_note_blob(l, r->unpacked_from.p[i]);
     l->users += users;
     l->unchecked = false;
     l->damaged[0] = '\0';
@@ -16861,6 +16880,7 @@ typedef struct {
     uint64_t size;             /* compressed bytes of all that is the image's */
     ReadAnswer manifest, config;
     slice config_json, manifest_json;
+    bool here;                 /* the image is known already, with this manifest */
     pthread_mutex_t lock;
     size_t next;               /* the layer to get next */
     bool got[LAYERS_MAX];      /* those that we hold */
@@ -17304,6 +17324,8 @@ static int layer_make(pull_state *p, helper *from, layer_plan *l, error *e)
         from->pidfd < 0 ? pull_source(p, from, e) : 0; /* a source of its own for each thread */
     if (!failed) failed = layer_fill(p, from, l, &r, e);
     if (!failed && spool_keep(p->store, &l->spool)) r.blob = l->blob->digest;
+    r.unpacked_from.p = &(slice){ l->blob->digest.p, l->blob->digest.n };
+    r.unpacked_from.n = 1;
     if (!failed) failed = layer_commit(p->store, l, &r, e);
     spool_end(p->store, &l->spool, r.blob.n > 0);
     if (failed) {
@@ -17356,6 +17378,99 @@ static int pulled_layer_make(layer_maker *m, error *e)
     return layer_make(want->p, want->from, &want->l, e);
 }
 
+/* -- whether a layer that is there is the one that is meant ---------------------------------------
+ *
+ * A layer is found by its diff-id, and that is a word of the config's. The manifest names a blob,
+ * and that the one holds the other nobody has seen unless it was unpacked. If the word were enough,
+ * whoever knows the diff-id of another's layer could have it shown by an image of his that has not
+ * a byte of it; and an image, though its digest is known, would show something else here than where
+ * its blobs are unpacked. So a layer that is there serves
+ *   a pull   if it has been unpacked from that very blob (LayerRecord.unpacked_from), or the image
+ *            is here with the same manifest; else the blob is fetched and unpacked once to see. Not
+ *            to fetch what is known is what layers are for; who can name both digests has the
+ *            manifest of an image with that layer
+ *   a load   if the archive has the blob, and all its bytes are hashed; and as for a pull
+ * A blob whose digest is the diff-id is the layer's tar itself. */
+
+static bool layer_known_from(pull_state *p, const layer_plan *l)
+{
+    image_store *s = p->store;
+    store_layer *of;
+    uint8_t hash[32];
+    bool known = slice_eq(l->blob->digest, l->diff_id);
+    if (!hex_decode(id_hex(l->blob->digest), hash, sizeof hash)) return false;
+    pthread_mutex_lock(&s->lock);
+    of = *layer_slot(s, slice_of(l->name));
+    for (unsigned i = 0; of && i < of->nfrom; i++)
+        known = known || !memcmp(of->from[i], hash, sizeof hash);
+    pthread_mutex_unlock(&s->lock);
+    return known || p->here;
+}
+
+/* Takes a blob's bytes from an archive to see that it has them. */
+static int layer_witness(const helper *from, const Descriptor *d, error *e)
+{
+    uint8_t hash[32];
+    char digest[DIGEST_TEXT];
+    blob_sink sink;
+    OWNED_ARENA a = arena_make(MIB);
+    FetchRequest get = { .reference = d->digest, .size = d->size };
+    sink_open(&sink, NULL);
+    if (source_get(from, &get, &sink, &a, e) < 0) return -1;
+    sha256_end(&sink.hash, hash);
+    digest_text(hash, digest);
+    if (sink.bytes == d->size && slice_is(d->digest, digest)) return 0;
+    return fail(e, GRPC_DATA_LOSS, "the archive has other bytes of it: %" PRIu64 " of digest %s",
+                sink.bytes, digest);
+}
+
+/* Writes into the layer's record that it was unpacked from this blob too. What cannot be written is
+ * known as long as this daemon lives. */
+static void layer_remember(image_store *s, const layer_plan *l)
+{
+    error e;
+    LayerRecord r;
+    char file[LAYER_NAME + 16];
+    OWNED_ARENA a = arena_make(MIB);
+    OWNED_BUF text = { 0 };
+    snprintf(file, sizeof file, "%s.json", l->name);
+    pthread_mutex_lock(&s->lock);
+    store_layer *of = *layer_slot(s, slice_of(l->name));
+    bool news = of && layer_note_blob(of, l->blob->digest);
+    pthread_mutex_unlock(&s->lock);
+    if (!news) return;
+    pthread_mutex_lock(&s->writing);
+    int failed = record_read((record_file){ s->layers_fd, file, &LayerRecord_msg }, &a, &r, &e);
+    slice *list = failed ? NULL : arena_alloc(&a, (r.unpacked_from.n + 1) * sizeof *list);
+    size_t n = list ? MIN(r.unpacked_from.n, (size_t)LAYER_BLOBS - 1) : 0;
+    if (n) memcpy(list, r.unpacked_from.p + r.unpacked_from.n - n, n * sizeof *list);
+    if (list) {
+        list[n] = l->blob->digest;
+        r.unpacked_from.p = list, r.unpacked_from.n = n + 1;
+        record_text(&LayerRecord_msg, &r, &text);
+        failed = text.oom || file_replace(s->layers_fd, file, buf_view(&text), ATOMIC, &e) < 0;
+    }
+    pthread_mutex_unlock(&s->writing);
+    if (failed) log_warn("layers/%s: %s", file, text.oom ? "out of memory" : e.text);
+}
+
+/* For a layer that is there: see above. 1: its blob was fetched for that. */
+static int layer_prove(pull_state *p, helper *from, layer_plan *l, error *e)
+{
+    LayerRecord r;
+    error ignored;
+    bool known = layer_known_from(p, l);
+    if (known) return p->setup ? 0 : layer_witness(from, l->blob, e);
+    progress_set(l->progress, KrunLayerState_DOWNLOADING);
+    int failed = from->pidfd < 0 ? pull_source(p, from, e) : 0;
+    if (!failed) failed = layer_fill(p, from, l, &r, e);
+    spool_end(p->store, &l->spool, false);
+    tree_remove(p->store->layers_fd, l->partial, &ignored);
+    if (failed) return -1;
+    layer_remember(p->store, l);
+    return 1;
+}
+
 /* Layer i of the image. */
 static int layer_need(pull_state *p, helper *from, size_t i, error *e)
 {
@@ -17364,6 +17479,11 @@ static int layer_need(pull_state *p, helper *from, size_t i, error *e)
                           layer_plan_of(p->config.diff_ids.p[i], blob) };
     want.l.progress = p->f && p->f->layers ? &p->f->layers[i] : NULL;
     int made = layer_share(p->store, want.l.name, p->cancel_fd, &want.maker, e);
+    if (made == 0 && (made = layer_prove(p, from, &want.l, e)) < 0) {
+        pthread_mutex_lock(&p->store->lock);
+        layer_release(p->store, slice_of(want.l.name));
+        pthread_mutex_unlock(&p->store->lock);
+    }
     if (made < 0 && e->code == GRPC_CANCELLED) return -1;
     if (made < 0) return fail_in(e, "layer %.*s", PR(blob->digest));
     progress_set(want.l.progress, made ? KrunLayerState_DONE : KrunLayerState_EXISTS);
@@ -17773,6 +17893,18 @@ static void pull_begin(pull_state *p, image_store *s, int cancel_fd)
     pthread_mutex_init(&p->lock, NULL);
 }
 
+/* Whether an image of this config and this manifest is here. */
+static bool pull_is_here(const pull_state *p)
+{
+    image_store *s = p->store;
+    pthread_mutex_lock(&s->lock);
+    const store_image *i = s->images;
+    while (i && !slice_eq(i->record.id, p->manifest.config->digest)) i = i->next;
+    bool here = i && slice_eq(i->record.manifest, p->manifest_json);
+    pthread_mutex_unlock(&s->lock);
+    return here;
+}
+
 /* Shows the layers to those who watch: none is there yet, as far as they know. */
 static int pull_show(pull_state *p, error *e)
 {
@@ -17800,7 +17932,9 @@ static int pull_run(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], err
     if (p->reader.pidfd < 0 && helper_start(&p->reader, "read", (int[]){ -1, -1 }, terms, e) < 0)
         return -1;
     if (pull_manifest(p, w->reference, w->known, e) < 0 || pull_verify(p, w, e) < 0) return -1;
-    if (pull_config(p, e) < 0 || pull_show(p, e) < 0 || pull_layers(p, e) < 0) return -1;
+    if (pull_config(p, e) < 0 || pull_show(p, e) < 0) return -1;
+    p->here = pull_is_here(p);
+    if (pull_layers(p, e) < 0) return -1;
     return pull_record(p, w, id, e);
 }
 

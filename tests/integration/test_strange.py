@@ -6,7 +6,7 @@ import subprocess
 
 import images
 import registry
-from harness import check, equal, holds, test
+from harness import check, equal, holds, restarts, test
 from images import Image, Tree, digest
 
 FAKE = "127.0.0.1:5001/"
@@ -191,3 +191,68 @@ def zstd_frames_that_declare_large_windows_unpack(k):
     k.cli("load", whole + ".zst")
     drop(k, "x/k3s:1")
     holds("needs a window of", pull(k, small("long-28", compress=lambda data: zstd(data, "--long=28")), "too-long"))
+
+
+# -- layers that are there already ----------------------------------------------------------------
+
+def asked_for(k, image):
+    """How often the registry was asked for a layer of the image."""
+    return sum(digest(b) in str(request) for request in k.fake.requests for b in image.layers)
+
+
+def claiming(k, victim, title, *blobs):
+    """An image whose config says that its layers are the victim's; its manifest names these blobs."""
+    image = small(title, *victim.tars, compress=lambda data: data)
+    image.layers = list(blobs)
+    image.manifest = json.dumps(image.manifest_object()).encode()
+    return image
+
+
+@test
+def an_archive_shows_no_layer_whose_bytes_it_has_not(k):
+    victim = Image([k.base, Tree().file("secret", "of another")], {"Env": ["PATH=/bin"]})
+    equal(pull(k, victim, "victim"), None, "the pull")
+    thief = claiming(k, victim, "thief", *victim.layers)
+    files = images.oci_files(thief, "x/thief:1")
+    for layer in victim.layers:
+        del files[f"blobs/sha256/{digest(layer)[7:]}"]
+    holds("the archive has no file", load(k, files))
+    lie = images.oci_files(thief, "x/thief:1")
+    for layer in victim.layers:  # as long, and other bytes
+        lie[f"blobs/sha256/{digest(layer)[7:]}"] = bytes(len(layer))
+    holds("the archive has other bytes of it", load(k, lie))
+    other = claiming(k, victim, "other", *(Tree().file("x", t).tar() for t in ("1", "2")))
+    holds("its diff-id is", load(k, images.oci_files(other, "x/other:1")))
+    docker = images.docker_files(other, ["x/other:1"])
+    for name in json.loads(docker["manifest.json"])[0]["Layers"]:
+        docker[name] = Tree().file("x", "3").tar()
+    holds("its diff-id is", load(k, docker))
+    names = [tag for image in k.cri.ListImages().images for tag in image.repo_tags]
+    check(not any("thief" in n or "other" in n for n in names), f"images: {names}")
+    equal(load(k, images.oci_files(claiming(k, victim, "owner", *victim.layers), "x/owner:1")), "", "with the bytes")
+    equal(load(k, images.docker_files(victim, ["x/docker:1"])), "", "with the plain bytes")
+    equal(prints(k, FAKE + "victim", "cat", "/secret"), "of another", "the victim's own")
+    drop(k, FAKE + "victim", "x/owner:1", "x/docker:1")
+
+
+@test
+@restarts
+def a_registry_shows_no_layer_that_its_blob_does_not_hold(k):
+    victim = small("victim", Tree().file("secret", "of another, in a registry"))
+    equal(pull(k, victim, "victim"), None, "the pull")
+    other = claiming(k, victim, "other", Tree().file("x", "of mine").tar())
+    holds("its diff-id is", pull(k, other, "other"))
+    before = set(os.listdir(k.root + "/layers"))
+    for packed, times in ((victim.tars[0], 0), (zstd(victim.tars[0]), 1), (zstd(victim.tars[0], "-9"), 1)):
+        k.fake.requests.clear()
+        for turn in range(2):  # the second finds what the first has seen
+            image = claiming(k, victim, f"{turn} packed in {len(packed)} bytes", packed)
+            equal(pull(k, image, f"packed-{turn}"), None, "the pull")
+        equal(asked_for(k, image), times, "how often its layer was fetched")
+        equal(set(os.listdir(k.root + "/layers")), before, "the layers")
+    k.restart()
+    k.fake.requests.clear()
+    image = claiming(k, victim, "after a restart", zstd(victim.tars[0], "-9"))
+    equal(pull(k, image, "packed"), None, "the pull")
+    equal(asked_for(k, image), 0, "how often its layer was fetched")
+    drop(k, FAKE + "victim", FAKE + "packed", *(FAKE + f"packed-{n}" for n in range(2)))
