@@ -991,6 +991,16 @@ static void walk_end(dir_walk *w)
     *w = (dir_walk){ 0 };
 }
 
+static bool dir_is_empty(int fd) /* false also if nobody can say */
+{
+    int again = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), n = 0;
+    DIR *d = again < 0 ? NULL : fdopendir(again);
+    if (!d) return close_fd(&again), false;
+    while (n < 3 && readdir(d)) n++;
+    closedir(d);
+    return n < 3; /* "." and ".." */
+}
+
 /* -- removing a tree -----------------------------------------------------------------------------
  *
  * Each directory is read once, its files unlinked as they come, its directories entered and then
@@ -12446,7 +12456,8 @@ static int become_nobody(error *e)
 
 enum {
     ROLE_READ = 1, ROLE_ARCHIVE = 2, ROLE_UNPACK = 4, ROLE_FETCH = 8, ROLE_PACK = 16,
-    ROLE_SEAL = 32, ROLES_ALL = 63
+    ROLE_SEAL = 32, ROLE_REMOVE = 64, ROLES_ALL = 127,
+    ROLES_WALK = ROLE_UNPACK | ROLE_PACK | ROLE_SEAL | ROLE_REMOVE /* they read directories */
 };
 
 /* A call that `roles` may make: always, or if its argument number `argument` has `value` under
@@ -12466,7 +12477,8 @@ typedef struct {
  * architectures: those of one line mean the same. The most frequent come first. */
 static const role_call role_calls[] = {
     ROLE_CALL(read, ROLES_ALL), ROLE_CALL(write, ROLES_ALL), ROLE_CALL(close, ROLES_ALL),
-    ROLE_CALL(openat2, ROLE_UNPACK | ROLE_ARCHIVE | ROLE_PACK), ROLE_CALL(openat, ROLE_UNPACK),
+    ROLE_CALL(openat2, ROLE_UNPACK | ROLE_ARCHIVE | ROLE_PACK | ROLE_REMOVE),
+    ROLE_CALL(openat, ROLE_UNPACK),
     ROLE_CALL(fchown, ROLE_UNPACK), ROLE_CALL(fchmod, ROLE_UNPACK),
     ROLE_CALL(utimensat, ROLE_UNPACK), ROLE_CALL(fsetxattr, ROLE_UNPACK),
     ROLE_CALL(fremovexattr, ROLE_UNPACK),
@@ -12480,13 +12492,13 @@ static const role_call role_calls[] = {
     ROLE_CALL(sync_file_range2, ROLE_UNPACK),
 #endif
     ROLE_CALL_IF(fcntl, ROLE_UNPACK, 1, UINT32_MAX, F_DUPFD_CLOEXEC),
-    ROLE_CALL(lseek, ROLE_UNPACK | ROLE_SEAL),
+    ROLE_CALL(lseek, ROLE_UNPACK | ROLE_SEAL | ROLE_REMOVE),
     /* An entry in the place of another: tree_remove reads directories. */
-    ROLE_CALL(unlinkat, ROLE_UNPACK),
-    ROLE_CALL(getdents64, ROLE_UNPACK | ROLE_PACK | ROLE_SEAL),
+    ROLE_CALL(unlinkat, ROLE_UNPACK | ROLE_REMOVE),
+    ROLE_CALL(getdents64, ROLES_WALK),
     /* Not F_SETOWN and its like: with them any process of the same user can be sent a signal. */
-    ROLE_CALL_IF(fcntl, ROLE_UNPACK | ROLE_PACK | ROLE_SEAL, 1, UINT32_MAX, F_GETFL),
-    ROLE_CALL_IF(fcntl, ROLE_UNPACK | ROLE_PACK | ROLE_SEAL, 1, UINT32_MAX, F_SETFD),
+    ROLE_CALL_IF(fcntl, ROLES_WALK, 1, UINT32_MAX, F_GETFL),
+    ROLE_CALL_IF(fcntl, ROLES_WALK, 1, UINT32_MAX, F_SETFD),
     ROLE_CALL(pread64, ROLE_UNPACK | ROLE_ARCHIVE), ROLE_CALL(readlinkat, ROLE_PACK),
     ROLE_CALL(flistxattr, ROLE_PACK), ROLE_CALL(fgetxattr, ROLE_PACK),
     ROLE_CALL(fstat, ROLES_ALL & ~ROLE_READ),
@@ -12495,7 +12507,7 @@ static const role_call role_calls[] = {
 #endif
     ROLE_CALL(statx, ROLES_ALL & ~ROLE_READ),
     /* To read: directories; /etc/hosts and /etc/resolv.conf. */
-    ROLE_CALL_IF(openat, ROLE_FETCH | ROLE_SEAL, 2, O_ACCMODE | O_CREAT | O_TRUNC, 0),
+    ROLE_CALL_IF(openat, ROLE_FETCH | ROLE_SEAL | ROLE_REMOVE, 2, O_ACCMODE | O_CREAT | O_TRUNC, 0),
     ROLE_CALL_IF(socket, ROLE_FETCH, 0, UINT32_MAX, AF_INET),
     ROLE_CALL_IF(socket, ROLE_FETCH, 0, UINT32_MAX, AF_INET6),
     ROLE_CALL(connect, ROLE_FETCH), ROLE_CALL(sendto, ROLE_FETCH), ROLE_CALL(recvfrom, ROLE_FETCH),
@@ -14757,6 +14769,51 @@ static int seal_main(int argc, char **argv)
     return frame_write_message(STDOUT_FILENO, &UnpackAnswer_msg, &answer) ? 0 : 1;
 }
 
+/* -- remove: what lies in the trash ---------------------------------------------------------------
+ *
+ * A tree of a million files takes half a minute to remove. A process of its own does that at
+ * leisure: it gives way to all that run, and it cannot leave the trash. */
+
+enum { REMOVE_ROOT = 3, TRASH_NAME = 33, REMOVE_NICE = 10 };
+
+static void remove_told(const char *name)
+{
+    error e;
+    if (tree_remove(REMOVE_ROOT, name, &e) < 0) log_warn("trash/%s", e.text);
+}
+
+static void remove_all(void)
+{
+    OWNED_FD top = openat(REMOVE_ROOT, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *d = top < 0 ? NULL : fdopendir(top);
+    if (!d) { log_warn("read the trash: %s", strerror(errno)); return; }
+    give_fd(&top);
+    for (const struct dirent *entry; (entry = readdir(d));)
+        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, "..")) remove_told(entry->d_name);
+    closedir(d);
+}
+
+/* `krun remove`: fd 3 is the trash, fd 0 the names in it that are to go; none means all. What must
+ * stay is logged. An UnpackAnswer on fd 1 says that the work is done. */
+static int remove_main(int argc, char **argv)
+{
+    error e = { 0 };
+    char name[TRASH_NAME] = "";
+    UnpackAnswer answer = { 0 };
+    const uint32_t needed = CAP_BIT_DAC_OVERRIDE | CAP_BIT_DAC_READ_SEARCH | CAP_BIT_FOWNER;
+    (void)argc, (void)argv;
+    setpriority(PRIO_PROCESS, 0, REMOVE_NICE);
+    if (confine_to(REMOVE_ROOT, needed, &e) < 0 || role_filter(ROLE_REMOVE, &e) < 0)
+        answer = (UnpackAnswer){ .code = e.code, .message = slice_of(e.text) };
+    bool all = true;
+    while (!answer.code && read_all(STDIN_FILENO, name, TRASH_NAME - 1) == TRASH_NAME - 1) {
+        all = false;
+        remove_told(name);
+    }
+    if (!answer.code && all) remove_all();
+    return frame_write_message(STDOUT_FILENO, &UnpackAnswer_msg, &answer) ? 0 : 1;
+}
+
 /* -- unpack: a compressed tar stream into a directory ---------------------------------------------
  *
  * A layer has two digests: its descriptor's is of the bytes that the registry sends, and the daemon
@@ -15334,7 +15391,7 @@ static int archive_main(int argc, char **argv)
  * its tar stream, so images share the layers that they have in common, and a directory that bears
  * its final name is whole: it is filled as <diff-id>.partial, by a process of its own, and renamed
  * when its digests hold (chapter 16). What a power cut or kill -9 leaves is removed at the next
- * start.
+ * start. All that is removed, of images and of pods, goes through the trash.
  *
  * Who keeps a layer: every image that lists it, known or still held (image_hold), and every
  * container made from it (image_layers_hold). When the last one goes, the directory goes.
@@ -15346,8 +15403,8 @@ static int archive_main(int argc, char **argv)
  * Defined by  OCI image-spec 1.1 (IDs, chain IDs); the CRI's ImageService
  * Uses        1, 2, 4, 8, 9, 12 (names)
  * Gives       image_hold, image_drop, image_layers_*, images_list, image_status, image_remove,
- *             images_fs_info
- * Bounds      a record 32 MiB */
+ *             images_fs_info, trash_take, trash_put
+ * Bounds      a record 32 MiB; 100 entries of a removal on its caller's time */
 
 /* -- the store in memory --------------------------------------------------------------------------
  *
@@ -15445,9 +15502,12 @@ typedef struct image_settings {
     arena memory;
 } image_settings;
 
+/* Something that lies in the trash, root/trash/<name>. */
+typedef struct trash_entry { struct trash_entry *next; char name[TRASH_NAME]; } trash_entry;
+
 typedef struct image_store {
     image_options o;
-    int images_fd, layers_fd, blobs_fd;
+    int images_fd, layers_fd, blobs_fd, trash_fd;
     pthread_mutex_t writing; /* held while records on disk change; taken before `lock` */
     pthread_mutex_t lock;    /* guards all that follows; never held across what can block */
     pthread_cond_t idle;     /* `threads` has become 0 */
@@ -15458,6 +15518,10 @@ typedef struct image_store {
     unsigned threads;
     bool collecting, sweeping, closing;
     bool unsure;             /* what uses a layer could not be read: none is removed in this life */
+    trash_entry *trash;      /* what is to go, ... */
+    bool trash_all;          /* ... or all that lies there */
+    bool serving, emptying;
+    void *(*empty)(void *);  /* the thread that sees to it: chapter 16 */
     image_settings *_Atomic settings; /* the newest; never changed once it is here */
     bool debris;             /* directories put aside may have become removable */
 } image_store;
@@ -15784,6 +15848,72 @@ static void store_thread_ends(image_store *s) /* under the lock */
     if (--s->threads == 0) pthread_cond_broadcast(&s->idle);
 }
 
+/* -- the trash ------------------------------------------------------------------------------------
+ *
+ * Whatever is removed, a layer, a container's files, a pod, leaves its place by one rename(2), and
+ * lies in root/trash under a name that nothing else ever had: it is there whole, or it is not there
+ * any more. What is small is then removed at once. For the rest a thread is started, which hands it
+ * to `krun remove`, and ends when there is nothing to do. A start only moves; when the daemon
+ * answers, it has all removed that an earlier life left in the trash. What cannot be removed stays
+ * there, and is told once a life. */
+
+enum { TRASH_AT_ONCE = 100 }; /* entries; starting a process costs more than removing so many */
+
+static void trash_forget(trash_entry *names)
+{
+    for (trash_entry *next; names; names = next) {
+        next = names->next;
+        free(names);
+    }
+}
+
+/* Under the lock. */
+static void trash_start(image_store *s)
+{
+    bool work = s->trash || s->trash_all;
+    if (!work || !s->serving || s->emptying || s->closing) return;
+    s->emptying = store_thread(s, s->empty, s);
+}
+
+/* Leaves the rest of an entry to the thread. */
+static void trash_later(image_store *s, const char *name)
+{
+    trash_entry *t = calloc(1, sizeof *t);
+    if (t) memcpy(t->name, name, TRASH_NAME);
+    pthread_mutex_lock(&s->lock);
+    if (t) t->next = s->trash, s->trash = t;
+    else s->trash_all = true;
+    trash_start(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Takes `path` of `at` out of its place and sees to its removal. False: it cannot be moved (no room
+ * for the new name, another file system, a mount on it), and is where it was. */
+static bool trash_take(image_store *s, int at, const char *path)
+{
+    error e;
+    uint64_t unique[2] = { 0 };
+    char name[TRASH_NAME];
+    random_bytes(unique, sizeof unique);
+    snprintf(name, sizeof name, "%016" PRIx64 "%016" PRIx64, unique[0], unique[1]);
+    if (renameat(at, path, s->trash_fd, name) < 0) return false;
+    fault_point("trash.taken");
+    pthread_mutex_lock(&s->lock);
+    bool serving = s->serving;
+    pthread_mutex_unlock(&s->lock);
+    if (!serving) return true; /* images_collect sees to all of them */
+    int left = tree_remove_some(s->trash_fd, name, TRASH_AT_ONCE, &e);
+    if (left < 0) log_warn("%s is removed, but of it stays trash/%s", path, e.text);
+    if (left > 0) trash_later(s, name);
+    return true;
+}
+
+/* Removes a file or a tree that nothing counts on, even half of it. */
+static int trash_put(image_store *s, int at, const char *path, error *e)
+{
+    return trash_take(s, at, path) ? 0 : tree_remove(at, path, e);
+}
+
 /* -- layers that nobody needs ---------------------------------------------------------------------
  *
  * A layer may have a hundred thousand files, and removing it takes seconds: RemoveImage must not
@@ -15816,22 +15946,18 @@ static bool layer_take_unused(image_store *s, store_layer *out)
     return false;
 }
 
-/* Removes a layer from disk: out of sight in one step, so that a kill leaves a .partial. The record
- * goes before that: a directory that has none is put aside by the next start (open_clean), while
- * one with a record counts as whole. */
+/* Removes a layer from disk. Its record goes first: a directory that has none is put aside by the
+ * next start (open_clean), while one with a record counts as whole. */
 static void layer_delete(image_store *s, const store_layer *l)
 {
     error e;
     const char *name = l->name;
-    char file[LAYER_NAME + 16], partial[LAYER_NAME + 16];
+    char file[LAYER_NAME + 16];
     snprintf(file, sizeof file, "%s.json", name);
-    snprintf(partial, sizeof partial, "%s.partial", name);
     unlinkat(s->layers_fd, file, 0);
     fault_point("layer.remove");
     if (*l->blob) unlinkat(s->blobs_fd, l->blob, 0);
-    if (renameat(s->layers_fd, name, s->layers_fd, partial) < 0 && errno != ENOENT)
-        log_warn("layer %s: rename: %s", name, strerror(errno));
-    if (tree_remove(s->layers_fd, partial, &e) < 0) log_warn("layer %s: %s", name, e.text);
+    if (trash_put(s, s->layers_fd, name, &e) < 0) log_warn("layers/%s", e.text);
     else log_info("layer %.12s removed: nothing uses it", name);
 }
 
@@ -15854,8 +15980,8 @@ static void layers_clear_debris(image_store *s)
         if (l) l->aside = used;
         pthread_mutex_unlock(&s->lock);
         if (stop) break;
-        if (!used && tree_remove(s->layers_fd, entry->d_name, &e) < 0)
-            log_warn("layers/%s: %s", entry->d_name, e.text);
+        if (!used && trash_put(s, s->layers_fd, entry->d_name, &e) < 0)
+            log_warn("layers/%s", e.text);
     }
     closedir(d);
 }
@@ -16494,7 +16620,8 @@ static void helper_stop(helper *h)
 }
 
 /* Starts `krun <role>`; `extra` become its descriptors 3 and 4, -1 for none. Its environment is
- * empty, and what it says on its standard error goes where ours does. To it we write without
+ * empty, but for a fault that a test asks of it, and what it says on its standard error goes where
+ * ours does. To it we write without
  * blocking: one that does not read must not keep us from being cancelled. -1: RESOURCE_EXHAUSTED,
  * INTERNAL. */
 static int helper_start(helper *h, const char *role, const int extra[2], helper_terms terms,
@@ -16512,7 +16639,10 @@ static int helper_start(helper *h, const char *role, const int extra[2], helper_
                 MIB); /* fewer switches between the two; refused past a user's quota */
     if (fcntl(our_in, F_SETFL, O_NONBLOCK) < 0) return fail_sys(e, GRPC_INTERNAL, "start %s", role);
     int fds[5] = { their_in, their_out, STDERR_FILENO, extra[0], extra[1] };
-    char *argv[] = { "krun", (char *)role, NULL }, *envp[] = { NULL };
+    char fault[64], *argv[] = { "krun", (char *)role, NULL }, *envp[] = { NULL, NULL };
+    const char *wanted = getenv("KRUN_FAULT");
+    if (wanted && !strncmp(wanted, "tree.", 5) && !strcmp(role, "remove"))
+        snprintf(envp[0] = fault, sizeof fault, "KRUN_FAULT=%s", wanted);
     spawn_args args = { .exec_fd = program, .argv = argv, .envp = envp, .fds = fds,
                         .nfds = extra[0] < 0 ? 3 : extra[1] < 0 ? 4 : 5, .new_session = true,
                         .cpu_seconds = terms.cpu_seconds };
@@ -16613,6 +16743,55 @@ static int helper_receive(const helper *h, const pb_message *m, arena *a, void *
         return fail(e, GRPC_RESOURCE_EXHAUSTED, "an answer of krun %s of %zu bytes", h->role, n);
     if (helper_read(h, p, n, e) < 0) return -1;
     return pb_decode(m, (slice){ p, n }, a, out, e);
+}
+
+/* Has these entries of the trash removed; none means all. -1: CANCELLED when the daemon ends, or
+ * the helper broke. */
+static int trash_run(const image_store *s, const trash_entry *which, int cancel_fd, error *e)
+{
+    helper h = helper_none;
+    UnpackAnswer answer;
+    OWNED_ARENA a = arena_make(64 * KIB);
+    const helper_terms terms = { .cancel_fd = cancel_fd }; /* the disk is its clock */
+    int failed = helper_start(&h, "remove", (int[]){ s->trash_fd, -1 }, terms, e);
+    for (; which && !failed; which = which->next)
+        failed = helper_write(&h, which->name, TRASH_NAME - 1, e);
+    close_fd(&h.to);
+    if (!failed) failed = helper_receive(&h, &UnpackAnswer_msg, &a, &answer, e);
+    helper_stop(&h);
+    if (failed) return -1;
+    return answer.code ? fail(e, answer.code, "%.*s", PR(answer.message)) : 0;
+}
+
+/* The thread that empties the trash. When its helper broke, all is tried again with the next thing
+ * that comes into the trash. */
+static void *trash_empty(void *arg)
+{
+    image_store *s = arg;
+    bool first, good = true;
+    error e;
+    pthread_mutex_lock(&s->lock);
+    flight *f = flight_join(s, "trash", &first); /* images_close cancels it */
+    while (f && good && !s->closing && (s->trash || s->trash_all)) {
+        trash_entry *names = s->trash;
+        bool all = s->trash_all;
+        s->trash = NULL;
+        s->trash_all = false;
+        pthread_mutex_unlock(&s->lock);
+        good = trash_run(s, all ? NULL : names, f->cancel, &e) == 0;
+        if (!good && e.code != GRPC_CANCELLED) log_error("the trash: %s", e.text);
+        trash_forget(names);
+        pthread_mutex_lock(&s->lock);
+        s->trash_all = s->trash_all || !good;
+    }
+    if (f) {
+        flight_land(s, f, NULL);
+        flight_unref(f);
+    }
+    s->emptying = false;
+    store_thread_ends(s);
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
 }
 
 /* Where the bytes of a blob go on their way through the daemon, which hashes them all: into memory,
@@ -17139,10 +17318,10 @@ static void spool_end(const image_store *s, blob_spool *b, bool cut_off)
 }
 
 /* Removes what a kill left, or says why that stays: it is in nobody's way. 0, for dir_each. */
-static int store_clear(int dir, const char *name)
+static int store_clear(image_store *s, int dir, const char *name)
 {
     error e;
-    if (tree_remove(dir, name, &e) < 0) log_warn("%s", e.text);
+    if (trash_put(s, dir, name, &e) < 0) log_warn("%s", e.text);
     return 0;
 }
 
@@ -17156,7 +17335,7 @@ static int blob_expire(image_store *s, const char *name, error *e)
     if (there && S_ISREG(st.st_mode) && st.st_mtime > clock_wall() / NS_PER_SEC - BLOB_PART_LIFE)
         return 0;
     log_info("blobs/%s is the beginning of a download that nobody went on with: removed", name);
-    return store_clear(s->blobs_fd, name);
+    return store_clear(s, s->blobs_fd, name);
 }
 
 /* Makes a whole blob one that is kept. False: it is not, and that is no error. */
@@ -17330,7 +17509,7 @@ static int layer_make(pull_state *p, helper *from, layer_plan *l, error *e)
     spool_end(p->store, &l->spool, r.blob.n > 0);
     if (failed) {
         if (r.blob.n) unlinkat(p->store->blobs_fd, l->spool.name, 0); /* no layer, no blob */
-        tree_remove(p->store->layers_fd, l->partial, &ignored);
+        trash_put(p->store, p->store->layers_fd, l->partial, &ignored);
         return -1;
     }
     return layer_arrive(p->store, l, &r, e);
@@ -17574,7 +17753,7 @@ static int own_layer_make(layer_maker *m, error *e)
     helper_stop(&unpack);
     if (!failed) failed = layer_commit(own->store, &own->l, &r, e);
     if (!failed) return layer_arrive(own->store, &own->l, &r, e);
-    tree_remove(own->store->layers_fd, own->l.partial, &ignored);
+    trash_put(own->store, own->store->layers_fd, own->l.partial, &ignored);
     return -1;
 }
 
@@ -18947,6 +19126,7 @@ static int images_check(check_run *c, const KrunCheckImagesRequest *in,
  *   only one of the two                the record goes; the directory is put aside, as a container
  *                                      may still run in it
  *   layers/<diff-id>-<salt>.partial    goes
+ *   trash/<random>                     goes, in the background
  *   images/.<name>.tmp                 goes
  *   images/<ID>.json, unreadable       put aside as bad-<time>-..., for a person to look at
  *   images/<ID>.json, a layer missing  goes: the kubelet pulls it again
@@ -18989,7 +19169,7 @@ static int open_layer(image_store *s, const char *name, error *e)
     if (good && r.version > RECORD_VERSION)
         return fail(e, GRPC_FAILED_PRECONDITION, "layers/%s was written by a newer krun", name);
     if (!good || !slice_eq(id_hex(r.diff_id), hex))
-        return store_clear(s->layers_fd, name); /* its directory goes below */
+        return store_clear(s, s->layers_fd, name); /* its directory goes below */
     store_layer *l = layer_add(s, hex, &r, 0);
     if (!l) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a layer");
     l->unchecked = true;
@@ -19006,7 +19186,7 @@ static int open_clean(image_store *s, const char *name, error *e)
     if (name_is_record(name, &hex) || *layer_slot(s, slice_of(name))) return 0;
     if (strstr(name, layer_aside)) return s->debris = true, 0;
     log_info("layers/%s is incomplete and removed", name);
-    if (!hex_decode(slice_of(name), hash, sizeof hash)) return store_clear(s->layers_fd, name);
+    if (!hex_decode(slice_of(name), hash, sizeof hash)) return store_clear(s, s->layers_fd, name);
     return layer_put_aside(s, name), 0;
 }
 
@@ -19018,7 +19198,7 @@ static int open_blob(image_store *s, const char *name, error *e)
         for (const store_layer *l = s->layers[b]; l; l = l->next)
             if (!strcmp(l->blob, name)) return 0;
     log_info("blobs/%s belongs to no layer and is removed", name);
-    return store_clear(s->blobs_fd, name);
+    return store_clear(s, s->blobs_fd, name);
 }
 
 static bool record_has_layers(image_store *s, const ImageRecord *r)
@@ -19036,7 +19216,7 @@ static int open_image(image_store *s, const char *name, error *e)
     slice hex;
     ImageRecord r;
     OWNED_ARENA a = arena_make(64 * MIB);
-    if (temp_is(name)) return store_clear(s->images_fd, name); /* a write that was cut */
+    if (temp_is(name)) return store_clear(s, s->images_fd, name); /* a write that was cut */
     if (!name_is_record(name, &hex)) return 0;
     int failed = record_read((record_file){ s->images_fd, name, &ImageRecord_msg }, &a, &r, e);
     if (failed && error_is_ours(e)) return fail_in(e, "images/%s", name);
@@ -19104,6 +19284,8 @@ static void images_close(image_store *s)
     close_fd(&s->images_fd);
     close_fd(&s->layers_fd);
     close_fd(&s->blobs_fd);
+    close_fd(&s->trash_fd);
+    trash_forget(s->trash);
     for (image_settings *one = s->settings, *older; one; one = older) {
         older = one->older;
         arena_free(&one->memory);
@@ -19125,6 +19307,9 @@ static image_store *images_open(const image_options *o, error *e)
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->idle, NULL);
     s->layers_fd = s->blobs_fd = -1;
+    s->empty = trash_empty;
+    s->trash_fd = own_dir(o->root_fd, "trash", &self);
+    if (s->trash_fd < 0) log_warn("no trash, so what is removed is waited for: %s", self.text);
     s->images_fd = images_configure(s, o, e) < 0 ? -1 : own_dir(o->root_fd, "images", e);
     if (s->images_fd >= 0) s->layers_fd = own_dir(o->root_fd, "layers", e);
     if (s->layers_fd >= 0) spread_directories(s->layers_fd);
@@ -19156,6 +19341,9 @@ static void images_collect(image_store *s)
 {
     pthread_mutex_lock(&s->lock);
     s->collecting = !s->unsure;
+    s->serving = true;
+    s->trash_all = s->trash_fd >= 0 && !dir_is_empty(s->trash_fd);
+    trash_start(s);
     store_collect(s);
     pthread_mutex_unlock(&s->lock);
 }
@@ -25950,6 +26138,19 @@ static int state_read(const state_file *f, arena *a, void *record, error *e)
     return pb_read_json_lax(f->type, text, a, record, e) < 0 ? fail_in(e, "%s", f->name) : 0;
 }
 
+/* Removes the directory of a pod or of a container, a path below pods/. If it cannot be moved as a
+ * whole its record goes first: without that the rest is rubbish that the next start sweeps. */
+static int state_remove(runtime *r, const char *path, const char *record, error *e)
+{
+    char file[256];
+    if (trash_take(r->images, r->pods, path)) return 0;
+    snprintf(file, sizeof file, "%s/%s", path, record);
+    if (unlinkat(r->pods, file, 0) < 0 && errno != ENOENT && errno != EISDIR)
+        return fail_sys(e, GRPC_INTERNAL, "remove %s", file);
+    fault_point("state.unrecorded");
+    return tree_remove(r->pods, path, e);
+}
+
 static int pod_write(pod *p, error *e)
 {
     char id[65];
@@ -26878,12 +27079,8 @@ static void pod_take_out(pod *p)
  * is rubbish that the next start sweeps. */
 static int pod_unrecord(pod *p, error *e)
 {
-    char id[65], path[96];
-    snprintf(path, sizeof path, "%s/pod.json", id_text(id, p->record.id));
-    if (unlinkat(p->runtime->pods, path, 0) < 0 && errno != ENOENT)
-        return fail_sys(e, GRPC_INTERNAL, "remove %s", path);
-    fault_point("pod.unrecorded");
-    return tree_remove(p->runtime->pods, id, e);
+    char id[65];
+    return state_remove(p->runtime, id_text(id, p->record.id), "pod.json", e);
 }
 
 /* Undoes all of pod_build, whole or part. A network that is owed does not keep the pod. */
@@ -27192,15 +27389,9 @@ static int container_write(container *c, error *e)
  * rubbish that the next start sweeps. */
 static int container_delete(container *c, error *e)
 {
-    char path[192];
-    int pods = c->pod->runtime->pods;
-    snprintf(path, sizeof path, "%.*s/containers/%.*s/container.json", PR(c->record.pod_id),
-             PR(c->record.id));
-    if (unlinkat(pods, path, 0) < 0 && errno != ENOENT)
-        return fail_sys(e, GRPC_INTERNAL, "remove %s", path);
-    fault_point("container.unrecorded");
+    char path[160];
     snprintf(path, sizeof path, "%.*s/containers/%.*s", PR(c->record.pod_id), PR(c->record.id));
-    return tree_remove(pods, path, e);
+    return state_remove(c->pod->runtime, path, "container.json", e);
 }
 
 static int container_enter(container *c, error *e) /* locked */
@@ -27840,7 +28031,8 @@ static void pod_recover_containers(pod *p)
         if (container_recover(p, entry->d_name, &e) == 0) continue;
         container_disown(p, entry->d_name);
         if (e.code == GRPC_NOT_FOUND) { /* its making or removal was cut short */
-            if (tree_remove(dir, entry->d_name, &e) < 0) log_warn("pods/%s/%s", path, e.text);
+            if (trash_put(p->runtime->images, dir, entry->d_name, &e) < 0)
+                log_warn("pods/%s/%s", path, e.text);
         } else set_aside(dir, entry->d_name, e.text);
     }
     closedir(list);
@@ -28057,7 +28249,7 @@ static int pod_give_up(runtime *r, const char *id, error *e)
     bool unrecorded = e->code == GRPC_NOT_FOUND;
     if (!unrecorded || pod_left_more(r, id)) pod_abandon(r, id, !unrecorded);
     if (!unrecorded) set_aside(r->pods, id, e->text);
-    else if (tree_remove(r->pods, id, e) < 0) log_warn("pods/%s", e->text);
+    else if (trash_put(r->images, r->pods, id, e) < 0) log_warn("pods/%s", e->text);
     return 0;
 }
 
@@ -32851,6 +33043,7 @@ static const main_role main_roles[] = {
     { "pack", pack_main },       /* chapter 14: reads one, for `krun save` */
     { "inherit", inherit_main }, /* chapter 14: reads all, for directories without an entry */
     { "seal", seal_main },       /* chapter 14: looks whether a layer is still what it was */
+    { "remove", remove_main },   /* chapter 14: empties the trash */
     { "users", users_main },     /* chapter 18: reads an image's users, with no rights at all */
 };
 

@@ -466,18 +466,20 @@ static void act_call(const void *arg)
 /* What passes fails for its arguments, so that nothing happens. */
 TEST(role_filter_kills_for_every_call_that_the_role_does_not_need)
 {
-    const unsigned A = ROLE_ARCHIVE, U = ROLE_UNPACK, F = ROLE_FETCH, P = ROLE_PACK, S = ROLE_SEAL;
+    const unsigned A = ROLE_ARCHIVE, U = ROLE_UNPACK, F = ROLE_FETCH, P = ROLE_PACK, S = ROLE_SEAL,
+                   R = ROLE_REMOVE;
     const long bad = -1, thread = CLONE_VM | CLONE_THREAD; /* without CLONE_SIGHAND: EINVAL */
     const call_row rows[] = {
         CALL(read, ROLES_ALL, bad), CALL(write, ROLES_ALL, bad), CALL(close, ROLES_ALL, bad),
         CALL(getpid, ROLES_ALL, 0), CALL(mprotect, ROLES_ALL, 0, 0, PROT_READ),
         CALL(mprotect, 0, 0, 0, PROT_READ | PROT_EXEC),
         CALL(mmap, 0, 0, 4096, PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS),
-        CALL(openat2, A | U | P, bad), CALL(openat, U | F | S, bad, 0, O_RDONLY),
+        CALL(openat2, A | U | P | R, bad), CALL(openat, U | F | S | R, bad, 0, O_RDONLY),
         CALL(openat, U, bad, 0, O_WRONLY), CALL(openat, U, bad, 0, O_RDONLY | O_CREAT),
-        CALL(pread64, U | A, bad), CALL(fgetxattr, P, bad), CALL(getdents64, U | P | S, bad),
-        CALL(fchmod, U, bad), CALL(mknodat, U, bad), CALL(unlinkat, U, bad),
-        CALL(fsetxattr, U, bad), CALL(fcntl, U | P | S, bad, F_GETFL), CALL(fcntl, 0, bad, F_SETOWN),
+        CALL(pread64, U | A, bad), CALL(fgetxattr, P, bad), CALL(getdents64, U | P | S | R, bad),
+        CALL(fchmod, U, bad), CALL(mknodat, U, bad), CALL(unlinkat, U | R, bad),
+        CALL(renameat2, 0, bad), CALL(linkat, U, bad), CALL(symlinkat, U, 0),
+        CALL(fsetxattr, U, bad), CALL(fcntl, U | P | S | R, bad, F_GETFL), CALL(fcntl, 0, bad, F_SETOWN),
         CALL(socket, F, AF_INET, bad), CALL(socket, F, AF_INET6, bad), CALL(socket, 0, AF_UNIX, bad),
         CALL(socket, 0, AF_NETLINK, bad), CALL(socket, 0, 38 /* AF_ALG */, bad), CALL(connect, F, bad),
         CALL(bind, 0, bad), CALL(sendmsg, 0, bad), CALL(clone, U, thread),

@@ -14,7 +14,7 @@ static void images_play_role(int argc, char **argv)
         { "fetch", fetch_main }, { "read", read_main },
         { "archive", archive_main }, { "unpack", unpack_main },
         { "pack", pack_main }, { "seal", seal_main }, { "spin", spin_main },
-        { "users", users_main },
+        { "users", users_main }, { "remove", remove_main },
     };
     for (size_t i = 0; argc == 2 && !strcmp(argv[0], "krun") && i < COUNT(roles); i++)
         if (!strcmp(argv[1], roles[i].name)) _exit(roles[i].run(argc, argv)); /* no leak check */

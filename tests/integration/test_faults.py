@@ -19,7 +19,7 @@ def setup(k):
 
 
 # A pod's life does not pass them. Groups store and airgap have lives that do; network, for pod.owed.
-ELSEWHERE = {"import.settle", "layer.condemned", "layer.forgotten", "pod.owed", "pull.blob",
+ELSEWHERE = {"state.unrecorded", "import.settle", "layer.condemned", "layer.forgotten", "pod.owed", "pull.blob",
              "pull.inherit"}
 
 

@@ -11,7 +11,7 @@ import tempfile
 import grpc
 
 import images
-from harness import Krun, check, equal, holds, pb, skip, test, until
+from harness import Failure, Krun, check, equal, holds, pb, skip, test, until
 
 REGISTRY = "127.0.0.1:5000"
 BUSYBOX = REGISTRY + "/test/busybox:1"
@@ -330,3 +330,180 @@ def temporary_files_of_records_are_swept_wherever_they_are(k):
               pb.CONTAINER_EXITED)
         equal(own.cri.ContainerStatus(container_id=made).status.exit_code, 3, "exit code")
         own.remove_all()
+
+
+# -- killed while it removes ----------------------------------------------------------------------
+
+STEPS = 200  # more than any removal here takes: the last one tried must not be passed
+
+
+def killed(own):
+    return "KRUN_FAULT: killed at" in log_of(own)
+
+
+def clean(own):
+    """Nothing of what was to go is anywhere, live or in the trash."""
+    return empty_but_ours(own) and not [n for n in os.listdir(own.root + "/pods")
+                                        if not n.startswith("bad-")]
+
+
+def at_every_step(own, begin, step="tree.entry", first=1, by=1):
+    """`begin` makes a started krun remove something; krun is killed at the first step of that, at the
+    second, and so on until it is not killed any more. Each next start ends clean. How many steps."""
+    for n in range(first, STEPS, by):
+        open(own.directory + "/daemon.log", "w").close()
+        own.kill()
+        own.environment = {"KRUN_FAULT": f"{step}:{n}"}
+        with contextlib.suppress(grpc.RpcError, Failure):
+            own.start()
+            begin()
+        with contextlib.suppress(Failure):
+            until("all is removed, or krun is killed", lambda: killed(own) or clean(own))
+        died = killed(own)
+        own.environment = {}
+        own.restart()
+        for pod in own.cri.ListPodSandbox().items:  # it was killed before the removal counted
+            own.cri.StopPodSandbox(pod_sandbox_id=pod.id)
+            own.cri.RemovePodSandbox(pod_sandbox_id=pod.id)
+        until(f"the next start ends clean after {step}:{n}: {os.listdir(own.root + '/layers')}, "
+              f"{os.listdir(own.root + '/pods')}", lambda: clean(own))
+        if not died:
+            return n - first
+    raise Failure(f"still killed at {step}:{n}")
+
+
+SMALL = images.Image([images.Tree().directory("a").file("a/b", "1").directory("a/c").file(
+    "a/c/d", "2").directory("a/c/e").directory("a/c/e/f").file("g", "3")])
+
+
+def remove_small(own):
+    def begin():
+        own.pull(REGISTRY + "/test/small:1")
+        own.cri.RemoveImage(image={"image": REGISTRY + "/test/small:1"})
+        layer = images.digest(SMALL.tars[0])[7:]  # it goes in the background
+        until("the layer goes", lambda: killed(own) or
+              not os.path.exists(f"{own.root}/layers/{layer}"))
+    return begin
+
+
+def remove_pod(own):
+    def begin():
+        own.pull(BUSYBOX)
+        pod = own.cri.RunPodSandbox(config=own.pod_config()).pod_sandbox_id
+        made = own.cri.CreateContainer(pod_sandbox_id=pod, config={
+            "metadata": {"name": "c"}, "image": {"image": BUSYBOX},
+            "command": ["sh", "-c", "mkdir -p /.krun-remove-0/x/y; echo > /.krun-remove-0/x/z"]})
+        own.cri.StartContainer(container_id=made.container_id)
+        until("it ends", lambda: own.cri.ContainerStatus(
+            container_id=made.container_id).status.state == pb.CONTAINER_EXITED)
+        own.cri.StopPodSandbox(pod_sandbox_id=pod)
+        own.cri.RemovePodSandbox(pod_sandbox_id=pod)
+    return begin
+
+
+@test
+def killed_at_every_step_of_removing_an_image_the_next_start_ends_clean(k):
+    images.push(SMALL, REGISTRY, "test/small", "1")
+    with node(k) as own:
+        check(at_every_step(own, remove_small(own)) >= 7, "steps")
+        equal(at_every_step(own, remove_small(own), "trash.taken"), 1, "steps")
+
+
+@test
+def killed_at_every_step_of_removing_a_pod_the_next_start_ends_clean(k):
+    with node(k) as own:
+        check(at_every_step(own, remove_pod(own), first=2) >= 8, "steps")  # 1: the work directory
+        check(at_every_step(own, remove_pod(own), "trash.taken") >= 1, "steps")
+
+
+def plant_all(own, many=1):
+    for n in range(many):
+        plant(f"{own.root}/layers/x{n}.partial", 2, 1)
+    plant(f"{own.root}/pods/{'ab' * 32}", 2, 1)
+    plant(f"{own.root}/pods/{'cd' * 32}/containers/{'ef' * 32}", 2, 1)
+
+
+@test
+def killed_at_every_step_of_a_sweep_the_next_start_ends_clean(k):
+    """It is the helper that removes then, and the daemon answers without it."""
+    with node(k) as own:
+        own.start()
+        own.stop()
+
+        def again():
+            plant_all(own)
+            own.cri.Version()
+            own.kill()
+            own.start()
+        check(at_every_step(own, again) >= 12, "steps")
+
+
+@test
+def on_a_full_disk_all_can_be_removed_whatever_kills_it(k):
+    images.push(SMALL, REGISTRY, "test/small", "1")
+    for where in ("sweep", "image", "pod"):
+        with node(k) as own, small_disk(own):
+            own.start()
+            own.pull(BUSYBOX)
+            remove = remove_pod(own) if where == "pod" else remove_small(own)
+
+            def begin(own=own, where=where, remove=remove):
+                """All but the last step needs room; what frees it is left to the killed one."""
+                with contextlib.suppress(OSError):
+                    os.unlink(own.root + "/filler")
+                if where == "sweep":
+                    plant_all(own, 40)
+                    fill(own.root)
+                    own.kill()
+                    own.start()
+                    return
+                drop = own.cri.RemoveImage if where == "image" else own.cri.RemovePodSandbox
+
+                def filled(**fields):
+                    fill(own.root)
+                    return drop(**fields)
+                setattr(own.cri, "RemoveImage" if where == "image" else "RemovePodSandbox", filled)
+                remove()
+            at_every_step(own, begin, first=2, by=17 if where == "sweep" else 3)
+            os.unlink(own.root + "/filler")
+            own.pull(BUSYBOX)
+
+
+@test
+def without_a_trash_what_is_removed_is_removed_in_its_place(k):
+    images.push(SMALL, REGISTRY, "test/small", "1")
+    with node(k) as own, small_disk(own):
+        own.start()
+        own.stop()
+        if subprocess.call(["chattr", "+i", own.root + "/trash"], stderr=subprocess.DEVNULL):
+            skip("no immutable files here")
+        try:
+            check(at_every_step(own, remove_pod(own), first=2, by=2) >= 4, "steps")
+            check(at_every_step(own, remove_pod(own), "state.unrecorded") >= 1, "steps")
+            check(at_every_step(own, remove_small(own), by=2) >= 4, "steps")
+        finally:
+            subprocess.call(["chattr", "-i", own.root + "/trash"])
+
+
+@test
+def a_large_tree_is_removed_by_a_process_of_its_own(k):
+    """Whatever is in it, also when that process is killed: then with the next thing that goes."""
+    big = images.busybox_tree()
+    for n in range(3000):
+        big.file(f"d{n % 40}/e/f{n}", "1")
+    images.push(images.Image([big]), REGISTRY, "test/big", "1")
+    images.push(SMALL, REGISTRY, "test/small", "1")
+    with node(k) as own:
+        own.start()
+        own.pull(REGISTRY + "/test/big:1")
+        own.kill()
+        own.environment = {"KRUN_FAULT": "tree.entry:1000"}
+        own.start()
+        own.cri.RemoveImage(image={"image": REGISTRY + "/test/big:1"})
+        until("the helper is killed", lambda: killed(own))
+        until("the daemon says so", lambda: "the trash: krun remove" in log_of(own))
+        own.pull(BUSYBOX)
+        check(glob.glob(own.root + "/trash/*"), "nothing is left of it: this shows nothing")
+        own.environment = {}
+        own.restart()
+        until("all is removed", lambda: clean(own))
