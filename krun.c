@@ -13739,8 +13739,12 @@ static void hosts_unknown(const hosts_reader *r, const json *table, bool top)
         slice key = table->items[i].key;
         size_t k = top ? 0 : 2;
         while (k < COUNT(known) && !slice_is(key, known[k])) k++;
-        if (k == COUNT(known) && hosts_is_news(r->dir, key))
-            log_warn("%s/hosts.toml: \"%.*s\" is not known and ignored", r->dir, PR(key));
+        if (k < COUNT(known) || !hosts_is_news(r->dir, key)) continue;
+        char near[GUESS_TEXT];
+        guess g = { .word = key };
+        for (k = top ? 0 : 2; k < COUNT(known); k++) guess_try(&g, slice_of(known[k]));
+        log_warn("%s/hosts.toml:%u: \"%.*s\" is not known and ignored%s", r->dir,
+                 table->items[i].line, PR(key), guess_text(&g, near));
     }
 }
 
@@ -30338,6 +30342,71 @@ static int settings_absolute(const daemon_values *v, const char *name, error *e)
                 where ? where : "", where ? ": " : "--", name, value);
 }
 
+static int settings_fail(const daemon_values *v, const char *name, const char *why, error *e)
+{
+    int which = setting_find(slice_of(name));
+    const char *where = v->where[which];
+    return fail(e, GRPC_INVALID_ARGUMENT, "%s%s%s \"%s\": %s", where ? where : "",
+                where ? ": " : "--", name, v->values[which], why);
+}
+
+/* Wants an address and a port, "127.0.0.1:0" or "[::1]:0": names are not looked up. */
+static int settings_address(const daemon_values *v, const char *name, error *e)
+{
+    char host[INET6_ADDRSTRLEN];
+    struct in6_addr out;
+    uint64_t number;
+    slice text = slice_of(v->values[setting_find(slice_of(name))]), port;
+    const uint8_t *colon = memrchr(text.p, ':', text.n);
+    bool good = colon != NULL;
+    slice address = { text.p, colon ? (size_t)(colon - text.p) : 0 };
+    slice_take(&text, address.n + good, &port);
+    bool six = address.n > 2 && address.p[0] == '[' && address.p[address.n - 1] == ']';
+    if (six) address = (slice){ address.p + 1, address.n - 2 };
+    good = good && address.n < sizeof host && parse_u64(text, 10, UINT16_MAX, &number);
+    if (good) snprintf(host, sizeof host, "%.*s", PR(address));
+    if (good && inet_pton(six ? AF_INET6 : AF_INET, host, &out) == 1) return 0;
+    return settings_fail(v, name, "must be an address and a port, like 127.0.0.1:0", e);
+}
+
+/* Wants the program that the value begins with: what cannot be run is said now, and not by the
+ * first pull. Without a slash it is looked for in `path`, if there is one. */
+static int settings_program(const daemon_values *v, const char *name, const char *path, error *e)
+{
+    slice text = slice_trim(slice_of(v->values[setting_find(slice_of(name))]));
+    char found[PATH_MAX], why[160];
+    const char *program = arena_str(v->a, path ? slice_cut(&text, ' ') : text);
+    if (!*program) return 0;
+    if (*program != '/' && (!path || strchr(program, '/')))
+        return settings_fail(v, name, "the program must be an absolute path", e);
+    struct stat st;
+    bool there = program_find(program, path ? path : "/", found);
+    if (there && stat(found, &st) == 0 && S_ISREG(st.st_mode)) return 0;
+    if (there) errno = EACCES; /* a directory */
+    snprintf(why, sizeof why, "the program: %s", strerror(errno));
+    return settings_fail(v, name, why, e);
+}
+
+/* A file or directory that is named and not there may still come: it is said, and no more. */
+static void settings_expect(const daemon_values *v, const char *name)
+{
+    int which = setting_find(slice_of(name));
+    const char *value = v->values[which], *where = v->where[which];
+    if (*value && strcmp(value, daemon_settings[which].initial) != 0 && access(value, F_OK) < 0)
+        log_warn("%s%s%s \"%s\": %s", where ? where : "", where ? ": " : "--", name, value,
+                 strerror(errno));
+}
+
+static int settings_check(const daemon_values *v, error *e)
+{
+    if (settings_absolute(v, "root", e) < 0 || settings_absolute(v, "run", e) < 0 ||
+        settings_absolute(v, "image-import", e) < 0 ||
+        settings_address(v, "stream-address", e) < 0 ||
+        settings_program(v, "tls-helper", TLS_PATH, e) < 0)
+        return -1;
+    return settings_program(v, "image-verify", NULL, e);
+}
+
 /* Resolves all settings. What `given` (flags, or an embedder's options) names wins over the
  * files. */
 static int settings_resolve(const krun_options *given, arena *a, runtime_options *out, error *e)
@@ -30363,9 +30432,7 @@ static int settings_resolve(const krun_options *given, arena *a, runtime_options
     for (size_t i = 0; i < COUNT(daemon_settings); i++)
         memcpy((char *)&all + daemon_settings[i].offset, &v.values[i], sizeof v.values[i]);
     if (!*all.socket) all.socket = arena_printf(a, "%s/%s", all.run, socket_name);
-    if (settings_absolute(&v, "root", e) < 0 || settings_absolute(&v, "run", e) < 0 ||
-        settings_absolute(&v, "image-import", e) < 0)
-        return -1;
+    if (settings_check(&v, e) < 0) return -1;
     int level = settings_choice(&v, "log-level", levels, e);
     int ignore = settings_choice(&v, "missing-controllers", missing, e);
     int keep = settings_choice(&v, "keep-blobs", truth, e);
@@ -30374,6 +30441,8 @@ static int settings_resolve(const krun_options *given, arena *a, runtime_options
         settings_choice(&v, "cgroup-driver", drivers, e) < 0)
         return -1;
     log_least = (enum log_level)level;
+    settings_expect(&v, "image-auth-file");
+    settings_expect(&v, "hosts-dir");
     *out = (runtime_options){ .root = all.root,
                               .run = all.run,
                               .socket = all.socket,

@@ -660,6 +660,47 @@ def the_configuration_file_is_read_and_flags_win_over_it(k):
 
 
 @test
+def a_setting_that_cannot_work_is_refused_with_its_place(k):
+    other = k.directory + "/bad-settings"
+    os.makedirs(other)
+    with open(other + "/no-program", "w") as f:
+        f.write("#!/bin/sh\n")
+    rows = [(f'stream-address = "{bad}"', "must be an address and a port, like 127.0.0.1:0")
+            for bad in ("foo", "foo:1", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", ":1", "::1:0",
+                        "127.0.0.1:-1", "[::1]", "[127.0.0.1]:1", "")]
+    rows += [('tls-helper = "/no/such/helper %h"', "the program: No such file"),
+             ('tls-helper = "no-such-helper"', "the program: No such file"),
+             ('tls-helper = "./helper"', "must be an absolute path"),
+             ('image-verify = "/no/such/verifier"', "the program: No such file"),
+             ('image-verify = "verifier"', "must be an absolute path"),
+             (f'image-verify = "{other}/no-program"', "the program: Permission denied"),
+             (f'image-verify = "{other}"', "the program: Permission denied")]
+    for text, wanted in rows:
+        with open(other + "/krun.toml", "w") as f:
+            f.write("\n" + text + "\n")
+        done = subprocess.run([KRUN, "serve", "--config", other + "/krun.toml", "--root",
+                               other + "/root", "--run", other + "/run"], capture_output=True,
+                              text=True, timeout=DEADLINE, check=False)
+        equal(done.returncode, 1, f"the exit status with {text}")
+        holds(f"krun.toml:2: {text.split(' = ')[0]} ", done.stderr, "the message")
+        holds(wanted, done.stderr, "the message")
+    equal(os.path.exists(other + "/root"), False, "the root directory")
+
+
+@test
+def a_file_that_is_named_and_not_there_is_said(k):
+    other = Krun(k.directory + "/missing", ["--stream-address", "[::1]:0"])
+    names = {"image-auth-file": other.directory + "/none.json",
+             "hosts-dir": other.directory + "/none"}
+    for name, path in names.items():
+        other.flags += ["--" + name, path]
+    other.start()
+    equal(other.stop(), 0, "exit status")
+    for name, path in names.items():
+        holds(f'--{name} "{path}": No such file', other.log_end(100), "the log")
+
+
+@test
 def calls_from_many_threads_and_connections_agree(k):
     errors = []
 

@@ -24,7 +24,6 @@ BASIC, TOKEN, SIX, PLAIN = "127.0.0.1:5011", "127.0.0.1:5012", "[::1]:5013", f"{
 TLS, MUTUAL, FAKE, OTHER = f"{FAR}:5015", f"{FAR}:5016", "127.0.0.1:5031", "127.0.0.1:5032"
 TINY, SQUID = 8881, 8882
 HELPER = tempfile.gettempdir() + "/krun-test-tls/helper"
-FLAGS = ["--tls-helper", HELPER]
 
 
 # -- what the group starts ------------------------------------------------------------------------
@@ -86,6 +85,8 @@ def setup(k):
     certificates(k.tls)
     shutil.copy(os.path.join(os.path.dirname(images.__file__), "tls_helper.py"), HELPER)
     os.chmod(HELPER, 0o755)
+    k.flags += ["--tls-helper", HELPER]
+    k.restart(signal.SIGTERM)
     subprocess.check_call(["ip", "address", "add", FAR + "/32", "dev", "lo"])
     k.servers, k.fake, k.other = [], registry.FakeRegistry(5031), registry.FakeRegistry(5032)
     blobs = k.directory + "/blobs"
@@ -280,6 +281,14 @@ def hosts_toml_may_have_keys_of_another_time(k):
     log = read(k.directory + "/daemon.log")
     for key in ("colour", "shape"):
         equal(log.count(f'"{key}" is not known'), 1, f"times that the log speaks of {key}")
+    hosts(k, PLAIN, f'\n\nservr = "http://{FAKE}"\nserver = "http://{PLAIN}"\n[host."http://{FAKE}"]\n'
+          'capabilites = ["resolve"]\ncapabilities = ["resolve"]\n[hosts."http://x"]\n')
+    equal(pull(k, PLAIN + name), image.id, "the answer")
+    log = read(k.directory + "/daemon.log")
+    for line, key, near in ((3, "servr", "server"), (6, "capabilites", "capabilities"),
+                            (8, "hosts", "host")):
+        holds(f'{PLAIN}/hosts.toml:{line}: "{key}" is not known and ignored: did you mean "{near}"?',
+              log, "the log")
     hosts(k, PLAIN, f'server = "http://{PLAIN}"\ndial_timeout = "soon"\n')
     refused("INVALID_ARGUMENT", lambda: pull(k, PLAIN + name), f"{PLAIN}/hosts.toml: dial_timeout")
 
