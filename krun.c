@@ -14297,6 +14297,35 @@ static bool platform_runs(slice ours, slice theirs)
     return false;
 }
 
+/* The architectures that an index can name, as uname(2) and as the image-spec call them. */
+static const struct { const char *machine, *platform; } platforms[] = {
+    { "x86_64", "linux/amd64" }, { "aarch64", "linux/arm64/v8" }, { "riscv64", "linux/riscv64" },
+    { "armv7l", "linux/arm/v7" }, { "armv6l", "linux/arm/v6" }, { "i686", "linux/386" },
+    { "ppc64le", "linux/ppc64le" }, { "s390x", "linux/s390x" }, { "loongarch64", "linux/loong64" },
+};
+
+#ifdef __x86_64__
+static const char *platform_variant(void) /* the psABI's levels, by what each added */
+{
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
+        __builtin_cpu_supports("fma"))
+        return "/v3";
+    return __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt") ? "/v2" : "/v1";
+}
+#else
+static const char *platform_variant(void) { return ""; }
+#endif
+
+static slice platform_ours(arena *a)
+{
+    struct utsname u;
+    uname(&u);
+    for (size_t i = 0; i < COUNT(platforms); i++)
+        if (!strcmp(u.machine, platforms[i].machine))
+            return slice_of(arena_printf(a, "%s%s", platforms[i].platform, platform_variant()));
+    return slice_of(arena_printf(a, "linux/%s", u.machine));
+}
+
 /* How well an entry's platform fits ours ("linux/arm/v7"): 0 not at all; the higher the better. The
  * order is containerd's: our architecture, one that ours runs too, an entry that does not say. */
 static uint64_t platform_rank(const json *platform, slice ours)
@@ -15061,16 +15090,18 @@ static int inherit_main(int argc, char **argv)
 /* A member of a tar; `link` is what a link in it points at, relative to its own directory. */
 typedef struct { slice name, link; uint64_t at, size; } archive_file;
 
-/* A blob: at `name` in the archive, or made by us: `made`. */
-typedef struct { char digest[DIGEST_TEXT]; slice name, made; } archive_blob;
+/* A blob: at `name` in the archive, `size` bytes from `at` on; or made by us: `made`. */
+typedef struct { char digest[DIGEST_TEXT]; slice name, made; uint64_t at, size; } archive_blob;
 
 enum { ARCHIVE_FD = 3, ARCHIVE_SPOOL = 4, ARCHIVE_FILES = 64 * KIB, ARCHIVE_BLOBS = 4096 };
+enum { ARCHIVE_IMAGES = 256, ARCHIVE_NAMES = 256 }; /* of one archive; of one image in it */
 
 typedef struct {
     int fd;
     bool is_directory;
     arena a;
-    archive_file *files;
+    slice platform;
+    archive_file *files; /* by name; of one name, as they come in the archive */
     size_t nfiles;
     archive_blob *blobs;
     size_t nblobs;
@@ -15119,6 +15150,13 @@ static slice archive_follow(slice name, slice target, arena *a)
     return arena_copy(a, buf_view(&path));
 }
 
+static int archive_by_name(const void *a, const void *b)
+{
+    const archive_file *x = a, *y = b;
+    int names = slice_cmp(x->name, y->name);
+    return names ? names : (x->at > y->at) - (x->at < y->at);
+}
+
 /* One pass over the headers, to know where each member's bytes lie: later they are wanted in
  * another order than the archive has them. Links are kept by name: docker before version 25 writes
  * a layer that two images have in common once, and for the other a link to it. Directories, devices
@@ -15145,11 +15183,23 @@ static int archive_index_tar(archive_view *ar, error *e)
         else ar->files[ar->nfiles++] = f;
     }
     tar_close(&t);
+    if (ar->nfiles) qsort(ar->files, ar->nfiles, sizeof *ar->files, archive_by_name);
     return more;
 }
 
-/* Finds a file of the archive: a descriptor (*opened, the caller's, or -1) and a part of it. The
- * last of a name counts, as when it is unpacked. */
+/* A member; the last of a name counts, as when it is unpacked. NULL: there is none. */
+static const archive_file *archive_find(const archive_view *ar, slice name)
+{
+    size_t from = 0, to = ar->nfiles;
+    while (from < to) {
+        size_t middle = from + (to - from) / 2;
+        if (slice_cmp(ar->files[middle].name, name) <= 0) from = middle + 1;
+        else to = middle;
+    }
+    return from && slice_eq(ar->files[from - 1].name, name) ? &ar->files[from - 1] : NULL;
+}
+
+/* Finds a file of the archive: a descriptor (*opened, the caller's, or -1) and a part of it. */
 static int archive_open(archive_view *ar, slice name, part_source *out, int *opened, error *e)
 {
     struct stat st;
@@ -15167,12 +15217,11 @@ static int archive_open(archive_view *ar, slice name, part_source *out, int *ope
     }
     name = archive_clean(name);
     for (int hops = 0; hops < 8; hops++) {
-        size_t i = ar->nfiles;
-        while (i && !slice_eq(ar->files[i - 1].name, name)) i--;
-        if (!i) break;
-        out->at = ar->files[i - 1].at;
-        out->left = ar->files[i - 1].size;
-        name = ar->files[i - 1].link;
+        const archive_file *f = archive_find(ar, name);
+        if (!f) break;
+        out->at = f->at;
+        out->left = f->size;
+        name = f->link;
         if (!name.n) return 0;
     }
     return fail(e, GRPC_NOT_FOUND, "the archive has no file %s", path);
@@ -15205,48 +15254,56 @@ static archive_blob *archive_add_blob(archive_view *ar, const uint8_t hash[32])
     return b;
 }
 
-/* Hashes a file that has no digest of its own yet, and offers it under it. */
-static archive_blob *archive_hash(archive_view *ar, slice name, uint64_t *size, error *e)
+/* Hashes a file that has no digest of its own yet, and offers it under it. Once: a manifest can
+ * name a file as often as it likes, and under the names of as many links. */
+static archive_blob *archive_hash(archive_view *ar, slice name, error *e)
 {
     part_source part;
     hash_source hashed;
     uint8_t hash[32];
     OWNED_FD opened = -1;
     if (archive_open(ar, name, &part, &opened, e) < 0) return NULL;
+    uint64_t at = part.at;
+    for (size_t i = 0; i < ar->nblobs; i++) {
+        archive_blob *b = &ar->blobs[i];
+        if (b->name.n && (ar->is_directory ? slice_eq(b->name, name) : b->at == at)) return b;
+    }
     source *all = hash_source_open(&hashed, &part.source);
     if (source_drain(all, e) < 0) return NULL;
-    *size = hashed.bytes;
     sha256_end(&hashed.hash, hash);
     archive_blob *b = archive_add_blob(ar, hash);
     if (!b) return fail(e, GRPC_RESOURCE_EXHAUSTED, "archive: too many blobs"), NULL;
     b->name = name;
+    b->at = at;
+    b->size = hashed.bytes;
     return b;
 }
 
 /* Writes the manifest that an image of docker's form would have in a registry. */
 static int archive_docker_image(archive_view *ar, const json *image, ArchiveImage *out, error *e)
 {
-    uint64_t size;
     sha256 h;
     uint8_t hash[32];
     OWNED_BUF text = { 0 };
     const json *layers = doc_get(image, "Layers"), *tags = doc_get(image, "RepoTags");
-    archive_blob *b = archive_hash(ar, json_text(doc_get(image, "Config")), &size, e);
-    if (!b || !layers || layers->kind != JSON_ARRAY)
-        return b ? fail(e, GRPC_INVALID_ARGUMENT, "manifest.json: no Layers") : -1;
+    archive_blob *b = archive_hash(ar, json_text(doc_get(image, "Config")), e);
+    if (!b || !layers || layers->kind != JSON_ARRAY || layers->n > LAYERS_MAX)
+        return b ? fail(e, GRPC_INVALID_ARGUMENT, "manifest.json: no Layers, or more than %d",
+                        LAYERS_MAX)
+                 : -1;
     buf_printf(&text,
                "{\"schemaVersion\":2,\"mediaType\":\"application/"
                "vnd.oci.image.manifest.v1+json\",\"config\":"
                "{\"mediaType\":\"application/"
                "vnd.oci.image.config.v1+json\",\"digest\":\"%s\",\"size\":%" PRIu64
                "},\"layers\":[",
-               b->digest, size);
+               b->digest, b->size);
     for (size_t i = 0; i < layers->n; i++) {
-        if (!(b = archive_hash(ar, json_text(&layers->items[i]), &size, e))) return -1;
+        if (!(b = archive_hash(ar, json_text(&layers->items[i]), e))) return -1;
         buf_printf(&text,
                    "%s{\"mediaType\":\"application/"
                    "vnd.oci.image.layer.v1.tar\",\"digest\":\"%s\",\"size\":%" PRIu64 "}",
-                   i ? "," : "", b->digest, size);
+                   i ? "," : "", b->digest, b->size);
     }
     buf_str(&text, "]}");
     sha256_init(&h);
@@ -15264,18 +15321,72 @@ static int archive_docker_image(archive_view *ar, const json *image, ArchiveImag
     return 0;
 }
 
-/* One manifest of index.json. Its name stands in an annotation: containerd's has the whole name,
- * the OCI's own often only a tag. */
-static int archive_layout_image(archive_view *ar, const json *entry, ArchiveImage *out, error *e)
+/* The name of an entry of index.json stands in an annotation: containerd's has the whole name, the
+ * OCI's own often only a tag. */
+static slice layout_name(const json *entry)
 {
     const json *notes = doc_get(entry, "annotations");
     slice name = json_text(json_get(notes, "io.containerd.image.name"));
-    if (!name.n) name = json_text(json_get(notes, "org.opencontainers.image.ref.name"));
-    out->manifest = arena_alloc(&ar->a, sizeof *out->manifest);
-    out->names.p = arena_alloc(&ar->a, sizeof *out->names.p);
-    if (ar->a.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "archive: out of memory");
-    if (name.n) out->names.p[out->names.n++] = name;
-    return doc_descriptor(entry, "index.json", out->manifest, e);
+    return name.n ? name : json_text(json_get(notes, "org.opencontainers.image.ref.name"));
+}
+
+/* An entry of index.json that was chosen, and how well it fits. */
+typedef struct { const json *entry; slice name; bool told; uint64_t rank; } layout_choice;
+
+/* Whether two entries are one image for several platforms: they have one name, or none and tell for
+ * which platform they are. */
+static bool layout_same(const layout_choice *a, const layout_choice *b)
+{
+    return slice_eq(a->name, b->name) && (a->name.n || (a->told && b->told));
+}
+
+/* The images of index.json that this machine can run. Entries of several platforms may stand side
+ * by side, as in an index; then the blobs of the others need not be there, and of those that fit
+ * best the first counts (image-index.md). */
+static int archive_layout_images(archive_view *ar, const json *list, ArchiveIndex *out, error *e)
+{
+    layout_choice chosen[ARCHIVE_IMAGES];
+    size_t n = 0;
+    for (size_t i = 0; i < list->n; i++) {
+        const json *entry = &list->items[i], *platform = doc_get(entry, "platform");
+        layout_choice one = { entry, layout_name(entry), platform != NULL,
+                              platform_rank(platform, ar->platform) };
+        size_t at = 0;
+        if (!one.rank || entry_is_no_image(entry)) continue;
+        while (at < n && !layout_same(&chosen[at], &one)) at++;
+        if (at == n || chosen[at].rank < one.rank) chosen[at] = one;
+        n = MAX(n, at + 1);
+    }
+    if (!n) return fail(e, GRPC_NOT_FOUND, "index.json: no image for %.*s", PR(ar->platform));
+    for (size_t i = 0; i < n; i++) {
+        ArchiveImage *image = &out->images.p[out->images.n++];
+        image->manifest = arena_alloc(&ar->a, sizeof *image->manifest);
+        image->names.p = arena_alloc(&ar->a, sizeof *image->names.p);
+        if (ar->a.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "archive: out of memory");
+        if (chosen[i].name.n) image->names.p[image->names.n++] = chosen[i].name;
+        if (doc_descriptor(chosen[i].entry, "index.json", image->manifest, e) < 0) return -1;
+    }
+    return 0;
+}
+
+/* Makes images of one manifest one image with several names: it is loaded once. */
+static int archive_join(archive_view *ar, ArchiveIndex *index, error *e)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < index->images.n; i++) {
+        ArchiveImage *one = &index->images.p[i], *first = index->images.p;
+        while (first < index->images.p + kept &&
+               !slice_eq(first->manifest->digest, one->manifest->digest)) first++;
+        if (first == index->images.p + kept) { index->images.p[kept++] = *one; continue; }
+        size_t n = first->names.n;
+        slice *names = arena_alloc(&ar->a, (n + one->names.n + 1) * sizeof *names);
+        if (!names) return fail(e, GRPC_RESOURCE_EXHAUSTED, "archive: out of memory");
+        if (n) memcpy(names, first->names.p, n * sizeof *names);
+        for (size_t k = 0; k < one->names.n; k++) names[n++] = one->names.p[k];
+        first->names.p = names, first->names.n = n;
+    }
+    index->images.n = kept;
+    return 0;
 }
 
 /* What images there are. Where there are both indexes, as docker writes them since version 25, the
@@ -15291,19 +15402,16 @@ static int archive_list(archive_view *ar, ArchiveIndex *out, error *e)
     const json *doc = doc_parse(text, &ar->a, e),
                *list = layout ? doc_get(doc, "manifests") : doc;
     if (!doc) return fail_in(e, layout ? "index.json" : "manifest.json");
-    if (!list || list->kind != JSON_ARRAY || !list->n || list->n > 256)
-        return fail(e, GRPC_INVALID_ARGUMENT, "%s lists no image, or more than 256",
-                    layout ? "index.json" : "manifest.json");
+    if (!list || list->kind != JSON_ARRAY || !list->n || list->n > ARCHIVE_IMAGES)
+        return fail(e, GRPC_INVALID_ARGUMENT, "%s lists no image, or more than %d",
+                    layout ? "index.json" : "manifest.json", ARCHIVE_IMAGES);
     out->images.p = arena_alloc(&ar->a, list->n * sizeof *out->images.p);
     ar->blobs = arena_alloc(&ar->a, ARCHIVE_BLOBS * sizeof *ar->blobs);
     if (ar->a.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "archive: out of memory");
-    for (size_t i = 0; i < list->n; i++) {
-        ArchiveImage *image = &out->images.p[out->images.n++];
-        int failed = layout ? archive_layout_image(ar, &list->items[i], image, e)
-                            : archive_docker_image(ar, &list->items[i], image, e);
-        if (failed) return -1;
-    }
-    return 0;
+    int failed = layout ? archive_layout_images(ar, list, out, e) : 0;
+    for (size_t i = 0; i < list->n && !layout && !failed; i++)
+        failed = archive_docker_image(ar, &list->items[i], &out->images.p[out->images.n++], e);
+    return failed ? -1 : archive_join(ar, out, e);
 }
 
 /* Makes the archive one that can be read anywhere: a compressed one is written out to the spool. A
@@ -15318,6 +15426,7 @@ static int archive_begin(archive_view *ar, error *e)
     ssize_t got = 0;
     if (fstat(ARCHIVE_FD, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "archive: no descriptor 3");
     *ar = (archive_view){ .fd = ARCHIVE_FD, .a = arena_make(64 * MIB) };
+    ar->platform = platform_ours(&ar->a);
     ar->is_directory = S_ISDIR(st.st_mode);
     int confined = ar->is_directory ? confine_to(ARCHIVE_FD, CAP_BIT_DAC_READ_SEARCH, e)
                                     : become_nobody(e);
@@ -17128,35 +17237,6 @@ static int pull_document(pull_state *p, const FetchRequest *q, const Descriptor 
     return p->a.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "%s: out of memory", what) : 0;
 }
 
-/* The architectures that an index can name, as uname(2) and as the image-spec call them. */
-static const struct { const char *machine, *platform; } platforms[] = {
-    { "x86_64", "linux/amd64" }, { "aarch64", "linux/arm64/v8" }, { "riscv64", "linux/riscv64" },
-    { "armv7l", "linux/arm/v7" }, { "armv6l", "linux/arm/v6" }, { "i686", "linux/386" },
-    { "ppc64le", "linux/ppc64le" }, { "s390x", "linux/s390x" }, { "loongarch64", "linux/loong64" },
-};
-
-#ifdef __x86_64__
-static const char *platform_variant(void) /* the psABI's levels, by what each added */
-{
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
-        __builtin_cpu_supports("fma"))
-        return "/v3";
-    return __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt") ? "/v2" : "/v1";
-}
-#else
-static const char *platform_variant(void) { return ""; }
-#endif
-
-static slice platform_ours(arena *a)
-{
-    struct utsname u;
-    uname(&u);
-    for (size_t i = 0; i < COUNT(platforms); i++)
-        if (!strcmp(u.machine, platforms[i].machine))
-            return slice_of(arena_printf(a, "%s%s", platforms[i].platform, platform_variant()));
-    return slice_of(arena_printf(a, "linux/%s", u.machine));
-}
-
 enum { INDEX_DEPTH = 2 };
 
 /* From what was asked for down to the manifest of this machine's platform. An index may list
@@ -17908,10 +17988,12 @@ static int pull_record(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], 
                       .manifest_digest = slice_of(p->digest),
                       .manifest = p->manifest_json,
                       .pinned = w->pinned };
-    slice tags[16], digests[1] = { digest_name };
-    size_t ntags = MIN(w->ntags, COUNT(tags));
-    for (size_t i = 0; i < ntags; i++) tags[i] = w->tags[i];
-    r.repo_tags.p = tags, r.repo_tags.n = ntags;
+    slice digests[1] = { digest_name };
+    r.repo_tags.p = arena_alloc(&p->a, (w->ntags + 1) * sizeof *r.repo_tags.p);
+    if (!r.repo_tags.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
+    for (size_t i = 0; i < w->ntags; i++)
+        if (!list_has(r.repo_tags.p, r.repo_tags.n, w->tags[i]))
+            r.repo_tags.p[r.repo_tags.n++] = w->tags[i];
     r.repo_digests.p = digests, r.repo_digests.n = w->name.n > 0;
     ImportSource import = w->import ? *w->import : (ImportSource){ 0 };
     r.imports.p = &import, r.imports.n = w->import != NULL;
@@ -18452,12 +18534,15 @@ static int load_one(load_state *l, const ArchiveImage *given, error *e)
 {
     pull_state p;
     char id[DIGEST_TEXT];
-    slice tags[16], nameless = { NULL, 0 };
+    slice nameless = { NULL, 0 };
+    size_t names = MIN(given->names.n, (size_t)ARCHIVE_NAMES);
+    slice *tags = arena_alloc(l->a, (names + 1) * sizeof *tags);
     pull_wish wish = { .known = given->manifest, .tags = tags, .import = l->import };
+    if (!tags) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for names");
     if (!given->manifest || !digest_valid(given->manifest->digest))
         return fail(e, GRPC_INVALID_ARGUMENT, "an image without a manifest");
-    for (size_t i = 0; i < MAX(given->names.n, (size_t)1) && wish.ntags < COUNT(tags); i++) {
-        slice full = load_name(l->path, given->names.n ? given->names.p[i] : nameless, l->a);
+    for (size_t i = 0; i < MAX(names, (size_t)1); i++) {
+        slice full = load_name(l->path, names ? given->names.p[i] : nameless, l->a);
         if (full.n && !slice_has(full, '@')) tags[wish.ntags++] = full;
     }
     pull_begin(&p, l->store, l->cancel_fd);

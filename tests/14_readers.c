@@ -211,3 +211,69 @@ TEST(doc_rewrite_changes_the_diff_ids_and_no_other_byte)
         else CHECK_INT(e.code, GRPC_INVALID_ARGUMENT);
     }
 }
+
+/* An archive of n files with names of one length, open for reading. */
+static void archive_of(archive_view *ar, size_t n)
+{
+    char path[PATH_MAX], name[32];
+    OWNED_BUF tar = { 0 };
+    error e = { 0 };
+    int dir = temp_dir(path);
+    for (size_t i = 0; i < n; i++) {
+        snprintf(name, sizeof name, "file-%06zu", i * 7919 % n);
+        tar_put_header(&tar, &(tar_entry){ .type = i % 2 ? '1' : '0', .name = slice_of(name),
+                                           .link = SLICE("file-000000"), .mode = 0644 });
+    }
+    tar_put_end(&tar);
+    *ar = (archive_view){ .a = arena_make(64 * MIB) };
+    ar->fd = openat(dir, "tar", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    CHECK_INT(write_all(ar->fd, tar.p, tar.n), 0);
+    CHECK_INT(lseek(ar->fd, 0, SEEK_SET), 0);
+    CHECK_INT(archive_index_tar(ar, &e), 0);
+    CHECK_INT(ar->nfiles, n);
+    close(dir);
+    tree_remove(AT_FDCWD, path, &e);
+}
+
+TEST(archive_finds_a_file_without_looking_at_all_of_them)
+{
+    archive_view ar;
+    part_source part;
+    int opened;
+    error e = { 0 };
+    char name[32];
+    archive_of(&ar, 20000);
+    comparisons = 0;
+    for (size_t i = 0; i < 1000; i++) {
+        snprintf(name, sizeof name, "./file-%06zu", i * 19);
+        CHECK_INT(archive_open(&ar, slice_of(name), &part, &opened, &e), 0);
+    }
+    CHECK(comparisons < 1000 * 100); /* one after the other: some 10,000,000 */
+    CHECK_INT(archive_open(&ar, SLICE("file-"), &part, &opened, &e), -1);
+    CHECK_INT(e.code, GRPC_NOT_FOUND);
+    close(ar.fd);
+    arena_free(&ar.a);
+}
+
+TEST(archive_hashes_a_file_once_however_often_it_is_named)
+{
+    archive_view ar;
+    error e = { 0 };
+    archive_of(&ar, 1000);
+    ar.blobs = arena_alloc(&ar.a, ARCHIVE_BLOBS * sizeof *ar.blobs);
+    OWNED_BUF text = { 0 };
+    buf_str(&text, "{\"Config\":\"file-000000\",\"Layers\":[\"file-000000\"");
+    for (size_t i = 1; i < 128; i++) buf_printf(&text, ",\"%sfile-%06zu\"", i % 3 ? "./" : "", i * 2 % 3 ? i : 0);
+    buf_str(&text, "]}");
+    const json *doc = doc_parse(buf_view(&text), &ar.a, &e);
+    ArchiveImage image = { 0 };
+    size_t files = 0;
+    CHECK_INT(archive_docker_image(&ar, doc, &image, &e), 0);
+    for (size_t i = 0; i < ar.nblobs; i++)
+        for (size_t k = 0; k < i; k++)
+            CHECK(!ar.blobs[i].name.n || !ar.blobs[k].name.n || ar.blobs[i].at != ar.blobs[k].at);
+    for (size_t i = 0; i < ar.nblobs; i++) files += ar.blobs[i].name.n > 0;
+    CHECK(files < 128);
+    close(ar.fd);
+    arena_free(&ar.a);
+}

@@ -256,3 +256,59 @@ def a_registry_shows_no_layer_that_its_blob_does_not_hold(k):
     equal(pull(k, image, "packed"), None, "the pull")
     equal(asked_for(k, image), 0, "how often its layer was fetched")
     drop(k, FAKE + "victim", FAKE + "packed", *(FAKE + f"packed-{n}" for n in range(2)))
+
+
+# -- archives -------------------------------------------------------------------------------------
+
+def side_by_side(rows):
+    """An index.json that lists images for platforms: (architecture, image, name)."""
+    return json.dumps({"schemaVersion": 2, "manifests": [
+        {"mediaType": image.media_type, "digest": image.digest, "size": len(image.manifest),
+         **({"platform": {"architecture": machine, "os": "linux"}} if machine else {}),
+         **({"annotations": {"org.opencontainers.image.ref.name": name}} if name else {})}
+        for machine, image, name in rows]}).encode()
+
+
+@test
+def an_index_of_an_archive_may_list_platforms_side_by_side(k):
+    mine, other = images.architecture(), "s390x"
+    def made(which):
+        return Image([k.base, Tree().file("which", which)], {"Env": ["PATH=/bin"]})
+    ours, theirs, second = made("ours"), made("theirs"), made("second")
+    name = "example.com/side:1"
+    rows = {
+        "the other's blobs are not there": ([(other, theirs, None), (mine, ours, name)], [ours], {name: "ours"}),
+        "the other's is named too": ([(other, theirs, name), (mine, ours, name)], [ours], {name: "ours"}),
+        "the other's comes last": ([(mine, ours, name), (other, theirs, name)], [ours, theirs], {name: "ours"}),
+        "two for this machine": ([(mine, ours, name), (mine, second, name)], [ours, second], {name: "ours"}),
+        "another name for the other": ([(other, theirs, "x/y:1"), (mine, ours, name)], [ours], {name: "ours"}),
+        "nobody says for what": ([(None, ours, name), (None, second, "x/second:1")], [ours, second],
+                                 {name: "ours", "x/second:1": "second"}),
+        "one with two names": ([(mine, ours, name), (mine, ours, "x/again:1")], [ours],
+                               {name: "ours", "x/again:1": "ours"}),
+    }
+    for title, (entries, there, wanted) in rows.items():
+        files = {}
+        for image in there:
+            files.update(images.oci_files(image, "x"))
+        files["index.json"] = side_by_side(entries)
+        equal(load(k, files), "", title)
+        for tag, which in wanted.items():
+            equal(prints(k, tag, "cat", "/which"), which, f"{title}: {tag}")
+        drop(k, *wanted)
+        check(not k.cri.ImageStatus(image={"image": theirs.id}).image.id, f"{title}: the other's is not here")
+    files["index.json"] = side_by_side([(other, theirs, name)])
+    holds("index.json: no image for linux/", load(k, files))
+
+
+@test
+def an_archive_may_give_an_image_many_names(k):
+    image = small("names")
+    names = [f"x/many:{n}" for n in range(40)]
+    files = images.oci_files(image, "x")
+    files["index.json"] = side_by_side([(images.architecture(), image, name) for name in names])
+    for form in (files, images.docker_files(image, names)):
+        equal(load(k, form), "", "the load")
+        tags = k.cri.ImageStatus(image={"image": image.id}).image.repo_tags
+        equal(sorted(tags), sorted("docker.io/" + n for n in names), "the image's tags")
+        drop(k, image.id)
