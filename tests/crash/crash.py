@@ -272,6 +272,8 @@ def main():
     seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(10**6))
     print(f"crash: {rounds} rounds, SEED={seed}", flush=True)
     directory = tempfile.mkdtemp(prefix="krun-crash-")
+    # A copy: the binary may be built anew meanwhile.
+    harness.KRUN = model.KRUN = shutil.copy(harness.KRUN, directory + "/krun")
     krun = harness.Krun(directory)
     server = registry.Registry(directory + "/registry")
     world = World(krun, seed)
