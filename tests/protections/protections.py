@@ -93,22 +93,19 @@ def build(source, directory, unit):
 def goes_red(directory, test):
     """Runs the test. True if it failed, False if it passed; raises ValueError if it was not run."""
     kind, _, words = test.partition(" ")
+    command = ["tests/sandbox.py", "./tests/unit"] if kind == "unit" else ["tests/integration/run.py"]
+    done = subprocess.run(["timeout", "-k", "10", "300", sys.executable, *command, words], cwd=directory,
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          check=False)
+    text = done.stdout.decode(errors="replace")
+    if done.returncode >= 124:
+        return True  # it hangs, or a signal ended it
     if kind == "unit":
-        done = subprocess.run([sys.executable, "tests/sandbox.py", "./tests/unit", words],
-                              cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, check=False)
-        text = done.stdout.decode(errors="replace")
-        if done.returncode >= 128:
-            return True  # a signal ended it
         if not re.search(r"^\d+ passed, [^\n]*$", text, re.M):
             raise ValueError(f"no totals of unit {words}: {text[-300:]}")
         if "0 passed, 0 failed" in text:
             raise ValueError(f"there is no unit test {words}")
         return done.returncode != 0
-    done = subprocess.run([sys.executable, "tests/integration/run.py", words], cwd=directory,
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          check=False)
-    text = done.stdout.decode(errors="replace")
     started = f"{words.split(':')[0]}: the daemon starts"  # a krun that cannot do that is red too
     lines = [line for line in text.split("\n") if line.startswith(("ok ", "FAILED")) and words in line
              or line == f"FAILED {started}"]
