@@ -25970,9 +25970,10 @@ struct pod {
     error failure;
 };
 
-/* A network that is still to be taken down. Its record lies in root/networks under the pod's id. */
+/* A network that is still to be taken down. Its record lies in root/networks under the pod's id and
+ * is read when it is tried: a node with a broken network may owe thousands. */
 typedef struct owed {
-    pod *of;           /* holds that record; it is in no table */
+    char id[65];
     struct owed *next;
     int64_t due;       /* when it is tried next (monotonic ns); 0: not yet by this daemon */
     int64_t pause;     /* from there to the next time but one */
@@ -26764,20 +26765,17 @@ static void netns_unpin(const pod *p)
 static owed *owed_find(const runtime *r, slice id) /* locked */
 {
     owed *o = r->owed;
-    while (o && !slice_eq(o->of->record.id, id)) o = o->next;
+    while (o && !slice_is(id, o->id)) o = o->next;
     return o;
 }
 
-/* Tries a DEL that is owed. True: it is owed no longer. Not locked, and o is taken. */
-static bool owed_attempt(const owed *o, error *e)
+/* Sends the DEL. True: it is owed no longer. */
+static bool owed_send(const owed *o, const pod *p, error *e)
 {
-    const pod *p = o->of;
     const runtime *r = p->runtime;
     OWNED_ARENA a = arena_make(16 * MIB);
     cni_network net;
     error ignored;
-    char id[65];
-    id_text(id, p->record.id);
     if (!o->due) { /* a plugin that the last daemon has started may run still */
         int cgroup = plugins_enter(p);
         cni_settle(cgroup, CNI_GRACE);
@@ -26787,29 +26785,46 @@ static bool owed_attempt(const owed *o, error *e)
         bool named = pod_network(p, &a, &net, &ignored) == 0 &&
                      cni_is_configured(r->options->cni_conf_dir, net.name);
         if (named || o->pause == OWED_PAUSE || e->code == GRPC_CANCELLED) return false;
-        log_warn("pod %.12s: %s; no configuration names its network any more: given up", id,
+        log_warn("pod %.12s: %s; no configuration names its network any more: given up", o->id,
                  e->text);
-    } else log_info("pod %.12s: its network has been taken down after all", id);
+    } else log_info("pod %.12s: its network has been taken down after all", o->id);
     netns_unpin(p);
-    if (unlinkat(r->networks, id, 0) < 0 && errno != ENOENT)
-        log_warn("remove networks/%s: %s", id, strerror(errno));
+    if (unlinkat(r->networks, o->id, 0) < 0 && errno != ENOENT)
+        log_warn("remove networks/%s: %s", o->id, strerror(errno));
     return true;
 }
 
-/* The same for one that is not taken; if it is settled, *o is gone. Locked on entry and return. */
-static int owed_try(owed *o, error *e)
+/* Reads the record and sends the DEL. A record that cannot be used stays where it is, for a person
+ * to look at. */
+static bool owed_attempt(runtime *r, const owed *o, error *e)
 {
-    runtime *r = o->of->runtime;
+    bool settled = false;
+    pod *p = pod_new(r);
+    state_file file = { r->networks, o->id, &PodRecord_msg };
+    if (!p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a network"), false;
+    if (state_read(&file, &p->memory, &p->record, e) == 0 &&
+        pod_check_record(&p->record, o->id, e) == 0) {
+        settled = owed_send(o, p, e);
+    } else if (e->code != GRPC_INTERNAL && e->code != GRPC_RESOURCE_EXHAUSTED) {
+        log_warn("networks/%s cannot be used: %s", o->id, e->text);
+        settled = true;
+    }
+    pod_free(&p->release);
+    return settled;
+}
+
+/* The same for one that is not taken; if it is settled, *o is gone. Locked on entry and return. */
+static int owed_try(runtime *r, owed *o, error *e)
+{
     o->taken = true;
     unlock_state(r);
-    bool settled = owed_attempt(o, e);
+    bool settled = owed_attempt(r, o, e);
     lock_state(r);
     o->taken = false;
     if (settled) {
         owed **at = &r->owed;
         while (*at != o) at = &(*at)->next;
         *at = o->next;
-        pod_free(&o->of->release);
         free(o);
     }
     wake(r->owed_waiters);
@@ -26822,7 +26837,7 @@ static int owed_settle(runtime *r, slice id, error *e)
     LOCKED(r);
     owed *o = owed_find(r, id);
     for (; o && o->taken; o = owed_find(r, id)) wait_change(r, &r->owed_waiters, -1, 0, e);
-    return o ? owed_try(o, e) : 0;
+    return o ? owed_try(r, o, e) : 0;
 }
 
 /* The one to be tried next that nobody tries now. Locked. */
@@ -26845,8 +26860,8 @@ static void *owed_thread(void *arg)
         if (!o || o->due > clock_mono()) {
             int changed = wait_change(r, &r->owed_waiters, r->ending, o ? o->due : 0, &e);
             if (changed < 0 && e.code == GRPC_CANCELLED) break;
-        } else if (owed_try(o, &e) < 0) {
-            log_debug("pod %.12s: %s", (const char *)o->of->record.id.p, e.text);
+        } else if (owed_try(r, o, &e) < 0) {
+            log_debug("pod %.12s: %s", o->id, e.text);
             o->due = clock_mono() + o->pause;
             o->pause = MIN(2 * o->pause, OWED_PAUSE_MAX);
         }
@@ -26857,24 +26872,15 @@ static void *owed_thread(void *arg)
 }
 
 /* Takes up what lies in root/networks for a pod: it is tried at `due`. */
-static int owed_load(runtime *r, const char *id, int64_t due, error *e)
+static int owed_add(runtime *r, slice id, int64_t due, error *e)
 {
     pthread_t thread;
     owed *o = calloc(1, sizeof *o);
-    pod *p = o ? pod_new(r) : NULL;
-    state_file file = { r->networks, id, &PodRecord_msg };
-    if (!p) {
-        free(o);
-        return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a network");
-    }
-    if (state_read(&file, &p->memory, &p->record, e) < 0 ||
-        pod_check_record(&p->record, id, e) < 0) {
-        free(o);
-        pod_free(&p->release);
-        return -1;
-    }
+    if (!o) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a network");
+    *o = (owed){ .due = due, .pause = OWED_PAUSE };
+    id_text(o->id, id);
     LOCKED(r);
-    *o = (owed){ .of = p, .next = r->owed, .due = due, .pause = OWED_PAUSE };
+    o->next = r->owed;
     r->owed = o;
     wake(r->owed_waiters);
     if (r->owed_threads < OWED_THREADS && pthread_create(&thread, NULL, owed_thread, r) == 0) {
@@ -26904,7 +26910,6 @@ static int pod_disconnect(pod *p, error *e)
 {
     runtime *r = p->runtime;
     error why;
-    char id[65];
     int down = p->record.network_up ? pod_network_down(p, -1, e)
                                     : owed_settle(r, p->record.id, e);
     if (down == 0) {
@@ -26914,8 +26919,7 @@ static int pod_disconnect(pod *p, error *e)
         netns_unpin(p);
     } else if (p->record.network_up) {
         int64_t due = clock_mono() + OWED_PAUSE;
-        bool kept = pod_owe(p, &why) == 0 &&
-                    owed_load(r, id_text(id, p->record.id), due, &why) == 0;
+        bool kept = pod_owe(p, &why) == 0 && owed_add(r, p->record.id, due, &why) == 0;
         log_warn("pod %.12s: %s; %s", (const char *)p->record.id.p, e->text,
                  kept ? "it is tried again until it succeeds" : why.text);
     }
@@ -28308,14 +28312,11 @@ static int runtime_resume_networks(runtime *r, error *e)
     DIR *list = fdopendir(openat(r->networks, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!list) return fail_sys(e, GRPC_INTERNAL, "read %s/networks", r->options->root);
     runtime_sweep_plugins(r);
-    for (struct dirent *entry; (entry = readdir(list));) {
-        if (!id_valid(entry->d_name) || owed_load(r, entry->d_name, 0, e) == 0) continue;
-        if (e->code == GRPC_DATA_LOSS || e->code == GRPC_INVALID_ARGUMENT)
-            set_aside(r->networks, entry->d_name, e->text);
-        else log_warn("networks/%s: %s", entry->d_name, e->text);
-    }
+    int done = 0;
+    for (struct dirent *entry; done == 0 && (entry = readdir(list));)
+        if (id_valid(entry->d_name)) done = owed_add(r, slice_of(entry->d_name), 0, e);
     closedir(list);
-    return 0;
+    return done;
 }
 
 /* Whether something may be left of a pod beside its directory. */
@@ -30813,7 +30814,6 @@ static void runtime_forget(runtime *r)
     }
     for (owed *o = r->owed, *next; o; o = next) {
         next = o->next;
-        pod_free(&o->of->release);
         free(o);
     }
     sorted *const tables[] = { &r->pods_by_id, &r->pods_by_key, &r->containers_by_id,

@@ -507,6 +507,32 @@ def a_missing_plugin_owes_nothing(k):
 
 @restarts
 @test
+def a_damaged_record_of_what_is_owed_is_told_of_and_harms_nothing_else(k):
+    with_stubborn(k, "fail-DEL")
+    pods = [k.own_network_pod() for _ in range(4)]
+    for pod in pods:
+        pod.remove()
+    k.kill()
+    paths = [f"{k.root}/networks/{pod.id}" for pod in pods]
+    os.truncate(paths[0], os.path.getsize(paths[0]) // 2)
+    os.truncate(paths[1], 0)
+    os.unlink(paths[2])
+    os.mkdir(paths[2])
+    forget(k, "fail-DEL")
+    k.start()
+    until("the good one is settled", lambda: not os.path.exists(paths[3]))
+    until("the others are told of", lambda: sum(
+        "cannot be used" in line for line in k.log_end(100).splitlines()) >= 3)
+    for pod, path in list(zip(pods, paths))[:3]:
+        (os.rmdir if os.path.isdir(path) else os.unlink)(path)
+        subprocess.check_call(["ip", "netns", "del", "krun-" + pod.id])
+    equal(len(k.reserved_addresses()), 3, "addresses whose records are lost")
+    for address in k.reserved_addresses():
+        os.unlink(f"{k.directory}/ipam/krun-test/{address}")
+
+
+@restarts
+@test
 def what_is_owed_is_given_up_once_no_configuration_names_the_network(k):
     with_stubborn(k, "fail-DEL")
     pod, removed = k.own_network_pod(), k.own_network_pod()
