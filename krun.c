@@ -4924,6 +4924,7 @@ typedef struct {
     struct timespec parent_times[2];
     char parent_path[PATH_MAX];
     bool hides_lower;         /* the entry replaces a whiteout: what lies below must stay hidden */
+    bool aufs;                /* there is a directory aufs_links, which goes at the end */
     tar_totals *totals;
 } unpacker;
 
@@ -4996,12 +4997,14 @@ static int unpack_imply_one(unpacker *u, int parent, const char *name, error *e)
     return set_mark(fd, hides ? mark_opaque : mark_implied, e);
 }
 
-/* The same for all that is missing of a path: up to what is there, and down again. */
-static int unpack_imply(unpacker *u, const char *directory, error *e)
+/* The same for all that is missing of a path: up to what is there, and down again. *link: how much
+ * of the path leads to a link to what is not there; 0: none does. */
+static int unpack_imply(unpacker *u, const char *directory, size_t *link, error *e)
 {
     char path[PATH_MAX], name[NAME_MAX + 1];
     size_t whole = strlen(directory), n = whole;
     int at = -1;
+    *link = 0;
     memcpy(path, directory, whole + 1);
     while (at < 0 && n) {
         while (n && path[n] != '/') n--;
@@ -5016,16 +5019,70 @@ static int unpack_imply(unpacker *u, const char *directory, error *e)
         n = from + length;
         snprintf(path, sizeof path, "%.*s", (int)n, directory);
         at = unpack_go(u, path, e);
+        if (at < 0 && e->code == GRPC_NOT_FOUND) *link = n;
     }
     return at;
 }
 
-/* Goes into a directory inside the root; makes it if it is not there. Borrowed. */
+/* What a link `target` in the directory of `name` means: "a/b" + "../c" is "c". By text alone. */
+static slice path_follow(slice name, slice target, arena *a)
+{
+    OWNED_BUF path = { 0 };
+    const uint8_t *slash = name.n ? memrchr(name.p, '/', name.n) : NULL;
+    if (slash && !slice_starts(target, "/")) buf_add(&path, name.p, (size_t)(slash - name.p));
+    while (target.n) {
+        slice part = slice_cut(&target, '/');
+        if (!part.n || slice_is(part, ".")) continue;
+        if (slice_is(part, "..")) {
+            while (path.n && path.p[path.n - 1] != '/') path.n--;
+            if (path.n) path.n--;
+            continue;
+        }
+        if (path.n) buf_byte(&path, '/');
+        buf_slice(&path, part);
+    }
+    return arena_copy(a, buf_view(&path));
+}
+
+/* Writes what the link at the first `n` bytes of `path` leads to in their place. */
+static int unpack_follow(unpacker *u, char path[PATH_MAX], size_t n, error *e)
+{
+    char target[PATH_MAX], link[PATH_MAX];
+    OWNED_ARENA a = arena_make(64 * KIB);
+    snprintf(link, sizeof link, "%.*s", (int)n, path);
+    char *slash = strrchr(link, '/');
+    if (slash) *slash = '\0';
+    int parent = unpack_go(u, slash ? link : "", e);
+    if (parent < 0) return -1;
+    ssize_t got = readlinkat(parent, slash ? slash + 1 : link, target, sizeof target);
+    if (got < 0) return fail_sys(e, GRPC_INTERNAL, "read a link");
+    slice to = path_follow((slice){ (uint8_t *)path, n }, (slice){ (uint8_t *)target, (size_t)got },
+                           &a);
+    const char *rest = arena_str(&a, slice_of(path + n + (path[n] == '/')));
+    if (a.oom || to.n + strlen(rest) + 2 > PATH_MAX) return tar_fail(e, "the name is too long");
+    snprintf(path, PATH_MAX, "%.*s%s%s", PR(to), to.n && *rest ? "/" : "", rest);
+    return 0;
+}
+
+enum { UNPACK_LINKS = 40 }; /* as the kernel: path_resolution(7) */
+
+/* Goes into a directory inside the root; makes it if it is not there. Borrowed. A link may lead to
+ * a directory that only a lower layer has: whoever unpacks over that writes there (containerd), so
+ * here the directory is made where the link leads, and the overlay joins them. */
 static int unpack_enter(unpacker *u, const char *directory, error *e)
 {
-    int parent = unpack_go(u, directory, e);
-    bool missing = parent < 0 && (e->code == GRPC_NOT_FOUND || e->sys == ENOTDIR);
-    return missing ? unpack_imply(u, directory, e) : parent;
+    char path[PATH_MAX];
+    size_t link;
+    snprintf(path, sizeof path, "%s", directory);
+    for (int links = 0; links <= UNPACK_LINKS; links++) {
+        int parent = unpack_go(u, path, e);
+        bool missing = parent < 0 && (e->code == GRPC_NOT_FOUND || e->sys == ENOTDIR);
+        if (!missing) return parent;
+        parent = unpack_imply(u, path, &link, e);
+        if (parent >= 0 || !link) return parent;
+        if (unpack_follow(u, path, link, e) < 0) return -1;
+    }
+    return tar_fail(e, "too many links on the way to the directory");
 }
 
 static int unpack_set_xattrs(int fd, const tar_entry *entry, error *e)
@@ -5211,7 +5268,7 @@ static int unpack_whiteout(unpacker *u, const tar_path *path, error *e)
     int parent = unpack_go(u, path->directory, e);
     /* A file of this layer stands where the directory was, or it is gone, with all that it held.
      * umoci says so for each file in it as well. */
-    if (parent < 0 && e->sys == ENOTDIR) return 0;
+    if (parent < 0 && (e->sys == ENOTDIR || e->sys == ELOOP)) return 0;
     if (parent < 0) parent = unpack_enter(u, path->directory, e);
     if (parent < 0) return -1;
     if (opaque) return set_mark(parent, mark_opaque, e);
@@ -5226,13 +5283,37 @@ static int unpack_whiteout(unpacker *u, const tar_path *path, error *e)
     return set_mark(fd, mark_opaque, e);
 }
 
+/* Where aufs kept the files that have several names: the names are hard links to it, in the archive
+ * of a layer that docker made on aufs too. */
+static const char aufs_links[] = ".wh..wh.plnk";
+
+/* One of them: it is kept until all names have come. */
+static int unpack_aufs_file(unpacker *u, tar_reader *t, const tar_entry *entry, const char *name,
+                            error *e)
+{
+    int root = unpack_go(u, "", e);
+    if (root < 0) return -1;
+    if (mkdirat(root, aufs_links, 0700) < 0 && errno != EEXIST)
+        return fail_sys(e, GRPC_INTERNAL, "mkdir");
+    u->aufs = true;
+    return unpack_go(u, aufs_links, e) < 0 ? -1 : unpack_regular(u, t, entry, name, e);
+}
+
+static int unpack_forget_aufs(unpacker *u, error *e)
+{
+    int root = u->aufs ? unpack_go(u, "", e) : 0;
+    return root < 0 || (u->aufs && tree_remove(root, aufs_links, e) < 0) ? -1 : 0;
+}
+
 static int unpack_entry(unpacker *u, tar_reader *t, const tar_entry *entry, error *e)
 {
     tar_path path;
     if (!entry->name.n) return tar_fail(e, "an entry without a name");
     if (tar_split(entry->name, &path, e) < 0) return -1;
     u->hides_lower = false;
-    /* In there aufs kept hard links for itself. */
+    if (!strcmp(path.directory, aufs_links) && entry->type == '0')
+        return unpack_aufs_file(u, t, entry, path.name, e);
+    /* What else aufs kept for itself. */
     if (!strncmp(path.directory, ".wh..wh.", 8) || strstr(path.directory, "/.wh..wh.")) return 0;
     if (!strncmp(path.name, ".wh.", 4)) return unpack_whiteout(u, &path, e);
     if (entry->type == '5') return unpack_directory(u, entry, &path, e);
@@ -5303,6 +5384,7 @@ static int tar_unpack(source *in, int root, const tar_options *o, tar_totals *t,
         t->bytes += entry.size;
         t->entries++;
     }
+    if (got == 0) got = unpack_forget_aufs(&u, e);
     unpack_leave(&u);
     if (got == 0) got = source_drain(&limited.source, e);
     if (got == 0 && !t->root) got = unpack_mark_root(&u, e);
@@ -12499,7 +12581,7 @@ static const role_call role_calls[] = {
     /* Not F_SETOWN and its like: with them any process of the same user can be sent a signal. */
     ROLE_CALL_IF(fcntl, ROLES_WALK, 1, UINT32_MAX, F_GETFL),
     ROLE_CALL_IF(fcntl, ROLES_WALK, 1, UINT32_MAX, F_SETFD),
-    ROLE_CALL(pread64, ROLE_UNPACK | ROLE_ARCHIVE), ROLE_CALL(readlinkat, ROLE_PACK),
+    ROLE_CALL(pread64, ROLE_UNPACK | ROLE_ARCHIVE), ROLE_CALL(readlinkat, ROLE_PACK | ROLE_UNPACK),
     ROLE_CALL(flistxattr, ROLE_PACK), ROLE_CALL(fgetxattr, ROLE_PACK),
     ROLE_CALL(fstat, ROLES_ALL & ~ROLE_READ),
 #ifdef SYS_newfstatat
@@ -15129,27 +15211,6 @@ static slice archive_clean(slice name) /* without "./" and "/" in front */
     return name;
 }
 
-/* What a link `target` in the directory of `name` means: "a/b" + "../c" is "c". By text alone: the
- * result is looked up in a table and touches no file system. */
-static slice archive_follow(slice name, slice target, arena *a)
-{
-    OWNED_BUF path = { 0 };
-    const uint8_t *slash = name.n ? memrchr(name.p, '/', name.n) : NULL;
-    if (slash) buf_add(&path, name.p, (size_t)(slash - name.p));
-    while (target.n) {
-        slice part = slice_cut(&target, '/');
-        if (!part.n || slice_is(part, ".")) continue;
-        if (slice_is(part, "..")) {
-            while (path.n && path.p[path.n - 1] != '/') path.n--;
-            if (path.n) path.n--;
-            continue;
-        }
-        if (path.n) buf_byte(&path, '/');
-        buf_slice(&path, part);
-    }
-    return arena_copy(a, buf_view(&path));
-}
-
 static int archive_by_name(const void *a, const void *b)
 {
     const archive_file *x = a, *y = b;
@@ -15175,7 +15236,7 @@ static int archive_index_tar(archive_view *ar, error *e)
         f.at = part.at -
                (uint64_t)(t.in.end - t.in.p); /* what the reader has read ahead is still to come */
         if (entry.type == '1') f.link = arena_copy(&ar->a, archive_clean(entry.link));
-        if (entry.type == '2') f.link = archive_follow(f.name, entry.link, &ar->a);
+        if (entry.type == '2') f.link = path_follow(f.name, entry.link, &ar->a);
         if (entry.type > '2') continue;
         if (ar->nfiles == ARCHIVE_FILES || ar->a.oom)
             more = fail(e, GRPC_RESOURCE_EXHAUSTED, "archive: more than %d files, or out of memory",

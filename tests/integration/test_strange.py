@@ -258,6 +258,42 @@ def a_registry_shows_no_layer_that_its_blob_does_not_hold(k):
     drop(k, FAKE + "victim", FAKE + "packed", *(FAKE + f"packed-{n}" for n in range(2)))
 
 
+# -- layers of other makers ------------------------------------------------------------------------
+
+@test
+def layers_of_aufs_unpack_with_the_files_behind_their_hard_links(k):
+    """docker on aufs kept files of several names in .wh..wh.plnk, and its layers link to that."""
+    aufs = ".wh..wh.plnk/"
+    layer = Tree().directory("d").file(".wh..wh.aufs").directory(".wh..wh.orph").directory(aufs[:-1])
+    layer.file(aufs + "1.2", "shared\n", 0o640, (1, 2)).file(aufs + "3.4", "unused").file(".wh..wh.orph/x", "x")
+    layer.hard_link("d/one", aufs + "1.2").hard_link("two", "/" + aufs + "1.2").hard_link("three", "d/one")
+    image = Image([k.base, layer], {"Env": ["PATH=/bin"]})
+    equal(pull(k, image, "aufs"), None, "the pull")
+    equal(prints(k, FAKE + "aufs", "sh", "-c",
+                 "cat /d/one /two; stat -c '%h %a %u:%g' /two /d/one /three; ls -A / | grep -c wh; true"),
+          "shared\nshared\n" + "3 640 1:2\n" * 3 + "0\n", "the files")
+    drop(k, FAKE + "aufs")
+    missing = Image([k.base, Tree().hard_link("x", aufs + "9.9")])
+    holds("unpack x", pull(k, missing, "aufs"))
+
+
+@test
+def what_a_layer_puts_behind_a_link_lands_where_the_link_leads(k):
+    """A link of this layer to a directory that only a lower one has, or none; containerd writes there."""
+    base = Tree().directory("usr").directory("usr/lib").file("usr/lib/old", "1").file("usr/lib/gone", "1")
+    layer = Tree().link("lib", "usr/lib").file("lib/new", "2").file("lib/.wh.gone").link("far", "../../a/b")
+    layer.file("far/deep/f", "3").file("far/.wh.nothing").link("loop", "loop").file("loop/.wh.x")
+    layer.file("file", "4").file("file/.wh.x").file("file/d/.wh.y").hard_link("far/h", "lib/new").file(".wh.dir")
+    layer.file("dir/.wh.x").file("dir/e/.wh.y").link("chain", "link2").link("link2", "c").file("chain/f", "5")
+    image = Image([k.base, base, layer], {"Env": ["PATH=/bin"]})
+    equal(pull(k, image, "links"), None, "the pull")
+    equal(prints(k, FAKE + "links", "sh", "-c", "cat /lib/old /usr/lib/new /a/b/deep/f /a/b/h /c/f; echo; ls /usr/lib"),
+          "12325\nnew\nold\n", "the files")
+    drop(k, FAKE + "links")
+    loop = Image([k.base, Tree().link("l1", "l2/x").link("l2", "l1/x").file("l1/f", "x")])
+    check(pull(k, loop, "links"), "links in a circle unpacked")
+
+
 # -- archives -------------------------------------------------------------------------------------
 
 def side_by_side(rows):
