@@ -24257,6 +24257,7 @@ typedef struct {
 typedef struct {
     LIST(slice) ips;   /* of the pod's interface, as text without prefix length; never empty */
     slice result_json; /* what the last plugin printed; cni_del wants it again */
+    bool undone;       /* ADD failed, and nothing is left of it */
 } cni_result;
 
 /* -- configuration ----------------------------------------------------------------------------- */
@@ -24922,19 +24923,20 @@ static int cni_add_chain(const cni_args *args, arena *a, cni_result *r, error *e
     return cni_take_ips(result, args, a, r, e);
 }
 
-/* Connects the namespace. When it fails, what was done has been undone: every plugin has had its
- * DEL, those too that were not reached (SPEC.md, "Lifecycle & Ordering"). */
+/* Connects the namespace. When it fails, every plugin has had its DEL, those too that were not
+ * reached (SPEC.md, "Lifecycle & Ordering"); r->undone says whether all of them succeeded. */
 static int cni_add(const cni_args *args, arena *a, cni_result *r, error *e)
 {
-    *r = (cni_result){ 0 };
+    *r = (cni_result){ .undone = true };
     if (cni_check_args(args, e) < 0) return -1;
+    r->undone = false;
     if (cni_add_chain(args, a, r, e) == 0) return 0;
     cni_args undo = *args;
     error failed;
     undo.cancel_fd = -1;
     undo.deadline = clock_mono() + CNI_UNDO_PATIENCE;
-    if (cni_del(&undo, r->result_json, &failed) < 0)
-        log_warn("after a failed ADD: %s", failed.text);
+    r->undone = cni_del(&undo, r->result_json, &failed) == 0;
+    if (!r->undone) log_warn("after a failed ADD: %s", failed.text);
     return -1;
 }
 /* == 24. Specifications ======================================================================
@@ -26774,9 +26776,9 @@ static int pod_network_up(pod *p, int cancel, error *e)
     fault_point("pod.network");
     cni_args args = pod_cni_args(p, &net, cancel, &a);
     args.cgroup = plugins_enter(p);
-    p->record.network_up = true;
     int added = cni_add(&args, &a, &result, e);
     plugins_leave(p, args.cgroup);
+    p->record.network_up = !result.undone;
     if (added < 0) return fail_in(e, "set up the pod's network");
     p->record.ips.p = arena_alloc(&p->memory, result.ips.n * sizeof *p->record.ips.p);
     p->record.ips.n = p->record.ips.p ? result.ips.n : 0;

@@ -493,6 +493,16 @@ def a_failed_RunPodSandbox_owes_its_DEL(k):
 
 
 @test
+def a_failed_ADD_is_undone_once(k):
+    with_recorder(k)
+    with_stubborn(k, "fail")
+    refused("INTERNAL", lambda: k.cri.RunPodSandbox(config=own_network(k)), "told to fail")
+    equal([e["CNI_COMMAND"] for e, _ in recorded(k)], ["ADD", "DEL"], "the recorder's calls")
+    equal(len(bridge_calls(k, "DEL")), 1, "the bridge's DELs")
+    settled(k)
+
+
+@test
 def a_missing_plugin_owes_nothing(k):
     with_stubborn(k)
     path = k.cni + "/10-test.conflist"
