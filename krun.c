@@ -8531,7 +8531,6 @@ typedef struct {
     uint32_t version;
     slice id;
     int64_t created_at;                 /* nanoseconds since 1970 */
-    int64_t since_boot;                 /* the same moment by the clock that nobody sets */
     int32_t state;                      /* PodSandboxState */
     PodSandboxConfig *config;           /* as it was asked for */
     slice runtime_handler;
@@ -8545,6 +8544,7 @@ typedef struct {
     bool network_up;                    /* ADD was tried, DEL has not succeeded */
     bool was_ready;                     /* its client was told of it: not to be undone */
     slice cni_config;                   /* what ADD was made with: DEL must have the same */
+    int64_t since_boot;                 /* created_at by the clock that nobody sets */
 } PodRecord;
 PB_TABLE(PodRecord,
     PB(1, UINT32, PodRecord, version),
@@ -8569,10 +8569,11 @@ PB_TABLE(PodRecord,
 typedef struct {
     uint32_t version;
     slice id, pod_id;
-    int64_t created_at, since_boot;     /* as in PodRecord */
+    int64_t created_at;                 /* as in PodRecord */
     ContainerConfig *config;            /* as it was asked for */
     ContainerSpec *spec;                /* what became of it */
     slice image_ref, image_name, image_id;
+    int64_t since_boot;                 /* as in PodRecord */
 } ContainerRecord;
 PB_TABLE(ContainerRecord,
     PB(1, UINT32, ContainerRecord, version),

@@ -499,7 +499,7 @@ static int monitor_bench_exec(monitor_bench *b, const char *command, slice *out,
         CHECK_INT(monitor_receive(conn, &w, &b->a, &reply, &b->e), -1);
         CHECK_INT(b->e.code, GRPC_DEADLINE_EXCEEDED);
         shutdown(conn, SHUT_WR);
-        w.deadline = clock_mono() + 5 * NS_PER_SEC;
+        w.deadline = clock_mono() + 60 * NS_PER_SEC; /* only ends what never happens */
     }
     if (monitor_receive(conn, &w, &b->a, &reply, &b->e) == 0 && monitor_verdict(&reply, &b->e) == 0) code = reply.exit_code;
     ssize_t n = code < 0 ? 0 : read_all(ends[0], text, MIB);
