@@ -16121,18 +16121,20 @@ static bool layer_take_unused(image_store *s, store_layer *out)
     return false;
 }
 
-/* Removes a layer from disk. Its record goes first: a directory that has none is put aside by the
- * next start (open_clean), while one with a record counts as whole. */
+/* Removes a layer from disk: its directory in one step, then its record, which without it means
+ * nothing to a start. Where there is no such step the record goes first: a directory that has one
+ * counts as whole. */
 static void layer_delete(image_store *s, const store_layer *l)
 {
     error e;
     const char *name = l->name;
     char file[LAYER_NAME + 16];
     snprintf(file, sizeof file, "%s.json", name);
-    unlinkat(s->layers_fd, file, 0);
+    bool taken = trash_take(s, s->layers_fd, name);
     fault_point("layer.remove");
+    unlinkat(s->layers_fd, file, 0);
     if (*l->blob) unlinkat(s->blobs_fd, l->blob, 0);
-    if (trash_put(s, s->layers_fd, name, &e) < 0) log_warn("layers/%s", e.text);
+    if (!taken && tree_remove(s->layers_fd, name, &e) < 0) log_warn("layers/%s", e.text);
     else log_info("layer %.12s removed: nothing uses it", name);
 }
 
@@ -17130,22 +17132,23 @@ static void layer_put_aside(image_store *s, const char *name)
     pthread_mutex_unlock(&s->lock);
 }
 
-/* Takes a damaged layer out of use. Its record first: without it no start believes in it. */
+/* Takes a damaged layer out of use. On disk its directory goes first, in one step: a record without
+ * a directory means nothing to a start. */
 static void layer_condemn(image_store *s, const char *name, const char *why)
 {
     char file[LAYER_NAME + 16];
     log_error("layer %.12s is damaged: %s", name, why);
     snprintf(file, sizeof file, "%s.json", name);
-    if (unlinkat(s->layers_fd, file, 0) < 0 && errno != ENOENT)
-        log_error("remove layers/%s: %s", file, strerror(errno));
-    fault_point("layer.condemned");
     pthread_mutex_lock(&s->lock);
     store_layer *l = *layer_slot(s, slice_of(name));
     if (l) layer_spoil(s, l, why);
     pthread_mutex_unlock(&s->lock);
+    layer_put_aside(s, name);
+    fault_point("layer.condemned");
+    if (unlinkat(s->layers_fd, file, 0) < 0 && errno != ENOENT)
+        log_error("remove layers/%s: %s", file, strerror(errno));
     images_forget_layer(s, slice_of(name));
     fault_point("layer.forgotten");
-    layer_put_aside(s, name);
 }
 
 /* The quick look at a layer that is known to be whole: it has not been taken away. True: it has one
