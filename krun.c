@@ -15615,6 +15615,7 @@ typedef struct store_layer {
     char blob[LAYER_NAME]; /* the digits of its blob's digest, if that is kept; or "" */
     unsigned users, containers; /* the second are among the first */
     uint64_t bytes, entries;    /* on disk */
+    uint64_t content;           /* what its files hold; one of many names counts once */
     tree_sum seal;
     bool implied, has_root;     /* it has marked directories; an entry for its root */
     bool unchecked;             /* it may have changed while no daemon was there */
@@ -15756,6 +15757,7 @@ static store_layer *layer_add(image_store *s, slice name, const LayerRecord *r, 
     store_layer *l = layer_get(s, name);
     if (!l) return NULL;
     layer_measure(s, l, r);
+    l->content = r->bytes;
     snprintf(l->blob, sizeof l->blob, "%.*s", PR(id_hex(r->blob)));
     l->implied = r->implied > 0;
     l->has_root = r->has_root;
@@ -15793,6 +15795,19 @@ static void layer_release(image_store *s, slice name)
     l->users--;
 }
 
+/* What an image's files and its config hold, in bytes. Not what was sent: that is another figure
+ * for each way on which the same image can come (a registry's gzip or zstd, by an index or not, an
+ * archive), and not what its removal gives back. Under the lock. */
+static uint64_t image_size(image_store *s, const ImageRecord *r)
+{
+    uint64_t size = r->config_json.n;
+    for (size_t i = 0; i < r->layers.n; i++) {
+        const store_layer *l = *layer_slot(s, r->layers.p[i]);
+        size += l ? l->content : 0;
+    }
+    return size;
+}
+
 /* Makes an image of a record (copied), holding its layers. NULL: out of memory. Under the lock. */
 static store_image *image_make(image_store *s, const ImageRecord *record)
 {
@@ -15805,6 +15820,7 @@ static store_image *image_make(image_store *s, const ImageRecord *record)
         return free(i), NULL;
     }
     for (size_t n = 0; n < i->record.layers.n; n++) layer_hold(s, i->record.layers.p[n]);
+    i->record.size = image_size(s, &i->record); /* an older krun has written another figure */
     return i;
 }
 
@@ -16372,6 +16388,7 @@ static int store_publish(image_store *s, ImageRecord *r, error *e)
     while (old && !slice_eq(old->record.id, r->id)) old = old->next;
     int failed = old ? record_merge(r, &old->record, &a, e)
                      : 0; /* the old one lives while we hold `writing` */
+    r->size = image_size(s, r);
     pthread_mutex_unlock(&s->lock);
     if (!failed) failed = record_write(s, r, e);
     fault_point("pull.tags");
@@ -16487,7 +16504,6 @@ static void image_user(const ImageRecord *r, Image *out, Int64Value *uid)
     } else out->username = name;
 }
 
-/* `size` is what the registry says: the compressed bytes, as containerd reports them. */
 static int image_message(const image_store *s, const ImageRecord *r, arena *a, Image *out,
                          error *e)
 {
@@ -17234,7 +17250,7 @@ typedef struct {
     arena a;
     char digest[DIGEST_TEXT];  /* of the index or manifest that was asked for */
     char platform[DIGEST_TEXT]; /* of the manifest that is this machine's */
-    uint64_t size;             /* compressed bytes of all that is the image's */
+    uint64_t documents;        /* bytes of manifests and config, as they came */
     ReadAnswer manifest, config;
     slice config_json, manifest_json;
     bool here;                 /* the image is known already, with this manifest */
@@ -17296,7 +17312,7 @@ static int pull_document(pull_state *p, const FetchRequest *q, const Descriptor 
                     sink.bytes, want->size);
     if (!p->digest[0]) memcpy(p->digest, digest, sizeof digest);
     if (q->manifest) memcpy(p->platform, digest, sizeof digest);
-    p->size += sink.bytes;
+    p->documents += sink.bytes;
     *out = (ReadRequest){ .is_config = !q->manifest, .media_type = sink.media_type };
     out->body = arena_copy(&p->a, buf_view(&body));
     return p->a.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "%s: out of memory", what) : 0;
@@ -18046,7 +18062,6 @@ static int pull_record(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], 
     slice digest_name = slice_of(arena_printf(&p->a, "%.*s@%s", PR(w->name), p->digest));
     ImageRecord r = { .version = RECORD_VERSION,
                       .id = p->manifest.config->digest,
-                      .size = p->size,
                       .config = p->config.image,
                       .created_at = clock_wall(),
                       .config_json = p->config_json,
@@ -18062,7 +18077,6 @@ static int pull_record(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], 
     r.repo_digests.p = digests, r.repo_digests.n = w->name.n > 0;
     ImportSource import = w->import ? *w->import : (ImportSource){ 0 };
     r.imports.p = &import, r.imports.n = w->import != NULL;
-    for (size_t i = 0; i < p->manifest.layers.n; i++) r.size += p->manifest.layers.p[i].size;
     chain_id(p->config.diff_ids.p, p->config.diff_ids.n, chain);
     r.chain_id = slice_of(chain);
     if (record_layers(p, &p->a, &r, e) < 0 || pull_inherit(p, &r, e) < 0) return -1;
@@ -18341,7 +18355,7 @@ static int pull_credentials(const image_store *s, const image_ref *ref, arena *a
 static void pull_log(const pull_state *p, slice name, const char *id, int64_t ns)
 {
     size_t fetched = 0;
-    uint64_t bytes = p->size;
+    uint64_t bytes = p->documents;
     double seconds = (double)MAX(ns, NS_PER_MS) / (double)NS_PER_SEC;
     for (size_t i = 0; i < p->f->nlayers; i++) {
         bool came = p->f->layers[i].state == KrunLayerState_DONE;
@@ -19112,7 +19126,6 @@ static int self_publish(image_store *s, const self_image *self, error *e)
                       .repo_tags = { &tag, 1 },
                       .layers = { &layer_name, 1 },
                       .chain_id = slice_of(self->diff_id),
-                      .size = self->head.n + self->program.n + self->tail.n + self->config.n,
                       .config = &config,
                       .pinned = true,
                       .created_at = clock_wall(),

@@ -348,3 +348,32 @@ def an_archive_may_give_an_image_many_names(k):
         tags = k.cri.ImageStatus(image={"image": image.id}).image.repo_tags
         equal(sorted(tags), sorted("docker.io/" + n for n in names), "the image's tags")
         drop(k, image.id)
+
+
+@test
+@restarts
+def an_image_has_one_size_however_it_comes(k):
+    tree = Tree().file("a", b"x" * 100000).hard_link("b", "a").file("c", os.urandom(5000))
+    image = Image([tree, Tree().file("d", "y" * 1000)], {"Cmd": ["/none"], "Labels": {"t": "size"}})
+    plain = Image([tree, Tree().file("d", "y" * 1000)], {"Cmd": ["/none"], "Labels": {"t": "size"}},
+                  compress=lambda data: data)
+    plain.config = image.config
+    plain.manifest = json.dumps(plain.manifest_object()).encode()
+    wanted = 100000 + 5000 + 1000 + len(image.config)
+
+    def size():
+        return k.cri.ImageStatus(image={"image": image.id}).image.size
+    ways = {"pulled as gzip": lambda: equal(pull(k, image, "size"), None, "the pull"),
+            "pulled as plain tars": lambda: equal(pull(k, plain, "size"), None, "the pull"),
+            "loaded from a layout": lambda: equal(load(k, images.oci_files(image, "x/size:1")), "", "the load"),
+            "loaded from docker's form": lambda: equal(load(k, images.docker_files(image, ["x/size:1"])), "", "the load"),
+            "after a restart": k.restart}
+    for title, way in ways.items():
+        way()
+        equal(size(), wanted, f"its size, {title}")
+    for title, way in ways.items():
+        if title != "after a restart":
+            drop(k, image.id)
+            way()
+            equal(size(), wanted, f"its size, {title} anew")
+    drop(k, image.id)
