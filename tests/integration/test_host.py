@@ -2,8 +2,9 @@
 run in the virtual machine, outside of the sandbox (tests/vm/run), and are skipped elsewhere."""
 import os
 import subprocess
+import time
 
-from harness import Krun, cgroup2_mount, equal, holds, pb, skip, test
+from harness import Krun, cgroup2_mount, check, equal, holds, pb, skip, test
 
 INITIAL = "cgroup:[4026531835]"  # PROC_CGROUP_INIT_INO, linux/proc_ns.h
 
@@ -89,3 +90,26 @@ def a_daemon_that_sees_no_cgroup_mount_leaves_the_options_as_they_are(k):
         equal(cgroup_options(), before, "the options of the host's cgroup2")
     finally:
         other.stop()
+
+
+@test
+def ages_are_right_when_the_clock_is_set_after_pods_were_made(k):
+    """As on a device without a battery, which begins in 1970."""
+    def clock_to(seconds):
+        time.clock_settime(time.CLOCK_REALTIME, seconds)
+    began, mono = time.time(), time.monotonic()
+    try:
+        clock_to(86400)
+        early = k.pod(**security(namespace_options={"network": pb.NODE}))
+        box = early.start()
+        clock_to(began + time.monotonic() - mono)
+        late = k.pod(**security(namespace_options={"network": pb.NODE}))
+        for made in (early.status(), box.status(), late.status(), *k.cri.ListPodSandbox().items,
+                     *k.cri.ListContainers().containers):
+            check(began - 5 < made.created_at / 1e9 < time.time() + 5, f"created at {made.created_at / 1e9}, not {began}")
+        check(early.status().created_at < late.status().created_at, "the order of the pods")
+        check(box.status().started_at >= box.status().created_at, "the container's start")
+        check("years" not in k.cli("ps").stdout.decode() + k.cli("pods").stdout.decode(), "ages")
+    finally:
+        clock_to(began + time.monotonic() - mono)
+    k.remove_all()
