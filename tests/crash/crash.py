@@ -17,6 +17,7 @@ import collections
 import glob
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -30,7 +31,7 @@ for part in ("integration", "images", "crash"):
     sys.path.insert(0, os.path.join(TESTS, part))
 
 KINDS = ("daemon", "daemon", "daemon", "daemon ends", "starting", "starting", "monitor", "monitor",
-         "pause", "all at once")
+         "pause", "part", "part", "all at once")
 CHOSEN = [k for k in KINDS if k in os.environ.get("KILLS", ",".join(KINDS))]
 STEPS = 60  # of each client in a round
 
@@ -72,8 +73,19 @@ class World:
 
 # -- kills ----------------------------------------------------------------------------------------
 
-def of_krun():
-    """(pid, what, pod's ID) of each monitor and pause process."""
+def monitor_number(krun, pod):
+    """The pid of a pod's monitor as its record has it, or None."""
+    try:
+        with open(f"{krun.root}/pods/{pod}/pod.json") as f:
+            found = re.search(r'"monitor_?pid": *(\d+)', f.read(), re.IGNORECASE)
+    except OSError:
+        return None
+    return int(found[1]) if found else None
+
+
+def of_krun(krun):
+    """(pid, what, pod's ID) of each monitor, pause process, and part: a child of a monitor on its way to a
+    program has its parent's name still, and so has a monitor that is not on record yet."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/cmdline") as f:
@@ -83,12 +95,14 @@ def of_krun():
         except OSError:
             continue
         if words[:2] == ["krun", "monitor"] and len(words) > 2:
-            yield int(pid), "pause" if name == "krun-pause" else "monitor", words[2]
+            kind = "pause" if name == "krun-pause" else \
+                "monitor" if int(pid) == monitor_number(krun, words[2]) else "part"
+            yield int(pid), kind, words[2]
 
 
 def kill_of_pod(world, kind):
-    """Kills a process of a pod; says so first, for a client could see it before we have noted it."""
-    found = sorted((p for p in of_krun() if p[1] == kind), key=lambda p: p[2])
+    """Kills a process of a pod, if there is one of that kind; says so first, for a client could see it before we have noted it."""
+    found = sorted((p for p in of_krun(world.krun) if p[1] == kind), key=lambda p: p[2])
     if not found:
         return
     pid, _, pod = world.random.choice(found)
@@ -97,7 +111,7 @@ def kill_of_pod(world, kind):
     except OSError:
         return
     try:
-        if (pid, kind, pod) in of_krun():  # the number has not been given to another one
+        if (pid, kind, pod) in of_krun(world.krun):  # the number has not been given to another one
             with world.lock:
                 world.hurt[pod] = world.hurt.get(pod, ()) + (kind,)
             signal.pidfd_send_signal(process, signal.SIGKILL)
@@ -123,10 +137,10 @@ def start_daemon(world):
 
 
 def strike(world, kind):
-    if kind in ("monitor", "pause"):
+    if kind in ("monitor", "pause", "part"):
         return kill_of_pod(world, kind)
     if kind == "all at once":
-        for what in [k for k in ("pause", "monitor") if k in CHOSEN]:
+        for what in [k for k in ("part", "pause", "monitor") if k in CHOSEN]:
             kill_of_pod(world, what)
     end_daemon(world, signal.SIGTERM if kind == "daemon ends" else signal.SIGKILL)
     world.count("ends of the daemon" if kind == "daemon ends" else "kills of the daemon")
