@@ -500,6 +500,8 @@ def difference(before, after):
             less = None
         if name == "mounts":
             less = [m for m in less.elements() if not vanished(m)]
+        if name == "root directory":  # what was on its way out before
+            less = [p for p in less.elements() if not p.startswith("trash/")]
         for mark, entries in (("left behind", more), ("gone", less)):
             if entries:
                 lines.append(f"{name} {mark}: {sorted(collections.Counter(entries).elements())[:12]}")
