@@ -225,6 +225,17 @@ enum grpc_code {
     GRPC_UNAVAILABLE = 14, GRPC_DATA_LOSS = 15, GRPC_UNAUTHENTICATED = 16
 };
 
+static const char *grpc_code_name(int code)
+{
+    static const char *const names[] = {
+        "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND",
+        "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
+        "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS",
+        "UNAUTHENTICATED"
+    };
+    return code >= 0 && (size_t)code < COUNT(names) ? names[code] : "a code that is none";
+}
+
 typedef struct { int code, sys; char text[512]; } error; /* gRPC code; errno or 0; a sentence */
 
 /* Takes the beginning of a character away that the end of the room has cut off: what is no UTF-8
@@ -506,6 +517,10 @@ static int64_t clock_ns(clockid_t which)
 }
 static int64_t clock_mono(void) { return clock_ns(CLOCK_MONOTONIC); }
 static int64_t clock_wall(void) { return clock_ns(CLOCK_REALTIME); }
+static double seconds_since(int64_t mono)
+{
+    return (double)(clock_mono() - mono) / (double)NS_PER_SEC;
+}
 
 /* "2026-11-22T02:10:52.123456789Z": RFC 3339 in UTC, always nine digits, as container logs have. */
 enum { TIME_TEXT = 31 };
@@ -532,6 +547,53 @@ static int clock_poll_ms(int64_t deadline)
 enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR };
 static _Atomic(enum log_level) log_least = LOG_INFO; /* set at start, and by a reload */
 
+enum {
+    LOG_TEXT = 1000,      /* escaped it is at most PIPE_BUF: then a write is whole (pipe(7)) */
+    LOG_PATIENCE_MS = 20  /* for a reader of stderr who is slow; then lines are lost, and counted */
+};
+
+/* Lines of a thread that holds a lock wait until it has let go: a write may take time. */
+static _Thread_local struct { bool waits; buf lines; } log_later;
+
+/* Writes one line to stderr. A pipe that nobody reads, or a journal that hangs, would stop whoever
+ * logs, and so the daemon: such a line is lost. */
+static void log_write(slice line)
+{
+    static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
+    static unsigned lost; /* guarded by turn */
+    char sorry[TIME_TEXT + 80], time[TIME_TEXT];
+    struct pollfd p = { .fd = STDERR_FILENO, .events = POLLOUT };
+    pthread_mutex_lock(&turn);
+    bool taken = poll(&p, 1, lost ? 0 : LOG_PATIENCE_MS) != 0;
+    if (taken && lost) {
+        clock_text(clock_wall(), time);
+        snprintf(sorry, sizeof sorry, "%s WARN  %u lines are lost here: nobody read them\n", time,
+                 lost);
+        ssize_t told = write(STDERR_FILENO, sorry, strlen(sorry));
+        taken = told > 0 && poll(&p, 1, 0) != 0;
+        if (told > 0) lost = 0;
+    }
+    ssize_t done = taken ? write(STDERR_FILENO, line.p, line.n) : 0;
+    (void)done; /* a full or closed log must not stop a container */
+    if (!taken) lost++;
+    pthread_mutex_unlock(&turn);
+}
+
+/* Before a thread takes a lock, and after it has given it back. */
+static void log_hold(void) { log_later.waits = true; }
+static void log_release(void)
+{
+    int saved = errno;
+    slice rest = buf_view(&log_later.lines);
+    log_later.waits = false;
+    while (rest.n) {
+        slice line = slice_cut(&rest, '\n');
+        log_write((slice){ line.p, line.n + 1 });
+    }
+    if (log_later.lines.cap) buf_free(&log_later.lines);
+    errno = saved;
+}
+
 /* One line on stderr in one write(2), so that lines of threads and roles never mix. What came from
  * outside is escaped here, once, whoever logs it. */
 __attribute__((format(printf, 2, 3))) static void log_line(enum log_level level, const char *format,
@@ -540,7 +602,7 @@ __attribute__((format(printf, 2, 3))) static void log_line(enum log_level level,
     static const char *const names[] = { "DEBUG", "INFO", "WARN", "ERROR" };
     if (level < log_least) return;
     int saved = errno;
-    char text[2048], time[TIME_TEXT];
+    char text[LOG_TEXT], time[TIME_TEXT];
     va_list args;
     va_start(args, format);
     int n = vsnprintf(text, sizeof text, format, args);
@@ -550,9 +612,9 @@ __attribute__((format(printf, 2, 3))) static void log_line(enum log_level level,
     buf_printf(&line, "%s %-5s ", time, names[level]);
     text_escape(&line, (slice){ (uint8_t *)text, n < 0 ? 0 : MIN((size_t)n, sizeof text - 1) },
                 sizeof text);
-    buf_byte(&line, '\n');
-    ssize_t done = line.oom ? 0 : write(STDERR_FILENO, line.p, line.n);
-    (void)done; /* a full or closed log must not stop a container */
+    buf_str(&line, n >= (int)sizeof text ? "...\n" : "\n");
+    if (log_later.waits) buf_slice(&log_later.lines, buf_view(&line));
+    else if (!line.oom) log_write(buf_view(&line));
     errno = saved;
 }
 #define log_debug(...) log_line(LOG_DEBUG, __VA_ARGS__)
@@ -10249,6 +10311,17 @@ static void grpc_put_start(buf *block, int http)
     hpack_put_named(block, HPACK_CONTENT_TYPE, SLICE("application/grpc"));
 }
 
+/* One line for each call that fails. What is not there is asked for all the time, and what a krun
+ * does not have a client finds out once: these are for who looks closer. */
+static void grpc_log_refusal(const grpc_call *c, const error *status)
+{
+    int code = status->code;
+    bool usual = code == GRPC_NOT_FOUND || code == GRPC_UNIMPLEMENTED;
+    const char *path = c->method ? c->method->path : "a call", *slash = strrchr(path, '/');
+    log_line(usual ? LOG_DEBUG : LOG_INFO, "%s failed with %s: %s", slash ? slash + 1 : path,
+             grpc_code_name(code), status->text);
+}
+
 /* Ends the call for the client, with the status alone or as the trailers of a reply. What is half
  * sent cannot be followed by a status, so the stream is reset then. */
 static void grpc_answer(grpc_call *c, int http, const error *status)
@@ -10257,6 +10330,7 @@ static void grpc_answer(grpc_call *c, int http, const error *status)
     OWNED_BUF block = { 0 };
     char code[12];
     if (!s) return;
+    if (status->code) grpc_log_refusal(c, status);
     if (c->phase == GRPC_READING) c->phase = GRPC_ENDED;
     if (s->sent < s->out.n) { h2_reset(s, H2_CANCEL); return; }
     snprintf(code, sizeof code, "%d", status->code);
@@ -12088,6 +12162,7 @@ enum {
 typedef struct {
     int fd;
     int carrier;       /* pidfd of the process that holds the other end of a TLS stream, or -1 */
+    int says;          /* and its standard error, to be read without waiting */
     url_parts to;
     http_proxy via;
     const void *trust; /* with whose settings it was made: for others it is another connection */
@@ -12115,6 +12190,7 @@ static void http_close(http_conn *c)
         reap(c->carrier, 0);
     }
     close_fd(&c->carrier);
+    close_fd(&c->says);
 }
 
 /* read(2) that gives up on a slow peer: a byte a second is a way to hold us for ever. */
@@ -12814,13 +12890,13 @@ static void tls_environment(const tls_peer *to, bool tunnel, arena *a, char *env
 }
 
 /* Makes a TLS stream to a server, which is all that this chapter wants of TLS.
- * under    a connected socket to the server, maybe a proxy's tunnel, borrowed; or -1
- * carrier  gets a pidfd, the caller's, of the process that has to end with the stream
+ * c        its fd is a connected socket to the server, maybe a proxy's tunnel, or -1; gets the
+ *          process that has to end with the stream, and what that says
  * Returns  a non-blocking descriptor of what is said inside the stream, the caller's; or -1 */
-static int tls_connect(const FetchSetup *s, const tls_peer *to, int under, int *carrier, error *e)
+static int tls_connect(const FetchSetup *s, const tls_peer *to, http_conn *c, error *e)
 {
     char *argv[TLS_WORDS + 3], *envp[8], program[PATH_MAX];
-    int pair[2];
+    int pair[2], said[2], under = c->fd;
     OWNED_ARENA a = arena_make(MIB);
     if (!s->tls_helper.n)
         return fail(e, GRPC_UNIMPLEMENTED, "https is not supported in this build yet: set "
@@ -12834,12 +12910,17 @@ static int tls_connect(const FetchSetup *s, const tls_peer *to, int under, int *
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
         return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "tls-helper");
     OWNED_FD ours = pair[0], theirs = pair[1];
+    if (pipe2(said, O_CLOEXEC | O_NONBLOCK) < 0) /* one that says too much is not to wait for us */
+        return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "tls-helper");
+    OWNED_FD hears = said[0], says = said[1];
     if (under >= 0) (void)fcntl(under, F_SETFL, 0); /* a plain program expects to block */
     spawn_args args = { .exec_fd = -1, .path = program, .argv = argv, .envp = envp,
-                        .fds = (int[]){ theirs, theirs, STDERR_FILENO, under },
+                        .fds = (int[]){ theirs, theirs, says, under },
                         .nfds = under >= 0 ? 4 : 3, .dies_with_us = true, .dir = dir };
-    *carrier = spawn(&args, NULL, e);
-    if (*carrier < 0) return fail_in(e, "tls-helper");
+    c->carrier = spawn(&args, NULL, e);
+    if (c->carrier < 0) return fail_in(e, "tls-helper");
+    close_fd(&c->says);
+    c->says = give_fd(&hears);
     if (fcntl(ours, F_SETFL, O_NONBLOCK) < 0) return fail_sys(e, GRPC_INTERNAL, "tls-helper");
     return give_fd(&ours);
 }
@@ -12981,7 +13062,7 @@ static int fetch_connect(fetch_session *f, http_conn *c, const http_request *q, 
     if (proxied && c->fd < 0) return fail_in(e, "proxy %s", proxy_text(&c->via, shown));
     if (!u->tls) return c->fd < 0 ? -1 : 0;
     if (proxied && fetch_tunnel(f, c, u, e) < 0) return -1;
-    int inside = tls_connect(&f->setup, &peer, c->fd, &c->carrier, e);
+    int inside = tls_connect(&f->setup, &peer, c, e);
     close_fd(&c->fd);
     c->fd = inside;
     return inside < 0 ? -1 : 0;
@@ -13038,6 +13119,23 @@ static void http_write_request(const http_request *q, const http_proxy *via, buf
     buf_slice(out, q->form);
 }
 
+/* The last line that the helper has written to its standard error, made harmless. */
+static void http_last_words(const http_conn *c, buf *out)
+{
+    char text[4 * KIB];
+    size_t n = 0;
+    for (ssize_t more; (more = read(c->says, text + n, sizeof text - n)) > 0;) {
+        n += (size_t)more;
+        if (n < sizeof text) continue;
+        n = sizeof text / 2; /* the end is wanted */
+        memmove(text, text + n, n);
+    }
+    slice all = slice_trim((slice){ (uint8_t *)text, n }), line = all;
+    while (all.n) line = slice_trim(slice_cut(&all, '\n'));
+    if (line.n) buf_str(out, ": ");
+    text_escape(out, line, 300);
+}
+
 /* Why there was no reply: a TLS helper that refuses a server ends, with a status of its own. */
 static void http_blame_carrier(http_conn *c, error *e)
 {
@@ -13045,8 +13143,10 @@ static void http_blame_carrier(http_conn *c, error *e)
     int status = reap(c->carrier, clock_mono() + NS_PER_SEC);
     if (status < 0) return;
     close_fd(&c->carrier); /* reaped: nothing is left to kill */
-    fail(e, GRPC_UNAVAILABLE, "the TLS helper ended with status %d (krun's log has what it said)",
-         status);
+    OWNED_BUF words = { 0 };
+    http_last_words(c, &words);
+    fail(e, GRPC_UNAVAILABLE, "the TLS helper ended with status %d%.*s", status,
+         PR(buf_view(&words)));
 }
 
 /* Sends a request and reads the reply's header. A kept connection may have been closed by the
@@ -13593,7 +13693,8 @@ static int fetch_begin(fetch_session *f, error *e)
         return fail(e, GRPC_INTERNAL, "fetch: no setup on descriptor 0");
     if (pb_decode(&FetchSetup_msg, wire, &f->session, &f->setup, e) < 0) return -1;
     f->setup.hosts.n = MIN(f->setup.hosts.n, (size_t)FETCH_HOSTS);
-    for (size_t i = 0; i < HTTP_CONNS; i++) f->conns[i].fd = f->conns[i].carrier = -1;
+    for (size_t i = 0; i < HTTP_CONNS; i++)
+        f->conns[i].fd = f->conns[i].carrier = f->conns[i].says = -1;
     for (size_t i = 0; i < f->setup.hosts.n; i++) {
         const AuthConfig *auth = f->setup.hosts.p[i].credentials ? f->setup.auth : NULL;
         f->hosts[i].conf = &f->setup.hosts.p[i];
@@ -16584,6 +16685,13 @@ static int image_status(image_store *s, const ImageStatusRequest *in, arena *a,
                              : fail(e, GRPC_RESOURCE_EXHAUSTED, "ImageStatus: out of memory");
 }
 
+static void image_log_removed(const ImageRecord *r)
+{
+    slice name = r->repo_tags.n ? r->repo_tags.p[0] : r->id;
+    if (!r->repo_tags.n && r->repo_digests.n) name = r->repo_digests.p[0];
+    log_info("removed %.*s, image %.*s: %" PRIu64 " bytes unpacked", PR(name), PR(r->id), r->size);
+}
+
 /* Removes the image with all its names, whichever of them was given; an unknown one is no error.
  * Containers made from it keep its layers. */
 static int image_remove(image_store *s, slice name, error *e)
@@ -16594,6 +16702,7 @@ static int image_remove(image_store *s, slice name, error *e)
     const ImageRecord *r = image_hold(s, name);
     if (r) failed = store_forget(s, r->id, e);
     pthread_mutex_unlock(&s->writing);
+    if (r && !failed) image_log_removed(r);
     image_drop(s, r);
     return failed;
 }
@@ -18298,7 +18407,6 @@ typedef struct { image_store *store; flight *f; arena a; PullImageRequest reques
  * SignatureValidationFailed (verify_ask) that the image may not run here. */
 static void pull_explain(error *e, slice name)
 {
-    if (e->code == GRPC_CANCELLED) return;
     if (slice_starts(slice_of(e->text), "SignatureValidationFailed: ")) return;
     fail_in(e, "pull image \"%.*s\"", PR(name));
     if (e->code != GRPC_UNAVAILABLE) return;
@@ -18681,8 +18789,12 @@ static int image_load(image_store *s, const char *path, arena *a, KrunLoadImageR
                       error *e)
 {
     load_state l = { .store = s, .path = path, .cancel_fd = -1, .from = helper_none, .a = a };
+    int64_t began = clock_mono();
     int failed = load_run(&l, e);
     out->names.p = l.names.p, out->names.n = l.names.n;
+    for (size_t i = 0; !failed && i < l.names.n; i++)
+        log_info("loaded %.*s from %s in %.2f s", PR(l.names.p[i]), path,
+                 seconds_since(began));
     return failed;
 }
 
@@ -20086,8 +20198,12 @@ static int overlay_old(overlay *o, error *e)
 
 static int overlay_mount(overlay *o, error *e)
 {
-    int made = overlay_new(o, e);
-    return made < 0 && e->sys == EINVAL ? overlay_old(o, e) : made;
+    struct utsname kernel;
+    unsigned version = 0, part = 0;
+    bool told = uname(&kernel) == 0 && sscanf(kernel.release, "%u.%u", &version, &part) == 2;
+    bool old = told && (version < 6 || (version == 6 && part < 8)); /* it would log each attempt */
+    int made = old ? -1 : overlay_new(o, e);
+    return old || (made < 0 && e->sys == EINVAL) ? overlay_old(o, e) : made;
 }
 
 /* The image's tree as its layers make it, for reading: one layer is its directory, more are a
@@ -26084,6 +26200,46 @@ struct runtime {
     pthread_cond_t quiet;           /* background has become 0 */
 };
 
+/* One line of the log for each event of a pod or a container: which, whose, and what. */
+__attribute__((format(printf, 2, 3))) static void pod_log(const pod *p, const char *format, ...)
+{
+    const PodSandboxMetadata *m = p->record.config->metadata;
+    char what[256];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
+    log_info("pod %.12s %.*s/%.*s: %s", (const char *)p->record.id.p, PR(m->name_space),
+             PR(m->name), what);
+}
+
+__attribute__((format(printf, 2, 3))) static void container_log(const container *c,
+                                                                const char *format, ...)
+{
+    const PodSandboxMetadata *m = c->pod->record.config->metadata;
+    char what[512];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
+    log_info("container %.12s %.*s/%.*s/%.*s: %s", (const char *)c->record.id.p, PR(m->name_space),
+             PR(m->name), PR(c->record.config->metadata->name), what);
+}
+
+/* How it ended: code, signal, why, and how long it ran. */
+static void container_log_exit(const container *c)
+{
+    const ContainerExit *x = &c->exit;
+    char by[64] = "", ran[48] = "";
+    int sig = x->exit_code - 128;
+    if (sig > 0 && sig < 65) snprintf(by, sizeof by, " (as by signal %d, %s)", sig, strsignal(sig));
+    if (x->started_at && x->finished_at >= x->started_at)
+        snprintf(ran, sizeof ran, " after %.3f s",
+                 (double)(x->finished_at - x->started_at) / (double)NS_PER_SEC);
+    container_log(c, "exited with %d%s%s%s%.*s%s%.*s", x->exit_code, by, ran,
+                  x->reason.n ? ": " : "", PR(x->reason), x->message.n ? ": " : "", PR(x->message));
+}
+
 /* Moves the container through the table; an event that says nothing new leaves it where it is. */
 static void box_move(container *c, enum box_event event)
 {
@@ -26093,13 +26249,20 @@ static void box_move(container *c, enum box_event event)
     assert((c->state != BOX_RUNNING && c->state != BOX_EXITED) || c->record.id.n);
 }
 
-static void lock_state(runtime *r) { pthread_mutex_lock(&r->lock); }
-static void unlock_state(runtime *r) { pthread_mutex_unlock(&r->lock); }
-static void unlock_late(pthread_mutex_t **lock) { if (*lock) pthread_mutex_unlock(*lock); }
+static void lock_state(runtime *r)
+{
+    pthread_mutex_lock(&r->lock);
+    log_hold();
+}
+static void unlock_state(runtime *r)
+{
+    pthread_mutex_unlock(&r->lock);
+    log_release();
+}
+static void unlock_late(runtime **r) { if (*r) unlock_state(*r); }
 /* Holds the lock until the scope ends. */
-#define LOCKED(r)                                                                        \
-    __attribute__((cleanup(unlock_late), unused)) pthread_mutex_t *held_lock_ =          \
-        (lock_state(r), &(r)->lock)
+#define LOCKED(r)                                                                      \
+    __attribute__((cleanup(unlock_late), unused)) runtime *held_lock_ = (lock_state(r), (r))
 
 /* Wakes all who wait for a change of this object. Locked. */
 static void wake(waiter *list)
@@ -26435,7 +26598,9 @@ static void container_heard(pod *p, const ContainerRun *run)
     container *c = sorted_find(&p->runtime->containers_by_id, run->id);
     if (!c || c->pod != p || c->state == BOX_MAKING) return;
     if (run->exit) {
+        bool news = c->state != BOX_EXITED && c->state != BOX_REMOVING;
         container_set_exit(c, run->exit);
+        if (news) container_log_exit(c);
         return;
     }
     if (run->state == ContainerState_CONTAINER_CREATED && c->state == BOX_CREATED)
@@ -26458,6 +26623,7 @@ static void container_note_exit(container *c, const ContainerExit *exit)
         log_warn("container %.12s: exit record: %s", (const char *)c->record.id.p, e.text);
     LOCKED(c->pod->runtime);
     container_set_exit(c, exit);
+    container_log_exit(c);
 }
 
 /* The exit of a container whose monitor has gone: what that wrote last, else that nobody knows more
@@ -27354,6 +27520,7 @@ static int pod_publish(pod *p, error *e)
  * with a NOTREADY pod in the list that can be stopped and removed again. */
 static int pod_run(runtime *r, const RunPodSandboxRequest *in, grpc_call *call, slice *id, error *e)
 {
+    int64_t began = clock_mono();
     if (spec_check_pod(in, e) < 0) return -1;
     pod *p = pod_new(r);
     if (!p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a pod");
@@ -27377,8 +27544,8 @@ static int pod_run(runtime *r, const RunPodSandboxRequest *in, grpc_call *call, 
     bool undone = built == 0 || pod_tear_down(p, &undo) == 0;
     if (!undone) log_error("pod %.12s: undo: %s", (const char *)p->record.id.p, undo.text);
     if (built == 0)
-        log_info("pod %.12s: %.*s/%.*s is ready", (const char *)p->record.id.p,
-                 PR(p->record.config->metadata->name_space), PR(p->record.config->metadata->name));
+        pod_log(p, "is ready after %.3f s, address %.*s", seconds_since(began),
+                PR(p->record.ips.n ? p->record.ips.p[0] : SLICE("none of its own")));
     LOCKED(r);
     if (built == 0) *id = arena_copy(&call->arena, p->record.id);
     else if (!undone) p->state = POD_NOTREADY;
@@ -27416,6 +27583,7 @@ static int pod_stop(runtime *r, slice id, grpc_call *call, error *e)
         error record;
         if (here) done = pod_halt(p, e);
         if (here && news && pod_write(p, &record) < 0) *e = record, done = -1;
+        if (here && news && done == 0) pod_log(p, "stopped");
         lock_state(r);
         if (p->state == POD_READY) p->state = POD_NOTREADY;
         pod_give_turn(p);
@@ -27449,6 +27617,7 @@ static int pod_remove(runtime *r, slice id, grpc_call *call, error *e)
         if (here && done == 0) {
             for (container *c = p->containers; c; c = c->next)
                 image_layers_release(r->images, &c->record);
+            pod_log(p, "removed");
             pod_take_out(p);
         }
         if (p->state == POD_READY && p->halted)
@@ -27673,7 +27842,10 @@ static int container_make(pod *p, const CreateContainerRequest *in, grpc_call *c
             log_error("container %.12s: undo: %s", (const char *)c->record.id.p, undo.text);
         if (done < 0) image_layers_release(r->images, &c->record);
         lock_state(r);
-        if (done == 0) box_move(c, BOX_MADE), *id = arena_copy(&call->arena, c->record.id);
+        if (done == 0) {
+            box_move(c, BOX_MADE), *id = arena_copy(&call->arena, c->record.id);
+            container_log(c, "created from %.*s", PR(in->config->image->image));
+        }
         else c->failure = *e, container_take_out(c);
         container_drop(c);
         unlock_state(r);
@@ -27746,10 +27918,13 @@ static int container_start(runtime *r, slice id, grpc_call *call, error *e)
                     PR(c->record.id)),
         container_give_turn(c);
     else if (done == 0) {
+        int64_t began = clock_mono();
         box_move(c, BOX_START);
         unlock_state(r);
         done = container_launch(c, e);
         lock_state(r);
+        if (done == 0)
+            container_log(c, "started in %.3f s", seconds_since(began));
         container_give_turn(c);
     }
     container_drop(c);
@@ -27822,6 +27997,9 @@ static int container_stop(runtime *r, slice id, int64_t timeout_s, grpc_call *ca
     container *c = container_find(r, id, e);
     if (!c) return e->code == GRPC_NOT_FOUND ? 0 : -1;
     container_hold(c);
+    if (c->state == BOX_RUNNING)
+        container_log(c, "is to stop: signal %d, then %" PRId64 " s", c->record.spec->stop_signal,
+                      MAX(timeout_s, INT64_C(0)));
     int64_t grace = timeout_s <= 0 ? 0 : MIN(timeout_s, INT64_C(1000000000)) * NS_PER_SEC;
     int done = container_end(c, grace, grpc_cancel_fd(call, e), e);
     container_drop(c);
@@ -27848,6 +28026,7 @@ static int container_remove(runtime *r, slice id, grpc_call *call, error *e)
         }
         if (here && done == 0 && c->state != BOX_REMOVING) {
             image_layers_release(r->images, &c->record);
+            container_log(c, "removed");
             container_take_out(c);
         }
         container_give_turn(c);

@@ -233,7 +233,7 @@ static int http_reply_of(slice raw, http_reply *r, buf *body, error *e)
     setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &big, sizeof big);
     if (raw.n && send(pair[1], raw.p, raw.n, 0) < 0) abort();
     close(pair[1]);
-    c = (http_conn){ .fd = pair[0], .carrier = -1 };
+    c = (http_conn){ .fd = pair[0], .carrier = -1, .says = -1 };
     int got = http_read_head(&c, &a, r, e);
     if (got == 0) got = http_body_all(&c, r, 1000, body, e);
     close(pair[0]);
@@ -590,7 +590,7 @@ TEST(http_body_that_stops_or_drips_is_given_up)
         uint8_t got[16];
         pthread_t t;
         CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
-        c = (http_conn){ .fd = pair[0], .carrier = -1, .waited = HTTP_STALL - 100 * NS_PER_MS };
+        c = (http_conn){ .fd = pair[0], .carrier = -1, .says = -1, .waited = HTTP_STALL - 100 * NS_PER_MS };
         if (drips) pthread_create(&t, NULL, http_drip, &pair[1]);
         while (http_body(&c, &r, got, sizeof got, &e) > 0) {}
         CHECK_INT(e.code, GRPC_UNAVAILABLE);

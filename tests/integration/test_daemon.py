@@ -1,4 +1,5 @@
 """The daemon itself: Version, Status, configuration, its socket, and clients that misbehave."""
+import ctypes
 import json
 import os
 import resource
@@ -14,7 +15,7 @@ import grpc
 import images
 
 from harness import (Cri, DEADLINE, Failure, KRUN, Krun, SLEEP, check, equal, holds, pb, pid_of,
-                     processes, refused, restarts, running, test, tree, until)
+                     processes, refused, restarts, running, skip, test, tree, until)
 
 
 @test
@@ -450,6 +451,192 @@ def of_three_that_start_at_once_one_serves(k):
                 p.terminate()
             equal(sorted(p.wait(DEADLINE) for p in started), [0, 1, 1], f"with one {shared}")
     shutil.rmtree(other)
+
+
+def log_after(k, action):
+    """What the action has written to the daemon's log."""
+    path = k.directory + "/daemon.log"
+    before = os.path.getsize(path)
+    action()
+    with open(path, errors="replace") as f:
+        f.seek(before)
+        return f.read()
+
+
+def one_line(text, *words):
+    """The one line that has all these words."""
+    found = [line for line in text.splitlines() if all(w in line for w in words)]
+    equal(len(found), 1, f"number of lines with {words} in {text}")
+    return found[0]
+
+
+@test
+def the_log_has_a_line_for_each_event_of_pods_and_containers(k):
+    """With the pod's and container's names and short IDs, exit codes and why."""
+    def life():
+        pod = k.pod()
+        made["pod"] = pod.id
+        for name, command in (("seven", "exit 7"), ("killed", "exit 143")):
+            box = pod.start("sh", "-c", command, metadata={"name": name})
+            box.exited()
+            made[name] = box.id
+        box = pod.start(*SLEEP, metadata={"name": "long"})
+        made["long"] = box.id
+        box.stop(0)
+        box.remove()
+        bad = pod.create("/no/such/program", metadata={"name": "bad"})
+        refused("UNKNOWN", bad.start)
+        made["bad"] = bad.id
+        pod.stop()
+        pod.stop()
+        pod.remove()
+        made["name"] = pod.config["metadata"]["name"]
+    made = {}
+    text = log_after(k, life)
+    whole = f"tests/{made['name']}"
+    pod = f"pod {made['pod'][:12]} {whole}: "
+    for event in ("is ready", "stopped", "removed"):
+        one_line(text, " INFO ", pod + event)
+
+    def box(name):
+        return f" INFO  container {made[name][:12]} {whole}/{name}: "
+    for name in ("seven", "killed", "long"):
+        one_line(text, box(name) + "created from " + k.image)
+        one_line(text, box(name) + "started in ")
+    one_line(text, box("seven") + "exited with 7 after ", "Error")
+    one_line(text, box("killed") + "exited with 143", "Terminated", " after ")
+    one_line(text, box("long") + "is to stop")
+    one_line(text, box("long") + "exited with 137")
+    one_line(text, box("long") + "removed")
+    one_line(text, box("bad") + "exited with 128", "StartError", "/no/such/program")
+    one_line(text, "StartContainer failed with UNKNOWN", "/no/such/program")
+    check(" ERROR " not in text and " WARN " not in text, f"nothing else is wrong: {text}")
+
+
+@test
+@restarts
+def a_daemon_that_comes_back_tells_no_exit_twice(k):
+    pod = k.pod()
+    gone = pod.start("sh", "-c", "exit 5", metadata={"name": "gone"})
+    gone.exited()
+    box = pod.start("sh", "-c", "until [ -e /go ]; do sleep 0.1; done; exit 9",
+                    metadata={"name": "box"})
+
+    def again():
+        k.restart()
+        meet_again(k, box, gone)
+        box.sh("touch /go")
+        equal(box.exited().exit_code, 9, "exit code")
+    text = log_after(k, again)
+    one_line(text, f"container {box.id[:12]}", "exited with 9")
+    check(gone.id[:12] not in text, f"what was told before: {text}")
+
+
+@test
+def the_log_tells_what_became_of_images_and_of_calls(k):
+    name = "localhost/test/logged:1"
+    path = images.write_tar(images.docker_files(images.Image([images.Tree().file("f", "logged")]),
+                                                [name]), k.directory + "/logged.tar")
+    one_line(log_after(k, lambda: k.cli("load", path)), " INFO ", "loaded " + name, path)
+    one_line(log_after(k, lambda: k.cri.RemoveImage(image={"image": name})), " INFO ",
+             "removed " + name)
+    os.unlink(path)
+    other = "127.0.0.1:5000/test/plain-layer:1"
+    text = log_after(k, lambda: k.pull(other))
+    one_line(text, " INFO ", "pulled " + other, "sha256:", " bytes in ")
+    k.cri.RemoveImage(image={"image": other})
+    text = log_after(k, lambda: refused("INVALID_ARGUMENT", lambda: k.cri.CreateContainer()))
+    one_line(text, " INFO ", "CreateContainer failed with INVALID_ARGUMENT: ")
+    text = log_after(k, lambda: refused("NOT_FOUND", lambda: k.cri.ContainerStatus(
+        container_id="0" * 64)))
+    equal(text, "", "a status that is asked for in vain, at this level")
+
+
+@test
+def a_cancelled_pull_is_logged_with_its_name(k):
+    with socket.socket() as quiet:  # takes a connection and says nothing
+        quiet.bind(("127.0.0.1", 0))
+        quiet.listen()
+        registry = f"127.0.0.1:{quiet.getsockname()[1]}"
+        k.allow_http(registry)
+
+        def give_up():
+            call = k.cri.begin("PullImage", image={"image": registry + "/never/comes:1"})
+            quiet.accept()[0].close
+            call.cancel()
+            until("the log tells it", lambda: "cancelled" in k.log_end(3))
+        one_line(log_after(k, give_up), registry + "/never/comes:1", "cancelled")
+
+
+@test
+def what_strangers_write_stays_on_its_line(k):  # R16
+    evil = "a\n2026-01-01T00:00:00.000000000Z ERROR forged\x1b[2J"
+    text = log_after(k, lambda: refused("NOT_FOUND", lambda: k.pod().create(image={"image": evil})))
+    text += log_after(k, lambda: refused("INVALID_ARGUMENT", lambda: k.cri.PullImage(
+        image={"image": evil})))
+    check("\x1b" not in text, "an escape sequence")
+    equal([line for line in text.splitlines() if line.startswith("2026-01-01T")], [], "forged lines")
+    holds("\\x0a2026-01-01", text, "the log")
+
+
+class Piped(Krun):
+    """Its log goes into a pipe that the test reads, or does not."""
+    def spawn(self):
+        self.reader, writer = os.pipe()
+        self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=writer,
+                                        stderr=writer)
+        os.close(writer)
+
+    def log_end(self, lines=12):
+        return "not read"
+
+
+@test
+def a_log_that_nobody_reads_stops_nobody(k):
+    second = Piped(k.directory + "/piped")
+    second.start()
+    for n in range(1500):  # 100 KiB of log; the pipe has room for 64
+        refused("INVALID_ARGUMENT", lambda: second.cri.CreateContainer())
+    pod = second.pod()
+    pod.stop()
+    pod.remove()
+    os.set_blocking(second.reader, False)
+    read = b""
+    try:
+        while True:
+            more = os.read(second.reader, 65536)
+            if not more:
+                break
+            read += more
+    except BlockingIOError:
+        pass
+    check(all(line.startswith(b"20") for line in read.splitlines()), "whole lines")
+    refused("INVALID_ARGUMENT", lambda: second.cri.CreateContainer())
+    holds("lines are lost", os.read(second.reader, 65536).decode(), "what comes when it is read again")
+    second.stop()
+    os.close(second.reader)
+    shutil.rmtree(second.directory)
+
+
+@test
+def a_start_writes_nothing_to_the_kernels_log(k):
+    """overlayfs complains of an option that it does not know, each time."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        room = ctypes.create_string_buffer(1 << 22)
+
+        def complaints():
+            n = libc.klogctl(3, room, len(room))
+            if n < 0:
+                skip("the kernel's log may not be read here")
+            return room.raw[:n].count(b"lowerdir+")
+        before = complaints()
+    except OSError:
+        skip("the kernel's log may not be read here")
+    pod = k.pod()
+    for _ in range(3):
+        pod.prints("true")
+    equal(complaints() - before, 0, "new lines about lowerdir+")
 
 
 class Wrapped(Krun):
