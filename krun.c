@@ -13552,6 +13552,12 @@ static int fetch_skip(fetch_task *task, const http_reply *r, uint64_t *skip, err
     return fail(e, code, "it answered with a range that was not asked for");
 }
 
+static int fetch_too_much(const fetch_task *task, error *e)
+{
+    return fail(e, GRPC_UNKNOWN, "it sends more than the %" PRIu64 " bytes that there may be",
+                task->ask.size);
+}
+
 /* A manifest goes on only when it is whole: a tag may mean another one at the next try, and halves
  * of two would be told from one by nobody. */
 static int fetch_copy_manifest(http_conn *c, http_reply *r, fetch_task *task, error *e)
@@ -13559,7 +13565,9 @@ static int fetch_copy_manifest(http_conn *c, http_reply *r, fetch_task *task, er
     OWNED_BUF body = { 0 };
     uint64_t skip;
     if (fetch_skip(task, r, &skip, e) < 0) return -1;
-    if (http_body_all(c, r, (size_t)task->ask.size, &body, e) < 0) return -1;
+    int got = http_body_all(c, r, (size_t)task->ask.size, &body, e);
+    if (body.n > task->ask.size) return fetch_too_much(task, e);
+    if (got < 0) return -1;
     for (slice rest = buf_view(&body), part; rest.n;) {
         slice_take(&rest, MIN(rest.n, (size_t)CHUNK), &part);
         if (!frame_write(STDOUT_FILENO, part)) _exit(1);
@@ -13580,9 +13588,7 @@ static int fetch_copy(http_conn *c, http_reply *r, fetch_task *task, error *e)
         slice_take(&body, (size_t)MIN(skip, body.n), &old);
         skip -= old.n;
         if (body.n > task->ask.size - task->sent)
-            return fail(e, GRPC_UNKNOWN,
-                        "it sends more than the %" PRIu64 " bytes that there may be",
-                        task->ask.size);
+            return fetch_too_much(task, e);
         if (body.n && !frame_write(STDOUT_FILENO, body)) _exit(1);
         task->sent += body.n;
     }
@@ -15707,7 +15713,8 @@ typedef struct {
 
 enum { LAYER_NAME = 65, STORE_BUCKETS = 256, LAYERS_AT_ONCE = 3 };
 enum { STORE_USERS = 16, LAYER_BLOBS = 4 }; /* that are kept of an image; of a layer */
-enum { BLOB_PART_LIFE = 24 * 60 * 60 }; /* seconds that the beginning of a blob is kept */
+/* How many seconds the beginning of a blob is kept, and a whole layer of a pull that was left. */
+enum { BLOB_PART_LIFE = 24 * 60 * 60 };
 
 /* A layer, whole on disk unless `damaged` says what ails it. Guarded by the store's lock. */
 typedef struct store_layer {
@@ -15720,6 +15727,7 @@ typedef struct store_layer {
     tree_sum seal;
     bool implied, has_root;     /* it has marked directories; an entry for its root */
     bool unchecked;             /* it may have changed while no daemon was there */
+    int64_t awaited;            /* until then it is kept for a pull to go on with; monotonic ns */
     bool aside;                 /* a damaged directory of that name was put aside */
     uint8_t from[LAYER_BLOBS][32]; /* the last blobs that were seen to hold it: their digests */
     unsigned nfrom;
@@ -16213,13 +16221,13 @@ static int trash_put(image_store *s, int at, const char *path, error *e)
  * when there is nothing. It does not begin before images_collect: after a start the containers have
  * first to claim what is theirs, or their layers would look unused. */
 
-/* Whether the layer can go: a damaged one that is being made anew has no user yet. Under the
- * lock. */
+/* Whether the layer can go: a damaged one that is being made anew has no user yet, and one that is
+ * awaited is half of an image that somebody wanted. Under the lock. */
 static bool layer_unused(const image_store *s, const store_layer *l)
 {
     const flight *f = s->flights;
     while (f && !l->users && strcmp(f->key, l->name)) f = f->next;
-    return !l->users && !f;
+    return !l->users && !f && (!l->awaited || l->awaited <= clock_mono());
 }
 
 /* Takes a layer that has no user out of the table. False: there is none. Under the lock. */
@@ -17367,6 +17375,7 @@ typedef struct {
     size_t next;               /* the layer to get next */
     bool got[LAYERS_MAX];      /* those that we hold */
     bool failed;
+    bool keeps;                /* at its end: what has come is for the next try */
     error why;                 /* of the first that failed */
     char attributes[LAYER_NAME]; /* the layer of inherited attributes, which we hold; or "" */
 } pull_state;
@@ -17583,11 +17592,13 @@ static int spool_open(image_store *s, const Descriptor *d, bool fresh, blob_spoo
     return fail_sys(e, GRPC_INTERNAL, "empty blobs/%s", b->part), spool_close(b), -1;
 }
 
-/* Ends a spool. Bytes that the network cut off are worth keeping; all others have either done their
- * work or cannot be right. */
+/* Ends a spool. Bytes that were cut off are worth keeping, if there are any; all others have either
+ * done their work or cannot be right. */
 static void spool_end(const image_store *s, blob_spool *b, bool cut_off)
 {
-    if (b->part[0] && !cut_off) unlinkat(s->blobs_fd, b->part, 0);
+    struct stat st;
+    bool some = b->write >= 0 && fstat(b->write, &st) == 0 && st.st_size > 0;
+    if (b->part[0] && !(cut_off && some)) unlinkat(s->blobs_fd, b->part, 0);
     spool_close(b);
 }
 
@@ -17703,17 +17714,23 @@ static int layer_begin(image_store *s, const layer_plan *l, int cancel_fd, helpe
     return helper_start(unpack, "unpack", (int[]){ dir, l->spool.read }, terms, e);
 }
 
-/* Whether what has come of a blob is worth keeping: the network failed, here or for another layer
- * of this pull, or the daemon is about to end. Who cancels a pull does not want it. */
-static bool layer_cut_off(pull_state *p, const error *e)
+/* Whether a pull that ended so has got what is worth keeping: nothing was wrong with the bytes, but
+ * the caller has gone or had no more time, the network or the registry failed, or the daemon is
+ * about to end. Not when they are others than promised, when unpack refused them, or when the disk
+ * is full: then their room is needed. */
+static bool pull_keeps(int code)
+{
+    return code == GRPC_CANCELLED || code == GRPC_DEADLINE_EXCEEDED || code == GRPC_UNAVAILABLE ||
+           code == GRPC_UNAUTHENTICATED || code == GRPC_PERMISSION_DENIED;
+}
+
+/* The same of one blob, which may have been cancelled because another layer of the pull failed. */
+static bool layer_keeps(pull_state *p, const error *e)
 {
     pthread_mutex_lock(&p->lock);
-    bool by_other = p->failed && p->why.code == GRPC_UNAVAILABLE;
+    int code = p->failed && e->code == GRPC_CANCELLED ? p->why.code : e->code;
     pthread_mutex_unlock(&p->lock);
-    pthread_mutex_lock(&p->store->lock);
-    bool ending = p->store->closing;
-    pthread_mutex_unlock(&p->store->lock);
-    return e->code == GRPC_UNAVAILABLE || (e->code == GRPC_CANCELLED && (by_other || ending));
+    return p->setup && pull_keeps(code); /* an archive is here already */
 }
 
 /* Fills the .partial directory. What an earlier try has left of the blob may be damaged: then the
@@ -17729,8 +17746,8 @@ static int layer_fill(pull_state *p, helper *from, layer_plan *l, LayerRecord *o
         if (!failed) failed = layer_stream(from, &unpack, l, out, e);
         helper_stop(&unpack);
         if (!failed) return 0;
-        bool again = l->spool.resumes && e->code != GRPC_UNAVAILABLE && e->code != GRPC_CANCELLED;
-        spool_end(p->store, &l->spool, layer_cut_off(p, e));
+        bool again = l->spool.resumes && !pull_keeps(e->code) && e->code != GRPC_RESOURCE_EXHAUSTED;
+        spool_end(p->store, &l->spool, layer_keeps(p, e));
         if (!again) return -1;
         log_warn("layer %.*s: what an earlier try had left of it is no good (%s): asked for anew",
                  PR(l->blob->digest), e->text);
@@ -18323,6 +18340,15 @@ static int pull_verify(pull_state *p, const pull_wish *w, error *e)
     return verify_ask(&q, e);
 }
 
+/* Releases a layer that is whole. Of a pull that shall go on later it is kept, as what has come of
+ * the others is. Under the lock. */
+static void pull_release(pull_state *p, slice layer)
+{
+    store_layer *l = *layer_slot(p->store, layer);
+    if (l) l->awaited = p->keeps ? clock_mono() + BLOB_PART_LIFE * NS_PER_SEC : 0;
+    layer_release(p->store, layer);
+}
+
 /* Ends the helpers and releases the layers: by now an image counts on them, or they may go. */
 static void pull_end(pull_state *p)
 {
@@ -18330,7 +18356,7 @@ static void pull_end(pull_state *p)
     helper_stop(&p->reader);
     pthread_mutex_lock(&p->store->lock);
     for (size_t i = 0; i < p->config.diff_ids.n && i < LAYERS_MAX; i++)
-        if (p->got[i]) layer_release(p->store, id_hex(p->config.diff_ids.p[i]));
+        if (p->got[i]) pull_release(p, id_hex(p->config.diff_ids.p[i]));
     if (*p->attributes) layer_release(p->store, slice_of(p->attributes));
     store_collect(p->store);
     pthread_mutex_unlock(&p->store->lock);
@@ -18396,8 +18422,8 @@ static int pull_run(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], err
  * A call of the CRI is a waiter, no more: it joins a flight and leaves it (pull_join, pull_leave).
  * The work is done by a thread of the store. A kubelet that gives up a call and makes it again
  * finds the same pull further on, as long as anybody waited in between; if nobody did it was
- * cancelled, and the blobs' beginnings are there only if the network or the daemon's end had cut
- * them off (layer_cut_off). */
+ * cancelled, and goes on with the blobs' beginnings and the whole layers that it had (pull_keeps).
+ */
 
 /* A pull on its own thread: it outlives the call that began it if others have joined. */
 typedef struct { image_store *store; flight *f; arena a; PullImageRequest request; } pull_order;
@@ -18502,6 +18528,7 @@ static int pull_order_run(pull_order *o, char id[DIGEST_TEXT], error *e)
     log_info("pulling %.*s from %.*s", PR(ref.full), PR(setup.hosts.p[0].base));
     int failed = pull_source(&p, &p.source, e) < 0 || pull_run(&p, &wish, id, e) < 0;
     if (!failed) pull_log(&p, ref.full, id, clock_mono() - start);
+    p.keeps = failed && pull_keeps(e->code);
     pull_end(&p);
     if (!failed) return 0;
     error ignored;

@@ -685,7 +685,7 @@ def a_pull_goes_on_after_kill_9_with_what_had_not_come(k):  # T41, T56
     k.fake.gate.clear()
     call = k.cri.begin("PullImage", image={"image": FAKE + "resumed"}, _timeout=DEADLINE)
     until("half of it is here", lambda: os.path.exists(part) and os.path.getsize(part) == len(body) // 2)
-    k.process.kill()  # first of all: who hangs up cancels the pull, and then nothing is kept
+    k.process.kill()  # first of all: who hangs up cancels the pull
     k.kill()
     call.exception()
     k.fake.halves = set()

@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import stat
 import struct
 import subprocess
@@ -17,7 +18,7 @@ import grpc
 
 import images
 import registry
-from harness import (DEADLINE, KRUN, check, equal, holds, pb, processes, refused, restarts,
+from harness import (DEADLINE, KRUN, Cri, check, equal, holds, pb, processes, refused, restarts,
                      test, until)
 from images import Image, Tree
 
@@ -371,7 +372,9 @@ def a_watched_pull_ends_with_its_last_watcher_and_fails_as_the_other_does(k):
     until("nothing of krun fetches any more", lambda: not [
         line for line in processes().values() if line.startswith(("krun fetch", "krun unpack"))])
     k.fake.gate.set()
-    until("nothing is left", lambda: state(k) == before)
+    until("no image is left", lambda: state(k) == before)
+    k.pull(FAKE + "left")  # with what had come
+    drop(k, FAKE + "left")
     for name in (FAKE + "no/such:1", "a//b"):
         codes = []
         for call in (lambda: list(watch(k, name)), lambda: k.pull(name)):
@@ -381,6 +384,80 @@ def a_watched_pull_ends_with_its_last_watcher_and_fails_as_the_other_does(k):
                 codes.append((error.code(), error.details()))
         equal(len(codes), 2, f"failures of {name}")
         equal(codes[0], codes[1], f"how both fail for {name}")
+
+
+def leave_by(k, how, name):
+    """A pull that is under way, and what ends it."""
+    if how == "krun pull and ^C":
+        done = subprocess.Popen([KRUN, "pull", "--socket", k.socket, FAKE + name], stdout=subprocess.DEVNULL,
+                                stderr=subprocess.DEVNULL)
+        return lambda: (done.send_signal(signal.SIGINT), done.wait(DEADLINE))
+    own = Cri(k.socket)
+    call = own.begin("PullImage", image={"image": FAKE + name}, _timeout=2 if how == "deadline" else DEADLINE)
+    if how == "deadline":
+        return call.exception
+    if how == "connection gone":
+        return lambda: (own.close(), call)
+    if how in ("SIGTERM", "SIGKILL"):
+        return lambda: (k.restart(getattr(signal, how)), call)
+    return call.cancel
+
+
+@restarts
+@test
+def a_pull_that_is_left_goes_on_with_what_had_come(k):
+    for n, how in enumerate(("cancelled", "deadline", "connection gone", "krun pull and ^C", "SIGTERM", "SIGKILL")):
+        image, half = half_way(k, f"on{n}", Tree().file("whole", os.urandom(50000)))
+        whole = image.layers[0]
+        part = f"{k.root}/blobs/{images.digest(half)[7:]}.part"
+        asked = []
+
+        def trick(h, half=half, asked=asked):
+            if h.path.endswith(images.digest(half)) and h.headers.get("Range"):
+                asked.append(h.headers["Range"])
+                begin = int(asked[-1][len("bytes="):-1])
+                return h.answer(206, half[begin:], Content_Range=f"bytes {begin}-{len(half) - 1}/{len(half)}")
+            return False
+        k.fake.trick = trick
+        leave = leave_by(k, how, f"on{n}")
+        until(f"half of it is here before it is {how}", lambda: os.path.exists(part) and os.path.getsize(part) >= len(half) // 2)
+        until("a layer is whole", lambda: [p for p in os.listdir(k.root + "/layers") if p.endswith(".json") and
+                                           images.digest(image.tars[0])[7:] in p])
+        leave()
+        until("nothing of krun fetches any more", lambda: not [
+            line for line in processes().values() if line.startswith(("krun fetch", "krun unpack"))])
+        k.fake.gate.set()
+        equal(os.path.getsize(part), len(half) // 2, f"bytes that are kept when it was {how}")
+        k.fake.requests.clear()
+        equal(k.pull(FAKE + f"on{n}"), image.id, "the image at the second try")
+        equal(asked, [f"bytes={len(half) // 2}-"], f"ranges asked for when it was {how}")
+        again = [p for _, p in k.fake.requests if p.endswith(images.digest(whole))]
+        if not how.startswith("SIG"):
+            equal(again, [], f"requests for the layer that was whole when it was {how}")
+        drop(k, FAKE + f"on{n}")
+        until("its layers go with it", lambda: not [p for p in os.listdir(k.root + "/layers") for t in image.tars
+                                                    if images.digest(t)[7:] in p])
+    k.fake.trick = None
+    equal(os.listdir(k.root + "/blobs"), [], "what is left of the downloads")
+
+
+@test
+def a_pull_of_wrong_bytes_leaves_nothing_of_them(k):
+    image = small("wrong", Tree().file("good", os.urandom(3000)), Tree().file("bad", os.urandom(300000)))
+    k.fake.put(image, "wrong")
+    before = state(k)
+    bad = image.layers[1]
+    k.fake.blobs[images.digest(bad)] = bad[:-1] + bytes([bad[-1] ^ 1])
+    try:
+        k.pull(FAKE + "wrong")
+        check(False, "it was pulled")
+    except grpc.RpcError as error:
+        holds(images.digest(bad), error.details(), "the error")
+    until("no layer is left", lambda: state(k) == before)
+    equal(os.listdir(k.root + "/blobs"), [], "what is left of the download")
+    k.fake.blobs[images.digest(bad)] = bad
+    equal(k.pull(FAKE + "wrong"), image.id, "the second try")
+    drop(k, FAKE + "wrong")
 
 
 @test
