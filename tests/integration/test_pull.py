@@ -505,9 +505,8 @@ def without_a_terminal_each_layer_has_a_line_when_something_happens(k):
     thread.join()
     equal(done["it"].stdout.decode(), image.id + "\n", "stdout")
     lines = done["it"].stderr.decode().splitlines()
-    equal(lines[0], f"krun: pulling {FAKE}plain", "the first line")
     equal(len(lines), len(set(lines)), f"lines, each once: {lines}")
-    check(set(lines[1:]) <= {f"{named(image.layers[0])}: exists", f"{named(layer)}: done",
+    check(set(lines) <= {f"{named(image.layers[0])}: exists", f"{named(layer)}: done",
                              f"{named(layer)}: downloading {size(layer)}"}, str(lines))
     check({f"{named(image.layers[0])}: exists", f"{named(layer)}: done"} <= set(lines), str(lines))
     drop(k, FAKE + "plain", FAKE + "base")
@@ -622,10 +621,9 @@ def on_a_terminal_a_bar_grows_in_place_and_a_line_a_layer_remains(k):
     equal(terminal.end(), image.id + "\n", "stdout")
     equal(terminal.process.returncode, 0, "exit status")
     shown = terminal.screen.shown()
-    equal(shown[0], f"krun: pulling {FAKE}drawn", "the first line")
-    equal(sorted(shown[1:]), sorted([f"{named(image.layers[0])}  exists",
-                                     f"{named(image.layers[1])}  done {len(image.layers[1])}B",
-                                     f"{named(layer)}  done {size(layer)}"]), "what remains")
+    equal(sorted(shown), sorted([f"{named(image.layers[0])}  exists",
+                                 f"{named(image.layers[1])}  done {len(image.layers[1])}B",
+                                 f"{named(layer)}  done {size(layer)}"]), "what remains")
     drop(k, FAKE + "drawn", FAKE + "base")
 
 
@@ -636,7 +634,7 @@ def the_terminals_width_is_that_of_COLUMNS_or_its_own(k):
                         "unknown": {"columns": 0}}.items():
         image, layer = half_way(k, title)
         terminal = Terminal(k, "pull", FAKE + title, **given)
-        terminal.screen.columns = 1000  # the heading and the name of the image may wrap
+        terminal.screen.columns = 1000  # the name of the image may wrap
         check(terminal.read_until(lambda s, of=layer: "[=" in line_of(s, of) or "%" in line_of(s, of)
                                   or (title == "tiny" and s.shown()[1:])), f"{title}: it is drawn")
         drawn = terminal.screen.shown()[-1]
@@ -661,10 +659,10 @@ def more_layers_than_lines_are_drawn_within_the_screen(k):
     k.fake.gate.clear()
     terminal = Terminal(k, "pull", FAKE + "many", rows=10)
     check(terminal.read_until(lambda s: "and 22 more" in s.shown()), "the rest is counted")
-    equal(len(terminal.screen.shown()), 10, "lines, with the heading")
+    equal(len(terminal.screen.shown()), 9, "lines")
     k.fake.gate.set()
     equal(terminal.end(), image.id + "\n", "stdout")
-    equal(sorted(line[:13] for line in terminal.screen.shown()[1:]),
+    equal(sorted(line[:13] for line in terminal.screen.shown()),
           sorted(named(b) for b in image.layers), "a line for each layer")
     drop(k, FAKE + "many")
 
@@ -686,7 +684,6 @@ def krun_run_shows_the_pull_likewise(k):
     done = k.cli("run", "--rm", "--net", "host", "--entrypoint", "/bin/echo", name, "hello")
     equal(done.stdout.decode(), "hello\n", "stdout")
     lines = done.stderr.decode().splitlines()
-    equal(lines[0], f"krun: pulling {name}", "the first line")
     check(re.fullmatch(r"[0-9a-f]{13}: (done|exists)", lines[-1]), str(lines))
     drop(k, name)
 
