@@ -28344,8 +28344,16 @@ static bool id_valid(const char *name) /* 64 lower-case hex digits: what we name
     return strlen(name) == 64 && strspn(name, "0123456789abcdef") == 64;
 }
 
-/* Reads one container back. Whether it had been started is seen by its upper directory, which the
- * monitor makes at the start; whether it has ended, by its exit record. */
+/* Whether a start of the container has begun: the monitor makes its cgroup, then the new process
+ * its upper directory. Both processes may have been killed between the two. */
+static bool container_was_begun(pod *p, const container *c, int dir)
+{
+    char path[PATH_MAX];
+    OWNED_FD cgroup = cgroup_open(p->runtime, c->record.spec->cgroup, path);
+    return cgroup >= 0 || faccessat(dir, "upper", F_OK, 0) == 0;
+}
+
+/* Reads one container back. Whether it has ended is seen by its exit record. */
 static int container_recover(pod *p, const char *id, error *e)
 {
     runtime *r = p->runtime;
@@ -28372,7 +28380,7 @@ static int container_recover(pod *p, const char *id, error *e)
     ContainerExit exit = { 0 };
     file = (state_file){ dir, "exit", &ContainerExit_msg };
     bool ended = state_read(&file, &c->memory, &exit, &no_exit) == 0;
-    bool started = faccessat(dir, "upper", F_OK, 0) == 0;
+    bool started = container_was_begun(p, c, dir);
     LOCKED(r);
     if (container_enter(c, e) < 0) return -1;
     c->state = BOX_CREATED;

@@ -205,6 +205,31 @@ def a_monitor_that_died_with_the_daemon_is_noticed_at_the_start(k):  # T57
 
 @restarts
 @test
+def a_start_that_was_cut_off_with_its_monitor_and_the_daemon_is_ended(k):
+    """Killed between two steps of a start: there is a cgroup, with a process, and nothing else yet."""
+    tree = cgroup2_mount() or skip("no cgroup version 2 tree")
+    pod = k.pod()
+    container, other = pod.create("sleep", "5300003"), pod.create()
+    pid = monitor_of(pod)
+    k.kill()
+    os.kill(pid, signal.SIGKILL)
+    cgroup = f"{tree}/krun/{pod.id}/{container.id}"
+    os.makedirs(cgroup)
+    with subprocess.Popen(["sleep", "5300003"]) as process:
+        with open(cgroup + "/cgroup.procs", "w") as f:
+            f.write(str(process.pid))
+        try:
+            k.start()
+            reconnect(k, pod, container, other)
+            until("the process has ended", lambda: process.poll() is not None)
+        finally:
+            process.kill()
+    equal((container.exited().exit_code, other.status().state), (255, pb.CONTAINER_CREATED), "states")
+    check(not os.path.exists(cgroup), "its cgroup stays")
+
+
+@restarts
+@test
 def an_exit_code_outlives_the_daemon_and_the_monitor(k):
     pod = k.pod()
     go = k.directory + "/go"
