@@ -21311,11 +21311,13 @@ static int cg_hand_on(const cg_tree *t, int level, const char *path, error *e)
         if (missing & cg_controllers[i].bit)
             n += (size_t)snprintf(wish + n, sizeof wish - n, "+%s ", cg_controllers[i].name);
     if (cg_set(level, "cgroup.subtree_control", wish, e) == 0) return 0;
-    if (e->sys == EBUSY)
-        return fail(e, GRPC_FAILED_PRECONDITION,
-                    "cgroup /%s has processes of its own, so the kernel hands no "
-                    "controllers on to the cgroups below it: move them to a cgroup of their own",
-                    path);
+    if (e->sys == EBUSY) {
+        fail(e, GRPC_FAILED_PRECONDITION,
+             "cgroup /%s has processes of its own, so the kernel hands no "
+             "controllers on to the cgroups below it: move them to a cgroup of their own",
+             path);
+        return e->sys = EBUSY, -1;
+    }
     return fail_in(e, "cgroup /%s", path);
 }
 
@@ -21330,6 +21332,40 @@ static int cg_make_level(int parent, slice name, error *e)
         return fail_sys(e, GRPC_INTERNAL, "cgroup: mkdir %s", text);
     int fd = openat(parent, text, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     return fd < 0 ? fail_sys(e, GRPC_INTERNAL, "cgroup: open %s", text) : fd;
+}
+
+/* Moves every process of one cgroup to another. One that ends meanwhile, or that another PID
+ * namespace hides from us (its number is 0), stays where it is: so says what comes back. */
+static bool cg_move_all(int from, int to)
+{
+    for (int tries = 0; tries < 16; tries++) { /* they may be forking */
+        OWNED_ARENA a = arena_make(4 * MIB);
+        error e;
+        slice text = file_read(from, "cgroup.procs", MIB, &a, &e);
+        if (!text.p || !text.n) return text.p != NULL;
+        for (slice line; text.n;)
+            if (!slice_is(line = slice_cut(&text, '\n'), "0"))
+                cg_set(to, "cgroup.procs", arena_str(&a, line), &e);
+    }
+    return false;
+}
+
+/* The root of a cgroup namespace is a cgroup like others: while it has processes, as when krun is
+ * started in a container, it hands no controllers on. They move to a cgroup "init" below it. What
+ * cannot be moved is said; pods then fail, or run without limits (missing-controllers). */
+static void cg_tree_make_room(const cg_tree *t)
+{
+    error e;
+    bool whole_machine = faccessat(t->root, "cgroup.type", F_OK, 0) < 0; /* its root may have any */
+    if (whole_machine || !t->controllers || cg_hand_on(t, t->root, "", &e) == 0 || e.sys != EBUSY)
+        return;
+    OWNED_FD aside = cg_make_level(t->root, SLICE("init"), &e);
+    if (aside >= 0 && cg_move_all(t->root, aside) && cg_hand_on(t, t->root, "", &e) == 0)
+        log_info("the processes at the root of the cgroup tree are in the cgroup /init now: a "
+                 "cgroup with processes cannot hand controllers on");
+    else
+        log_warn("the root of the cgroup tree has processes that cannot be moved, so pods can have "
+                 "no limits: start krun in a cgroup namespace whose root has none (%s)", e.text);
 }
 
 /* Makes the cgroup `path` with all levels above it, each handing the controllers on to the next.
@@ -21347,7 +21383,10 @@ static int cg_make(const cg_tree *t, const char *path, error *e)
         if (!name.n) continue;
         if (++levels > CG_LEVELS_MAX || n + name.n + 2 > sizeof prefix)
             return fail(e, GRPC_INVALID_ARGUMENT, "cgroup path %.64s... is too long", path);
-        if (cg_hand_on(t, at, prefix, e) < 0) return -1;
+        if (cg_hand_on(t, at, prefix, e) < 0) {
+            if (e->sys != EBUSY || !t->ignore_missing) return -1;
+            *e = (error){ 0 }; /* no limits then */
+        }
         int next = cg_make_level(at, name, e);
         if (next < 0) return -1;
         close_fd(&at);
@@ -21588,8 +21627,10 @@ static int cg_limit(const cg_tree *t, int cgroup, const LinuxContainerResources 
         if (can < 0) return -1;
         if (!can || cg_set(cgroup, s->file, s->value, e) == 0) continue;
         bool asked_by_name = !strcmp(s->field, "unified");
-        if (e->sys == ENOENT && !s->hard && !asked_by_name)
-            continue; /* no such page size, no swap accounting */
+        if (e->sys == ENOENT && ((!s->hard && !asked_by_name) || t->ignore_missing)) {
+            *e = (error){ 0 }; /* no such page size, no swap accounting, or nothing handed on */
+            continue;
+        }
         if (e->sys == ENOENT && asked_by_name) e->code = GRPC_INVALID_ARGUMENT;
         return fail_in(e, "%s", s->field);
     }
@@ -31077,6 +31118,7 @@ static int daemon_open_state(krund *d, error *e)
     if (daemon_pair(d, e) < 0 || runtime_open_dirs(r, e) < 0) return -1;
     if (cg_tree_open(&r->cgroups, e) < 0) return -1;
     r->cgroups.ignore_missing = d->options.ignore_missing_controllers;
+    cg_tree_make_room(&r->cgroups);
     runtime_open_cgroups(r, &d->run);
     security_note_limits();
     image_options images = d->options.images;

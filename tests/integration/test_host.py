@@ -4,7 +4,7 @@ import os
 import subprocess
 import time
 
-from harness import Krun, cgroup2_mount, check, equal, holds, pb, skip, test
+from harness import Krun, cgroup2_mount, check, equal, holds, pb, skip, test, until
 
 INITIAL = "cgroup:[4026531835]"  # PROC_CGROUP_INIT_INO, linux/proc_ns.h
 
@@ -113,3 +113,53 @@ def ages_are_right_when_the_clock_is_set_after_pods_were_made(k):
     finally:
         clock_to(began + time.monotonic() - mono)
     k.remove_all()
+
+
+class Inside(Krun):
+    """A daemon in a cgroup namespace of its own, whose root holds another process beside it. One with
+    `stuck` cannot move that process: it belongs to another PID namespace."""
+    stuck = False
+
+    def command(self):
+        top = cgroup2_mount()
+        spaces = "--cgroup --mount" + (" --pid --fork --kill-child --mount-proc" if self.stuck else "")
+        script = (f"mkdir -p {top}/inner && echo $$ >{top}/inner/cgroup.procs && "
+                  f"{{ sleep 5500001 & }} && exec unshare {spaces} sh -c "
+                  f"'umount {top}; mount -t cgroup2 none {top}; exec \"$@\"' - \"$@\"")
+        return ["sh", "-c", script, "-", *super().command()]
+
+
+def run_inside(k, stuck):
+    daemon = Inside(f"{k.directory}/inside-{stuck}")
+    daemon.image, daemon.stuck = "localhost/krun:self", stuck
+    try:
+        daemon.start()
+        pod = daemon.pod()
+        container = pod.start("/krun", "self", "sleep", "5500002", **{"linux": {"resources": {
+            "memory_limit_in_bytes": 64 << 20}}})
+        equal(container.status().state, pb.CONTAINER_RUNNING, "the container")
+        daemon.remove_all()
+        return daemon.log_end(50)
+    finally:
+        daemon.kill()
+        subprocess.call(["sh", "-c", f"echo 1 >{cgroup2_mount()}/inner/cgroup.kill"])
+        for path, _, _ in os.walk(cgroup2_mount() + "/inner", topdown=False):
+            until("the cgroup is empty", lambda path=path: remove(path))
+
+
+def remove(path):
+    try:
+        os.rmdir(path)
+    except OSError:
+        return False
+    return True
+
+
+@test
+def processes_at_the_root_of_a_cgroup_namespace_make_room(k):
+    holds("are in the cgroup /init now", run_inside(k, False), "the log")
+
+
+@test
+def without_room_pods_run_without_limits_if_that_may_be(k):
+    holds("cannot be moved", run_inside(k, True), "the log")
