@@ -6338,6 +6338,7 @@ typedef struct {
     error *e;
     int depth;
     bool lax;      /* this and the rest: of JSON only */
+    int64_t newest; /* `version` that the text may have, or 0: it has none */
     uint32_t line; /* of what is wrong */
     const char *file; /* in which it is, or NULL */
 } pb_reader;
@@ -6916,6 +6917,17 @@ static int pb_read_object(pb_reader *r, const pb_message *m, const json *v, void
     return 0;
 }
 
+/* Refuses a record of a newer krun before anything else in it is looked at: what has a name that we
+ * know may be of another kind there. */
+static int pb_check_version(const pb_reader *r, const json *tree)
+{
+    int64_t version;
+    if (!r->newest || !json_int(json_get(tree, "version"), &version) || version <= r->newest)
+        return 0;
+    return fail(r->e, GRPC_FAILED_PRECONDITION, "a newer krun has written it (version %" PRId64 ")",
+                version);
+}
+
 /* Reads into a scratch arena, because the tree of a JSON text is much larger than the message. */
 static int pb_parse(pb_reader *r, const pb_message *m, slice text, void *out)
 {
@@ -6928,7 +6940,8 @@ static int pb_parse(pb_reader *r, const pb_message *m, slice text, void *out)
     void *msg = tree ? arena_alloc(&scratch, m->size) : NULL;
     int failed = tree ? 0 : fail_in(r->e, "%s", m->name);
     if (failed) r->line = end;
-    if (msg && pb_read_object(r, m, tree, msg) < 0) failed = pb_wrong_at(r, tree);
+    if (msg) failed = pb_check_version(r, tree);
+    if (msg && !failed && pb_read_object(r, m, tree, msg) < 0) failed = pb_wrong_at(r, tree);
     if (failed) return r->file ? fail_in(r->e, "%s:%u", r->file, r->line) : -1;
     if (!msg || pb_copy(m, msg, a, out) < 0)
         return fail(r->e, GRPC_RESOURCE_EXHAUSTED, "%s: no memory", m->name);
@@ -6950,11 +6963,14 @@ static int pb_read_file(const pb_message *m, const char *path, arena *a, void *o
     return pb_parse(&(pb_reader){ .a = a, .e = e, .file = path }, m, text, out);
 }
 
-/* As pb_read_json, but steps over unknown names: for a record that a newer krun may have written,
- * whose version is to be looked at. */
-static int pb_read_json_lax(const pb_message *m, slice text, arena *a, void *out, error *e)
+enum { RECORD_VERSION = 1 }; /* of all our records; the next one is for what we could not read */
+
+/* As pb_read_json, but steps over unknown names: for a record, to which a newer krun may have added
+ * some. FAILED_PRECONDITION: its version says that it is not for us. */
+static int pb_read_record(const pb_message *m, slice text, arena *a, void *out, error *e)
 {
-    return pb_parse(&(pb_reader){ .a = a, .e = e, .lax = true }, m, text, out);
+    pb_reader r = { .a = a, .e = e, .lax = true, .newest = RECORD_VERSION };
+    return pb_parse(&r, m, text, out);
 }
 /* == 9. The CRI's messages ===================================================================
  *
@@ -16344,7 +16360,7 @@ static void store_collect(image_store *s)
  * one is written beside the old and takes its place by rename(2), so there is always the old or the
  * new. Disk first, memory second: what a caller has been told is in a file already. */
 
-enum { RECORD_VERSION = 1, RECORD_MAX = 32 * MIB };
+enum { RECORD_MAX = 32 * MIB };
 
 /* A record begins with the SHA-256 of all that follows: a flipped bit can leave good JSON. Those of
  * the first krun do not; they are taken as they are. */
@@ -16366,9 +16382,9 @@ static void record_text(const pb_message *m, const void *record, buf *out)
 
 typedef struct { int dir; const char *name; const pb_message *type; } record_file;
 
-/* Reads a record; its texts are the arena's. -1: NOT_FOUND, DATA_LOSS (the sum is wrong),
- * INVALID_ARGUMENT, and what file_read says. A key that we do not know is passed over: a newer krun
- * may have written it, and its `version` is to be seen by the caller. */
+/* Reads a record; its texts are the arena's. -1: NOT_FOUND, DATA_LOSS (the sum is wrong: so no bit
+ * that flips makes a record a newer one), FAILED_PRECONDITION (it is a newer krun's),
+ * INVALID_ARGUMENT, and what file_read says. A key that we do not know is passed over. */
 static int record_read(record_file f, arena *a, void *out, error *e)
 {
     char digest[DIGEST_TEXT];
@@ -16380,7 +16396,28 @@ static int record_read(record_file f, arena *a, void *out, error *e)
         if (memcmp(digest + strlen("sha256:"), rest.p - 64, 64))
             return fail(e, GRPC_DATA_LOSS, "it is not what was written");
     }
-    return pb_read_json_lax(f.type, text, a, out, e);
+    return pb_read_record(f.type, text, a, out, e);
+}
+
+/* Nothing of ours takes the place of a newer krun's record. -1: FAILED_PRECONDITION. */
+static int record_yield(record_file f, const char *where, error *e)
+{
+    error why;
+    OWNED_ARENA a = arena_make(2 * RECORD_MAX);
+    void *old = arena_alloc(&a, f.type->size);
+    if (!old || record_read(f, &a, old, &why) == 0 || why.code != GRPC_FAILED_PRECONDITION)
+        return 0;
+    return fail(e, GRPC_FAILED_PRECONDITION,
+                "a newer krun has written %s/%s, which is kept: start that krun again, or remove "
+                "the file while this one does not run", where, f.name);
+}
+
+/* Whether an image of that ID may get a record. */
+static int image_may_come(const image_store *s, slice id, error *e)
+{
+    char name[LAYER_NAME + 8];
+    snprintf(name, sizeof name, "%.*s.json", PR(id_hex(id)));
+    return record_yield((record_file){ s->images_fd, name, &ImageRecord_msg }, "images", e);
 }
 
 static int record_write(image_store *s, const ImageRecord *r, error *e)
@@ -16388,6 +16425,7 @@ static int record_write(image_store *s, const ImageRecord *r, error *e)
     OWNED_BUF text = { 0 };
     char name[LAYER_NAME + 8];
     snprintf(name, sizeof name, "%.*s.json", PR(id_hex(r->id)));
+    if (image_may_come(s, r->id, e) < 0) return -1;
     record_text(&ImageRecord_msg, r, &text);
     if (text.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
     enum durability how = image_now(s)->no_sync ? ATOMIC : DURABLE;
@@ -17784,6 +17822,14 @@ static int layer_arrive(image_store *s, const layer_plan *l, const LayerRecord *
     return added ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
 }
 
+/* Whether a layer may be made. One of a newer krun is in the table, and cannot be used. */
+static int layer_may_come(const image_store *s, const char *name, error *e)
+{
+    char file[LAYER_NAME + 16];
+    snprintf(file, sizeof file, "%s.json", name);
+    return record_yield((record_file){ s->layers_fd, file, &LayerRecord_msg }, "layers", e);
+}
+
 /* Makes a layer and holds it for the pull. What it leaves of the blob on its way out is for
  * spool_end to say. -1: as layer_fill; INTERNAL when it cannot be named. */
 static int layer_make(pull_state *p, helper *from, layer_plan *l, error *e)
@@ -17830,7 +17876,8 @@ static int layer_share(image_store *s, const char *name, int cancel_fd, layer_ma
         if (!f) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory or descriptors");
         int whole = first ? layer_examine(s, name, cancel_fd, e) : flight_wait(f, cancel_fd, e);
         int done = whole < 0 ? -1 : 0;
-        if (first && whole == 0) done = m->make(m, e) < 0 ? -1 : 1;
+        if (first && whole == 0)
+            done = layer_may_come(s, name, e) < 0 || m->make(m, e) < 0 ? -1 : 1;
         pthread_mutex_lock(&s->lock);
         if (first) flight_land(s, f, NULL);
         flight_unref(f);
@@ -18412,6 +18459,7 @@ static int pull_run(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], err
         return -1;
     if (pull_manifest(p, w->reference, w->known, e) < 0 || pull_verify(p, w, e) < 0) return -1;
     if (pull_config(p, e) < 0 || pull_show(p, e) < 0) return -1;
+    if (image_may_come(p->store, p->manifest.config->digest, e) < 0) return -1;
     p->here = pull_is_here(p);
     if (pull_layers(p, e) < 0) return -1;
     return pull_record(p, w, id, e);
@@ -19439,9 +19487,11 @@ static int images_check(check_run *c, const KrunCheckImagesRequest *in,
  *   blobs/<digest>.part                stays for a day
  *   blobs/<digest> of no layer         goes
  *
+ *   a record of a newer krun           stays as it is, and so does all that it may count on: no
+ *                                      layer is removed in this life
+ *
  * Layers are read before images, which count on them, and what is left over of them goes after
- * that. -1 is only for what a person must see to: a record of a newer krun, a disk that fails, too
- * few descriptors. */
+ * that. -1 is only for what a person must see to: a disk that fails, too few descriptors. */
 
 static bool name_is_record(const char *name, slice *hex) /* <64 digits>.json */
 {
@@ -19451,10 +19501,29 @@ static bool name_is_record(const char *name, slice *hex) /* <64 digits>.json */
     return s.n == 69 && slice_ends(s, ".json") && hex_decode(*hex, hash, sizeof hash);
 }
 
+static const char layer_of_newer[] = "its record is a newer krun's";
+
 /* Whether a record could not be read for want of something that it cannot help. */
 static bool error_is_ours(const error *e)
 {
     return e->sys == EMFILE || e->sys == ENFILE || e->sys == ENOMEM;
+}
+
+/* Leaves what a newer krun has written where that finds it again. */
+static void open_newer(image_store *s, const char *dir, const char *name, const char *why)
+{
+    log_warn("%s/%s is not used, and no layer is removed: %s", dir, name, why);
+    s->unsure = true;
+}
+
+/* A layer that is there for a newer krun: nobody can use it, and nobody may make it anew. */
+static int open_newer_layer(image_store *s, slice name, const char *file, error *e)
+{
+    store_layer *l = layer_get(s, name);
+    if (!l) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a layer");
+    layer_spoil(s, l, layer_of_newer);
+    open_newer(s, "layers", file, e->text);
+    return 0;
 }
 
 /* What is in layers/: whole layers have a record and a directory. All else is left from a kill or a
@@ -19472,8 +19541,8 @@ static int open_layer(image_store *s, const char *name, error *e)
     record_file file = { s->layers_fd, name, &LayerRecord_msg };
     bool good = there && record_read(file, &a, &r, e) == 0;
     if (there && !good && error_is_ours(e)) return fail_in(e, "layers/%s", name);
-    if (good && r.version > RECORD_VERSION)
-        return fail(e, GRPC_FAILED_PRECONDITION, "layers/%s was written by a newer krun", name);
+    if (there && !good && e->code == GRPC_FAILED_PRECONDITION)
+        return open_newer_layer(s, hex, name, e);
     if (!good || !slice_eq(id_hex(r.diff_id), hex))
         return store_clear(s, s->layers_fd, name); /* its directory goes below */
     store_layer *l = layer_add(s, hex, &r, 0);
@@ -19503,20 +19572,27 @@ static int open_blob(image_store *s, const char *name, error *e)
     for (size_t b = 0; b < STORE_BUCKETS; b++)
         for (const store_layer *l = s->layers[b]; l; l = l->next)
             if (!strcmp(l->blob, name)) return 0;
+    if (s->unsure) return 0; /* it may be a newer layer's */
     log_info("blobs/%s belongs to no layer and is removed", name);
     return store_clear(s, s->blobs_fd, name);
 }
 
-static bool record_has_layers(image_store *s, const ImageRecord *r)
+/* Whether all layers of an image are there. -1: FAILED_PRECONDITION, a newer krun has one; or
+ * NOT_FOUND. */
+static int record_check_layers(image_store *s, const ImageRecord *r, error *e)
 {
-    for (size_t i = 0; i < r->layers.n; i++)
-        if (!*layer_slot(s, r->layers.p[i])) return false;
-    return true;
+    for (size_t i = 0; i < r->layers.n; i++) {
+        const store_layer *l = *layer_slot(s, r->layers.p[i]);
+        if (!l) return fail(e, GRPC_NOT_FOUND, "a layer of it is missing");
+        if (!strcmp(l->damaged, layer_of_newer))
+            return fail(e, GRPC_FAILED_PRECONDITION, "a newer krun has written its layer %.12s",
+                        l->name);
+    }
+    return 0;
 }
 
 /* A record that cannot be read is put aside and not removed: unlike a layer's, it says what nobody
- * else knows, an image's names and pins. One of a newer krun ends the start: if it were passed
- * over, the sweeper would remove the layers that only it counts on. */
+ * else knows, an image's names and pins. */
 static int open_image(image_store *s, const char *name, error *e)
 {
     slice hex;
@@ -19526,12 +19602,12 @@ static int open_image(image_store *s, const char *name, error *e)
     if (!name_is_record(name, &hex)) return 0;
     int failed = record_read((record_file){ s->images_fd, name, &ImageRecord_msg }, &a, &r, e);
     if (failed && error_is_ours(e)) return fail_in(e, "images/%s", name);
+    if (!failed && (!slice_eq(id_hex(r.id), hex) || !r.layers.n))
+        failed = fail(e, GRPC_DATA_LOSS, "it is another image's, or has no layers");
+    bool whole = !failed && record_check_layers(s, &r, e) == 0;
+    if (whole) return image_replace(s, &r, e) ? 0 : -1;
+    if (e->code == GRPC_FAILED_PRECONDITION) return open_newer(s, "images", name, e->text), 0;
     if (failed) return set_aside(s->images_fd, name, e->text), 0;
-    if (r.version > RECORD_VERSION)
-        return fail(e, GRPC_FAILED_PRECONDITION, "images/%s was written by a newer krun", name);
-    if (!slice_eq(id_hex(r.id), hex) || !r.layers.n)
-        return set_aside(s->images_fd, name, "it is another image's, or has no layers"), 0;
-    if (record_has_layers(s, &r)) return image_replace(s, &r, e) ? 0 : -1;
     log_warn("image %.*s is forgotten, for a layer of it is missing: pull it again", PR(r.id));
     unlinkat(s->images_fd, name, 0);
     return 0;
@@ -19602,7 +19678,7 @@ static void images_close(image_store *s)
 
 /* Opens the store below o->root_fd, cleans up what a kill or a power cut left, and makes the
  * built-in image. No layer is removed before images_collect: containers have still to claim theirs.
- * NULL: FAILED_PRECONDITION for records of a newer krun (nothing was changed), INTERNAL. */
+ * NULL: INTERNAL, RESOURCE_EXHAUSTED. */
 static image_store *images_open(const image_options *o, error *e)
 {
     error self;
@@ -23749,7 +23825,7 @@ static void monitored_record(monitored *k)
     error e;
     OWNED_BUF text = { 0 };
     snprintf(path, sizeof path, "containers/%.*s", PR(k->exit.id));
-    pb_write_json(&ContainerExit_msg, &k->exit, PB_INDENT, &text);
+    record_text(&ContainerExit_msg, &k->exit, &text);
     OWNED_FD dir = openat(k->owner->state_dir, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     fault_point("monitor.exit");
     if (dir < 0 || text.oom) fail_sys(&e, GRPC_INTERNAL, "open %s", path);
@@ -26099,7 +26175,7 @@ static int spec_container(const spec_context *x, ContainerRecord *rec, error *e)
  * Gives  runtime, pod_*, container_*
  * Bounds a record 16 MiB; waits for a monitor 2 minutes, for a plugin 4 */
 
-enum { STATE_MAX = 16 * MIB, STATE_VERSION = 1 };
+enum { STATE_MAX = 16 * MIB, STATE_VERSION = RECORD_VERSION };
 #define MONITOR_PATIENCE (120 * NS_PER_SEC)
 #define PLUGIN_PATIENCE (240 * NS_PER_SEC)
 #define KILL_PATIENCE (60 * NS_PER_SEC)
@@ -26521,7 +26597,7 @@ static int state_write(int dir, const char *name, const pb_message *type, const 
                        error *e)
 {
     OWNED_BUF text = { 0 };
-    pb_write_json(type, record, PB_INDENT, &text);
+    record_text(type, record, &text);
     if (text.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "write %s: out of memory", name);
     if (text.n > STATE_MAX)
         return fail(e, GRPC_RESOURCE_EXHAUSTED, "write %s: a record of %zu bytes is too long", name,
@@ -26529,14 +26605,9 @@ static int state_write(int dir, const char *name, const pb_message *type, const 
     return file_replace(dir, name, buf_view(&text), ATOMIC, e);
 }
 
-/* Where a record lies, and what it is. */
-typedef struct { int dir; const char *name; const pb_message *type; } state_file;
-
-static int state_read(const state_file *f, arena *a, void *record, error *e)
+static int state_read(record_file f, arena *a, void *record, error *e)
 {
-    slice text = file_read(f->dir, f->name, STATE_MAX, a, e);
-    if (!text.p) return -1;
-    return pb_read_json_lax(f->type, text, a, record, e) < 0 ? fail_in(e, "%s", f->name) : 0;
+    return record_read(f, a, record, e) < 0 ? fail_in(e, "%s", f.name) : 0;
 }
 
 /* Removes the directory of a pod or of a container, a path below pods/. If it cannot be moved as a
@@ -26564,11 +26635,8 @@ static int pod_write(pod *p, error *e)
 /* Whether a record that was read is one of this pod's, with all that is used of it. */
 static int pod_check_record(const PodRecord *rec, const char *id, error *e)
 {
-    if (!slice_is(rec->id, id) || !rec->spec || !rec->config || !rec->config->metadata)
-        return fail(e, GRPC_DATA_LOSS, "the record of pod %s is not whole", id);
-    if (rec->version <= STATE_VERSION) return 0;
-    return fail(e, GRPC_FAILED_PRECONDITION, "the record of pod %s is of a newer krun (version %u)",
-                id, rec->version);
+    if (slice_is(rec->id, id) && rec->spec && rec->config && rec->config->metadata) return 0;
+    return fail(e, GRPC_DATA_LOSS, "the record of pod %s is not whole", id);
 }
 
 /* Opens (and makes, if `make`) the directory of a container's state below its pod's. */
@@ -26702,8 +26770,8 @@ static void container_lost(container *c, const char *why)
     ContainerExit known = { 0 };
     error e;
     OWNED_FD dir = container_dir(c, false, &e);
-    state_file file = { dir, "exit", &ContainerExit_msg };
-    if (dir >= 0 && state_read(&file, &a, &known, &e) == 0) {
+    record_file file = { dir, "exit", &ContainerExit_msg };
+    if (dir >= 0 && state_read(file, &a, &known, &e) == 0) {
         LOCKED(c->pod->runtime);
         container_set_exit(c, &known);
         return;
@@ -27114,9 +27182,9 @@ static bool owed_attempt(runtime *r, const owed *o, error *e)
 {
     bool settled = false;
     pod *p = pod_new(r);
-    state_file file = { r->networks, o->id, &PodRecord_msg };
+    record_file file = { r->networks, o->id, &PodRecord_msg };
     if (!p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a network"), false;
-    if (state_read(&file, &p->memory, &p->record, e) == 0 &&
+    if (state_read(file, &p->memory, &p->record, e) == 0 &&
         pod_check_record(&p->record, o->id, e) == 0) {
         settled = owed_send(o, p, e);
     } else if (e->code != GRPC_INTERNAL && e->code != GRPC_RESOURCE_EXHAUSTED) {
@@ -28405,9 +28473,9 @@ static int container_recover(pod *p, const char *id, error *e)
     c->record.id = arena_copy(&c->memory, slice_of(id));
     c->record.pod_id = p->record.id;
     OWNED_FD dir = container_dir(c, false, e);
-    if (dir >= 0) temps_sweep(dir);
-    state_file file = { dir, "container.json", &ContainerRecord_msg };
-    bool ok = dir >= 0 && state_read(&file, &c->memory, &c->record, e) == 0;
+    record_file file = { dir, "container.json", &ContainerRecord_msg };
+    bool ok = dir >= 0 && state_read(file, &c->memory, &c->record, e) == 0;
+    if (ok) temps_sweep(dir);
     const ContainerRecord *rec = &c->record;
     if (ok && (!slice_is(rec->id, id) || !slice_eq(rec->pod_id, p->record.id) || !rec->spec ||
                !rec->spec->user || !rec->config || !rec->config->metadata || !rec->config->image))
@@ -28419,8 +28487,8 @@ static int container_recover(pod *p, const char *id, error *e)
     c->key = container_key(&c->memory, p->record.id, c->record.config->metadata);
     error no_exit;
     ContainerExit exit = { 0 };
-    file = (state_file){ dir, "exit", &ContainerExit_msg };
-    bool ended = state_read(&file, &c->memory, &exit, &no_exit) == 0;
+    file = (record_file){ dir, "exit", &ContainerExit_msg };
+    bool ended = state_read(file, &c->memory, &exit, &no_exit) == 0;
     bool started = container_was_begun(p, c, dir);
     LOCKED(r);
     if (container_enter(c, e) < 0) return -1;
@@ -28441,29 +28509,32 @@ static void container_disown(pod *p, const char *id)
     cgroup_clear(p, spec_cgroup(&p->record, slice_of(id), &a));
 }
 
-static void pod_recover_containers(pod *p)
+/* -1: FAILED_PRECONDITION, a newer krun has written one of them. */
+static int pod_recover_containers(pod *p, error *e)
 {
     char path[96];
-    error e;
+    int newer = 0;
     snprintf(path, sizeof path, "%.*s/containers", PR(p->record.id));
     OWNED_FD dir = openat(p->runtime->pods, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     DIR *list = dir < 0 ? NULL : fdopendir(dup(dir));
-    if (!list && errno == ENOENT) return;
+    if (!list && errno == ENOENT) return 0;
     if (!list) {
         log_error("read pods/%s: %s: no layer is removed", path, strerror(errno));
         images_doubt(p->runtime->images);
-        return;
+        return 0;
     }
-    for (struct dirent *entry; (entry = readdir(list));) {
+    for (struct dirent *entry; !newer && (entry = readdir(list));) {
         if (!id_valid(entry->d_name)) continue;
-        if (container_recover(p, entry->d_name, &e) == 0) continue;
+        if (container_recover(p, entry->d_name, e) == 0) continue;
+        if (e->code == GRPC_FAILED_PRECONDITION) { newer = -1; continue; }
         container_disown(p, entry->d_name);
-        if (e.code == GRPC_NOT_FOUND) { /* its making or removal was cut short */
-            if (trash_put(p->runtime->images, dir, entry->d_name, &e) < 0)
-                log_warn("pods/%s/%s", path, e.text);
-        } else set_aside(dir, entry->d_name, e.text);
+        if (e->code == GRPC_NOT_FOUND) { /* its making or removal was cut short */
+            if (trash_put(p->runtime->images, dir, entry->d_name, e) < 0)
+                log_warn("pods/%s/%s", path, e->text);
+        } else set_aside(dir, entry->d_name, e->text);
     }
     closedir(list);
+    return newer;
 }
 
 /* Reads one pod back. -1 with NOT_FOUND: there is no record, the directory is rubbish. */
@@ -28471,9 +28542,9 @@ static pod *pod_recover(runtime *r, const char *id, error *e)
 {
     pod *p = pod_new(r);
     OWNED_FD dir = openat(r->pods, id, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (dir >= 0) temps_sweep(dir);
-    state_file file = { dir, "pod.json", &PodRecord_msg };
-    bool ok = p && dir >= 0 && state_read(&file, &p->memory, &p->record, e) == 0;
+    record_file file = { dir, "pod.json", &PodRecord_msg };
+    bool ok = p && dir >= 0 && state_read(file, &p->memory, &p->record, e) == 0;
+    if (ok) temps_sweep(dir);
     if (p && dir < 0) fail_sys(e, GRPC_INTERNAL, "open %s", id);
     if (ok) ok = pod_check_record(&p->record, id, e) == 0;
     if (ok) return p->key = pod_key(&p->memory, p->record.config->metadata), p;
@@ -28516,6 +28587,18 @@ static void pod_bury(pod *p)
     if (pod_write(p, &e) < 0) log_warn("pod %.12s: %s", (const char *)p->record.id.p, e.text);
 }
 
+/* Takes a pod out of the tables again as if it had not been found: all of it goes on. Its layers
+ * stay claimed. */
+static void pod_leave(pod *p)
+{
+    LOCKED(p->runtime);
+    close_fd(&p->link.fd);
+    p->link.fd = -1;
+    pod_hold(p);
+    pod_take_out(p);
+    pod_drop(p);
+}
+
 /* One pod after a start: still running, ended meanwhile, or cut short in its making (its client was
  * never told of it, and asks again). What its monitor answers is for runtime_follow to hear. */
 static int pod_resume(runtime *r, const char *id, error *e)
@@ -28537,7 +28620,7 @@ static int pod_resume(runtime *r, const char *id, error *e)
     r->last_created = MAX(r->last_created, pod_created(p));
     unlock_state(r);
     if (done < 0) return -1;
-    pod_recover_containers(p);
+    if (pod_recover_containers(p, e) < 0) return pod_leave(p), -1;
     if (!alive) pod_bury(p);
     return 0;
 }
@@ -28617,13 +28700,23 @@ static void pod_abandon(runtime *r, const char *id, bool recorded)
     pod_free(&p->release);
 }
 
+/* Whether a pod that is not in the tables has a record: a newer krun's, or one that could not be
+ * put aside. */
+static bool pod_has_record(const runtime *r, const char *id)
+{
+    char path[NAME_MAX + 16];
+    snprintf(path, sizeof path, "%s/pod.json", id);
+    return faccessat(r->pods, path, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+}
+
 /* Ends the monitors of pods that have no record any more: whoever took it away has left them. */
 static int runtime_sweep(runtime *r, error *e)
 {
     DIR *list = fdopendir(openat(r->run_pods, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!list) return fail_sys(e, GRPC_INTERNAL, "read %s/pods", r->options->run);
     for (struct dirent *entry; (entry = readdir(list));)
-        if (id_valid(entry->d_name) && !sorted_find(&r->pods_by_id, slice_of(entry->d_name)))
+        if (id_valid(entry->d_name) && !sorted_find(&r->pods_by_id, slice_of(entry->d_name)) &&
+            !pod_has_record(r, entry->d_name))
             pod_abandon(r, entry->d_name, false);
     closedir(list);
     return 0;
@@ -28664,13 +28757,17 @@ static bool pod_left_more(const runtime *r, const char *id)
     return faccessat(r->cgroups.root, path, F_OK, 0) == 0;
 }
 
-/* A pod that could not be read back, for the reason in *e. -1: that is nothing of the pod's own, or
- * a newer krun must see to it. */
+/* A pod that could not be read back, for the reason in *e. One of a newer krun is left alone: what
+ * runs of it runs on, and what it uses stays, until that krun comes back. -1: it is for nothing of
+ * the pod's own. */
 static int pod_give_up(runtime *r, const char *id, error *e)
 {
-    if (e->code == GRPC_FAILED_PRECONDITION || e->sys == EMFILE || e->sys == ENFILE ||
-        e->sys == ENOMEM)
-        return -1;
+    if (e->sys == EMFILE || e->sys == ENFILE || e->sys == ENOMEM) return -1;
+    if (e->code == GRPC_FAILED_PRECONDITION) {
+        log_warn("pod %.12s is left alone, and no layer is removed: %s", id, e->text);
+        images_doubt(r->images);
+        return 0;
+    }
     bool unrecorded = e->code == GRPC_NOT_FOUND;
     if (!unrecorded || pod_left_more(r, id)) pod_abandon(r, id, !unrecorded);
     if (!unrecorded) set_aside(r->pods, id, e->text);
@@ -31001,9 +31098,9 @@ static bool link_is_foreign(krund *d, const claim *c, const char *name, const cl
                             StateLink *link)
 {
     error e;
-    state_file file = { c->dir, name, &StateLink_msg };
+    record_file file = { c->dir, name, &StateLink_msg };
     *link = (StateLink){ 0 };
-    if (state_read(&file, &d->memory, link, &e) < 0) {
+    if (state_read(file, &d->memory, link, &e) < 0) {
         if (e.code != GRPC_NOT_FOUND) log_warn("%s/%s is ignored: %s", c->path, name, e.text);
         return false;
     }

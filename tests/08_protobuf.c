@@ -586,9 +586,9 @@ TEST(pb_json_lax_steps_over_unknown_names)
     OWNED_ARENA a = arena_make(MIB), small = arena_make(256);
     error e = { 0 };
     slice text = SLICE("{\"later\":{\"a\":[1]},\"sub\":{\"more\":null,\"i32\":4},\"i32\":3}");
-    CHECK_INT(pb_read_json_lax(&pb_try_msg, text, &a, &got, &e), 0);
+    CHECK_INT(pb_read_record(&pb_try_msg, text, &a, &got, &e), 0);
     CHECK(got.i32 == 3 && got.sub && got.sub->i32 == 4);
-    CHECK_INT(pb_read_json_lax(&pb_try_msg, text, &small, &got, &e), -1);
+    CHECK_INT(pb_read_record(&pb_try_msg, text, &small, &got, &e), -1);
     CHECK_INT(e.code, GRPC_RESOURCE_EXHAUSTED);
 }
 
@@ -657,7 +657,7 @@ TEST(pb_json_of_damaged_text_is_refused_or_stable)
         error e;
         buf_slice(&text, buf_view(&whole));
         pb_mutate(&text, &seed);
-        if (pb_read_json_lax(&pb_try_msg, buf_view(&text), &a, &got, &e) < 0) continue;
+        if (pb_read_record(&pb_try_msg, buf_view(&text), &a, &got, &e) < 0) continue;
         pb_write_json(&pb_try_msg, &got, 0, &once);
         CHECK_INT(pb_read_json(&pb_try_msg, buf_view(&once), &b, &again, &e), 0);
         pb_write_json(&pb_try_msg, &again, 0, &twice);

@@ -380,7 +380,7 @@ static ContainerExit monitor_bench_exit(monitor_bench *b, const char *id)
     slice text = { NULL, 0 };
     do run = monitor_bench_next(b); while (run.id.n && (!slice_is(run.id, id) || !run.exit));
     text = file_read(b->dir, arena_printf(&b->a, "pod/containers/%s/exit", id), MIB, &b->a, &b->e);
-    CHECK(pb_read_json(&ContainerExit_msg, text, &b->a, &on_disk, &b->e) == 0);
+    CHECK(pb_read_record(&ContainerExit_msg, text, &b->a, &on_disk, &b->e) == 0);
     if (!run.exit) return on_disk;
     CHECK_INT(on_disk.exit_code, run.exit->exit_code);
     CHECK_INT(on_disk.finished_at, run.exit->finished_at);
