@@ -13778,8 +13778,10 @@ static bool host_is_loopback(slice authority)
 {
     slice host;
     uint16_t port;
+    ip_address one;
     if (!host_split(authority, &host, &port)) return false;
-    return slice_is(host, "localhost") || slice_is(host, "::1") || slice_starts(host, "127.");
+    if (slice_is(host, "localhost")) return true;
+    return address_literal(host, &one) && address_is_loopback(&one);
 }
 
 /* The base URL for what stands in hosts.toml: a URL with or without scheme and path. */

@@ -110,6 +110,7 @@ TEST(hosts_toml_says_whom_to_ask)
         { "localhost:5000/x", "http://localhost:5000/v2rp* " },
         { "127.0.0.1:5000/x", "http://127.0.0.1:5000/v2rp* " },
         { "[::1]:5000/x", "http://[::1]:5000/v2rp* " },
+        { "127.0.0.1.example/x", "https://127.0.0.1.example/v2rp* " }, /* somebody's name, not ours */
         { "registry.k8s.io/pause:1", "http://127.0.0.1:5000/v2rp https://registry.k8s.io/v2rp* " },
         { "gcr.io/x", "http://m1/v2r http://m2/pathp https://h3:9/v2rp http://127.0.0.1:7/v2rp* " },
         { "ghcr.io:443/x", "http://underscored/v2rp https://ghcr.io:443/v2rp* " },
