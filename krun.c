@@ -25909,18 +25909,20 @@ static size_t mount_depth(slice path)
     return depth;
 }
 
-/* Mounts, outer ones first, so that none hides another: by depth, and else in the order they
- * came. */
-static void sort_mounts(ContainerSpec *s)
+/* Mounts, outer ones first, so that none hides another: by depth, and else in the order they came.
+ * Each depth gets its part of the list; how many a request names, nobody bounds. */
+static int sort_mounts(ContainerSpec *s, error *e)
 {
-    for (size_t i = 1; i < s->mounts.n; i++) {
-        MountSpec m = s->mounts.p[i];
-        size_t at = i;
-        for (; at && mount_depth(s->mounts.p[at - 1].destination) > mount_depth(m.destination);
-             at--)
-            s->mounts.p[at] = s->mounts.p[at - 1];
-        s->mounts.p[at] = m;
-    }
+    size_t place[PATH_MAX / 2 + 2] = { 0 }; /* where the next one goes, by depth */
+    OWNED_BUF all = { 0 };
+    buf_add(&all, s->mounts.p, s->mounts.n * sizeof *s->mounts.p);
+    if (all.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for mounts");
+    const MountSpec *from = (const MountSpec *)(void *)all.p;
+    for (size_t i = 0; i < s->mounts.n; i++) place[mount_depth(from[i].destination) + 1]++;
+    for (size_t i = 1; i < COUNT(place); i++) place[i] += place[i - 1];
+    for (size_t i = 0; i < s->mounts.n; i++)
+        s->mounts.p[place[mount_depth(from[i].destination)]++] = from[i];
+    return 0;
 }
 
 /* The places that the image's config names as volumes. They lie in the writable layer and go with
@@ -25975,8 +25977,7 @@ static int spec_mounts(const spec_context *x, const ContainerConfig *c, Containe
                          .internal = true,
                          .file = true };
     }
-    sort_mounts(out);
-    return 0;
+    return sort_mounts(out, e);
 }
 
 static int spec_devices(const spec_context *x, const ContainerConfig *c, ContainerSpec *out,

@@ -178,12 +178,34 @@ TEST(spec_environment_is_the_images_under_the_requests)
 TEST(spec_mounts_are_in_the_order_in_which_they_can_be_made)
 {
     MountSpec mounts[] = { { .destination = SLICE("/a/b/c") }, { .destination = SLICE("/a") }, { .destination = SLICE("/z") }, { .destination = SLICE("/a/b/") } };
+    error e;
     ContainerSpec s = { .mounts = { mounts, 4 } };
-    sort_mounts(&s);
+    CHECK_INT(sort_mounts(&s, &e), 0);
     CHECK_TEXT(mounts[0].destination, "/a");
     CHECK_TEXT(mounts[1].destination, "/z");
     CHECK_TEXT(mounts[2].destination, "/a/b/");
     CHECK_TEXT(mounts[3].destination, "/a/b/c");
+}
+
+/* As many as a request has room for; in time that grows with their square this would take hours. */
+TEST(spec_mounts_of_a_long_list_are_sorted_too)
+{
+    enum { MANY = 300000 };
+    error e;
+    OWNED_ARENA a = arena_make(256 * MIB);
+    char deep[PATH_MAX] = "";
+    while (strlen(deep) + 3 < sizeof deep) strcat(deep, "/d"); /* the deepest that there can be */
+    MountSpec *mounts = arena_alloc(&a, MANY * sizeof *mounts);
+    for (size_t i = 0; i < MANY; i++)
+        mounts[i] = (MountSpec){ .destination = i < MANY / 2 ? SLICE("/a/b") : SLICE("/a"), .source = { NULL, i } };
+    mounts[0].destination = slice_of(deep);
+    ContainerSpec s = { .mounts = { mounts, MANY } };
+    CHECK_INT(sort_mounts(&s, &e), 0);
+    size_t wrong = 0;
+    for (size_t i = 0; i + 1 < MANY; i++)
+        wrong += mounts[i].source.n != (i < MANY / 2 ? i + MANY / 2 : i - MANY / 2 + 1);
+    CHECK_INT(wrong, 0);
+    CHECK_INT(mounts[MANY - 1].source.n, 0);
 }
 
 static unsigned layer_users(store_fixture *x, slice name)
