@@ -25158,7 +25158,8 @@ static int cni_check_args(const cni_args *args, error *e)
 }
 
 /* Undoes an ADD: the plugins backwards, each with what the last one of the ADD printed. All are
- * run, whatever one of them says; the first error comes back. Harmless when there is nothing. */
+ * run, whatever one of them says; the first error comes back. Harmless when there is nothing. One
+ * that goes on without us (let_go) is the last: the next must not run beside it. */
 static int cni_del(const cni_args *args, slice cached, error *e)
 {
     OWNED_ARENA a = arena_make(8 * CNI_TEXT_MAX);
@@ -25168,11 +25169,14 @@ static int cni_del(const cni_args *args, slice cached, error *e)
         cached = (slice){ NULL, 0 }; /* they know no such thing */
     for (size_t i = args->network->nplugins; i-- > 0;) {
         cni_step step = { args, "DEL", &args->network->plugins[i], cached, &a };
-        error other;
+        error why;
         slice nothing;
-        if (cni_run(&step, &nothing, result < 0 ? &other : e) == 0) continue;
-        if (result < 0) log_warn("%s", other.text);
+        if (cni_run(&step, &nothing, &why) == 0) continue;
+        bool last = args->let_go && why.code == GRPC_CANCELLED;
+        if (result < 0) log_warn("%s", last ? e->text : why.text);
+        if (result == 0 || last) *e = why;
         result = -1;
+        if (last) break;
     }
     return result;
 }

@@ -230,6 +230,25 @@ TEST(cni_del_goes_on_after_a_failure_and_reports_the_first)
     cni_bench_close(&b);
 }
 
+TEST(cni_del_that_is_left_to_the_next_daemon_begins_no_other_plugin)
+{
+    cni_bench b;
+    error e = { 0 };
+    cni_bench_open(&b);
+    cni_put_plugin(&b, "one", "");
+    cni_put_plugin(&b, "two", "");
+    cni_put(&b, "n.conflist", CNI_LIST("{\"type\":\"one\"},{\"type\":\"two\"}"), 0644);
+    CHECK_INT(cni_load(b.path, &b.a, &b.net, &e), 0);
+    OWNED_FD ending = eventfd(1, EFD_CLOEXEC);
+    b.args.cancel_fd = ending;
+    b.args.let_go = true;
+    CHECK_INT(cni_del(&b.args, (slice){ 0 }, &e), -1);
+    CHECK_INT(e.code, GRPC_CANCELLED);
+    while (waitpid(-1, NULL, __WALL) > 0) {} /* they go on without us */
+    CHECK_TEXT(cni_bench_read(&b, "calls"), "two DEL\n");
+    cni_bench_close(&b);
+}
+
 TEST(cni_add_names_a_plugin_that_is_missing)
 {
     cni_bench b;
