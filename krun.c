@@ -20936,7 +20936,7 @@ static int rootfs_make_cgroup(rootfs *r, error *e)
 
 /* What every container finds mounted, unless a volume has that place; a deeper one comes later. */
 static const struct rootfs_default {
-    const char *path, *type; int depth; bool optional; int (*make)(rootfs *, error *);
+    const char *path, *type; size_t depth; bool optional; int (*make)(rootfs *, error *);
 } rootfs_defaults[] = {
     { "/proc", "proc", 1, false, rootfs_make_proc },
     { "/dev", "tmpfs", 1, false, rootfs_make_dev },
@@ -20947,11 +20947,10 @@ static const struct rootfs_default {
     { "/sys/fs/cgroup", "cgroup2", 3, true, rootfs_make_cgroup },
 };
 
-static int path_depth(slice path)
+static size_t path_depth(slice path)
 {
-    int depth = 0;
-    while (path.n)
-        if (slice_cut(&path, '/').n) depth++;
+    size_t depth = 0;
+    while (path.n) depth += slice_cut(&path, '/').n > 0;
     return depth;
 }
 
@@ -20965,7 +20964,7 @@ static bool rootfs_has_volume(const rootfs *r, const char *path)
     return false;
 }
 
-static int rootfs_place_defaults(rootfs *r, int depth, error *e)
+static int rootfs_place_defaults(rootfs *r, size_t depth, error *e)
 {
     for (size_t i = 0; i < COUNT(rootfs_defaults); i++) {
         const char *path = rootfs_defaults[i].path;
@@ -21002,10 +21001,10 @@ static int rootfs_place_volume(rootfs *r, size_t i, error *e)
  * one depth in the order of the request. */
 static int rootfs_place_all(rootfs *r, error *e)
 {
-    int deepest = 3;
+    size_t deepest = 3;
     for (size_t i = 0; i < r->spec->mounts.n; i++)
         deepest = MAX(deepest, path_depth(r->spec->mounts.p[i].destination));
-    for (int depth = 1; depth <= deepest; depth++) {
+    for (size_t depth = 1; depth <= deepest; depth++) {
         if (rootfs_place_defaults(r, depth, e) < 0) return -1;
         for (size_t i = 0; i < r->spec->mounts.n; i++)
             if (path_depth(r->spec->mounts.p[i].destination) == depth &&
@@ -25906,13 +25905,6 @@ static bool mounts_hold(const ContainerSpec *s, const char *destination)
     return false;
 }
 
-static size_t mount_depth(slice path)
-{
-    size_t depth = 0;
-    while (path.n) depth += slice_cut(&path, '/').n > 0;
-    return depth;
-}
-
 /* Mounts, outer ones first, so that none hides another: by depth, and else in the order they came.
  * Each depth gets its part of the list; how many a request names, nobody bounds. */
 static int sort_mounts(ContainerSpec *s, error *e)
@@ -25922,10 +25914,10 @@ static int sort_mounts(ContainerSpec *s, error *e)
     buf_add(&all, s->mounts.p, s->mounts.n * sizeof *s->mounts.p);
     if (all.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for mounts");
     const MountSpec *from = (const MountSpec *)(void *)all.p;
-    for (size_t i = 0; i < s->mounts.n; i++) place[mount_depth(from[i].destination) + 1]++;
+    for (size_t i = 0; i < s->mounts.n; i++) place[path_depth(from[i].destination) + 1]++;
     for (size_t i = 1; i < COUNT(place); i++) place[i] += place[i - 1];
     for (size_t i = 0; i < s->mounts.n; i++)
-        s->mounts.p[place[mount_depth(from[i].destination)]++] = from[i];
+        s->mounts.p[place[path_depth(from[i].destination)]++] = from[i];
     return 0;
 }
 
@@ -27430,7 +27422,7 @@ static int pod_start_monitor(pod *p, int state_dir, error *e)
  * by a daemon that knows no more than the record. What a kubelet has made stays the kubelet's. */
 static int pod_plan_cgroups(pod *p, const char *path, error *e)
 {
-    size_t levels = mount_depth(slice_of(path));
+    size_t levels = path_depth(slice_of(path));
     char level[PATH_MAX];
     p->record.cgroups_made.p =
         arena_alloc(&p->memory, MAX(levels, (size_t)1) * sizeof *p->record.cgroups_made.p);
