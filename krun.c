@@ -28992,17 +28992,27 @@ static int32_t pod_cri_state(const pod *p)
     return p->state == POD_READY ? PodSandboxState_SANDBOX_READY : PodSandboxState_SANDBOX_NOTREADY;
 }
 
-/* Whether all pairs of the selector are among the labels, byte for byte. */
+static int pair_by_key(const void *a, const void *b)
+{
+    return slice_cmp(((const pb_pair *)a)->key, ((const pb_pair *)b)->key);
+}
+
+/* Before labels_match, once a call, so that no label is compared with each pair of the selector. */
+static void selector_sort(pb_pair *wanted, size_t n)
+{
+    if (n) qsort(wanted, n, sizeof *wanted, pair_by_key);
+}
+
+/* Whether all pairs of the sorted selector are among the labels, byte for byte. Neither has a key
+ * twice (pb_unique), so that it is enough to count. */
 static bool labels_match(const pb_pair *labels, size_t n, const pb_pair *wanted, size_t nwanted)
 {
-    for (size_t i = 0; i < nwanted; i++) {
-        bool found = false;
-        for (size_t k = 0; k < n && !found; k++)
-            found = slice_eq(labels[k].key, wanted[i].key) &&
-                    slice_eq(labels[k].value, wanted[i].value);
-        if (!found) return false;
+    size_t found = 0;
+    for (size_t i = 0; i < n && nwanted && nwanted <= n; i++) {
+        const pb_pair *same = bsearch(&labels[i], wanted, nwanted, sizeof *wanted, pair_by_key);
+        found += same && slice_eq(same->value, labels[i].value);
     }
-    return true;
+    return found == nwanted;
 }
 
 static bool pod_matches(const pod *p, const PodSandboxFilter *f)
@@ -29063,6 +29073,8 @@ static int fill_pods(grpc_call *c, const void *in, void *out, error *e)
 
 static int service_list_pods(grpc_call *c, const void *in, void *out, error *e)
 {
+    const PodSandboxFilter *f = ((const ListPodSandboxRequest *)in)->filter;
+    if (f) selector_sort(f->label_selector.p, f->label_selector.n);
     LOCKED(service_runtime(c));
     return fill_pods(c, in, out, e);
 }
@@ -29519,6 +29531,8 @@ static int fill_containers(grpc_call *call, const void *in, void *out, error *e)
 
 static int service_list_containers(grpc_call *call, const void *in, void *out, error *e)
 {
+    const ContainerFilter *f = ((const ListContainersRequest *)in)->filter;
+    if (f) selector_sort(f->label_selector.p, f->label_selector.n);
     LOCKED(service_runtime(call));
     return fill_containers(call, in, out, e);
 }

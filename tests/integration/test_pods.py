@@ -237,6 +237,19 @@ def list_filters_and_together(k):
 
 
 @test
+def a_selector_may_have_as_many_pairs_as_a_pod_has_labels(k):
+    """Compared each with each they would hold up every call for minutes."""
+    labels = {f"k{n}": str(n) for n in range(200000)}
+    pod = k.pod(labels=labels)
+    def listed(selector):
+        return [p.id for p in k.cri.ListPodSandbox(filter=pb.PodSandboxFilter(label_selector=selector)).items]
+    equal(listed(dict(reversed(labels.items()))), [pod.id], "with its own labels, backwards")
+    equal(listed(dict(labels, k0="1")), [], "with another value")
+    equal(listed(dict(labels, more="")), [], "with one more")
+    equal(listed({"k199999": "199999"}), [pod.id], "with one of them")
+
+
+@test
 def verbose_status_has_JSON_and_the_terse_one_has_none(k):
     import json
     pod = k.pod()
