@@ -23006,6 +23006,7 @@ enum {
     MONITOR_CGROUP_FD = 6
 };
 #define MONITOR_CALL_PATIENCE (120 * NS_PER_SEC)
+#define MONITOR_QUICK_PATIENCE (10 * NS_PER_SEC) /* for an answer that waits for nothing */
 #define MONITOR_SEND_PATIENCE 10 /* seconds that a stopped monitor can hold up a connect or send */
 
 /* -- both ends: frames ------------------------------------------------------------------------- */
@@ -23179,7 +23180,9 @@ static int monitor_call(const char *socket_path, const MonitorRequest *request, 
 {
     OWNED_FD conn = monitor_connect(socket_path, e);
     if (conn < 0 || monitor_send(conn, request, NULL, 0, e) < 0) return -1;
-    monitor_wait w = { -1, clock_mono() + MONITOR_CALL_PATIENCE };
+    bool quick = request->call == MONITOR_SIGNAL || request->call == MONITOR_KILL;
+    monitor_wait w = { -1, clock_mono() +
+                               (quick ? MONITOR_QUICK_PATIENCE : MONITOR_CALL_PATIENCE) };
     if (monitor_receive(conn, &w, a, reply, e) < 0) return -1;
     return monitor_verdict(reply, e);
 }
@@ -27475,14 +27478,49 @@ static int pod_build(pod *p, int cancel, error *e)
     return pod_hail(p, e) < 0 ? -1 : pod_follow(p, clock_mono() + FOLLOW_PATIENCE, e);
 }
 
+/* Kills the pod's monitor if it is so far gone (stopped, say) that it does not even answer WATCH,
+ * which waits for nothing. A stop must end the pod all the same. */
+static void pod_end_mute_monitor(pod *p)
+{
+    char path[PATH_MAX];
+    OWNED_ARENA a = arena_make(2 * STATE_MAX);
+    MonitorRequest ask = { .version = STATE_VERSION, .call = MONITOR_WATCH };
+    MonitorReply reply = { 0 };
+    error e;
+    OWNED_FD conn = monitor_connect(pod_socket(p, path), &e);
+    monitor_wait w = { -1, clock_mono() + FOLLOW_PATIENCE };
+    bool mute = conn < 0 || monitor_send(conn, &ask, NULL, 0, &e) < 0 ||
+                monitor_receive(conn, &w, &a, &reply, &e) < 0;
+    if (!mute) return;
+    if (p->monitor < 0) p->monitor = monitor_search(p->runtime, p->record.id);
+    if (p->monitor < 0 || sys_pidfd_kill(p->monitor, SIGKILL) < 0) return;
+    log_warn("pod %.12s: its monitor is killed: %s", (const char *)p->record.id.p, e.text);
+}
+
+/* SHUTDOWN, which is answered when all is dead: that may take a while, but not silence. */
+static int pod_shut_down(pod *p, arena *a, MonitorReply *reply, error *e)
+{
+    char path[PATH_MAX];
+    MonitorRequest ask = { .version = STATE_VERSION, .call = MONITOR_SHUTDOWN };
+    OWNED_FD conn = monitor_connect(pod_socket(p, path), e);
+    if (conn < 0 || monitor_send(conn, &ask, NULL, 0, e) < 0) return -1;
+    monitor_wait w = { -1, clock_mono() + MONITOR_QUICK_PATIENCE };
+    int heard = monitor_receive(conn, &w, a, reply, e);
+    if (heard < 0 && e->code == GRPC_DEADLINE_EXCEEDED) {
+        pod_end_mute_monitor(p);
+        w.deadline = clock_mono() + MONITOR_PATIENCE;
+        heard = monitor_receive(conn, &w, a, reply, e);
+    }
+    return heard < 0 ? -1 : monitor_verdict(reply, e);
+}
+
 /* Ends the pod's monitor, and with it its namespaces and all its processes. */
 static void pod_stop_monitor(pod *p)
 {
     OWNED_ARENA a = arena_make(2 * STATE_MAX);
-    MonitorRequest ask = { .version = STATE_VERSION, .call = MONITOR_SHUTDOWN };
     MonitorReply reply = { 0 };
     error e;
-    if (pod_ask(p, &ask, &a, &reply, &e) < 0) {
+    if (pod_shut_down(p, &a, &reply, &e) < 0) {
         log_debug("pod %.12s: monitor: %s", (const char *)p->record.id.p, e.text);
         if (p->monitor >= 0) sys_pidfd_kill(p->monitor, SIGKILL); /* it hangs, or is dead already */
     }
@@ -28638,22 +28676,6 @@ static void runtime_follow(runtime *r)
     }
 }
 
-/* Ends the monitor of a pod that is no pod any more, if it is so far gone that it does not answer.
- * One that answers can end its containers itself: see pod_stop_monitor. */
-static void pod_end_mute_monitor(pod *p)
-{
-    OWNED_ARENA a = arena_make(2 * STATE_MAX);
-    MonitorReply reply = { 0 };
-    monitor_wait patience = { .cancel_fd = -1, .deadline = clock_mono() + FOLLOW_PATIENCE };
-    error e;
-    if (pod_hail(p, &e) < 0) return;
-    if (monitor_receive(p->link.fd, &patience, &a, &reply, &e) < 0) {
-        p->monitor = monitor_search(p->runtime, p->record.id);
-        if (p->monitor >= 0) sys_pidfd_kill(p->monitor, SIGKILL);
-    }
-    close_fd(&p->link.fd);
-}
-
 /* Ends what runs in a cgroup of this name. Where the pod's were only its record said. */
 static void pod_abandon_cgroup(pod *p, const char *name)
 {
@@ -28691,7 +28713,7 @@ static void pod_abandon(runtime *r, const char *id, bool recorded)
         const char *netns = arena_printf(&p->memory, "/run/netns/krun-%s", id);
         p->record.spec->netns = slice_of(netns);
         p->record.network_up = recorded || access(netns, F_OK) == 0;
-        pod_end_mute_monitor(p);
+        pod_end_mute_monitor(p); /* one that answers ends its containers itself */
         pod_end(p);
         pod_abandon_cgroups(p, id, recorded);
         pod_leave_network(p);

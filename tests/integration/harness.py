@@ -256,6 +256,7 @@ class Krun:
     def __init__(self, directory, flags=(), environment=None):
         self.directory, self.flags = directory, list(flags)
         self.environment = environment or {}
+        self.binary = KRUN
         for name in ("root", "run", "cni", "certs", "logs"):
             os.makedirs(f"{directory}/{name}", exist_ok=True)
             setattr(self, name, f"{directory}/{name}")
@@ -269,7 +270,7 @@ class Krun:
         return f"{prefix}{self.names}"
 
     def command(self):
-        return [KRUN, "serve", "--config", "", "--root", self.root, "--run", self.run,
+        return [self.binary, "serve", "--config", "", "--root", self.root, "--run", self.run,
                 "--socket", self.socket, "--missing-controllers=ignore",
                 "--cni-conf-dir", self.cni, "--cni-bin-dir", "/usr/lib/cni",
                 "--hosts-dir", self.certs, *self.flags]

@@ -4,6 +4,7 @@
 A group is a file test_GROUP.py. WORDS pick tests by their names. Environment:
   KRUN               the binary (krun at the top of the repository)
   KRUN_CRICTL        crictl, for that group
+  KRUN_OLD           a binary of an earlier krun, for the tests of an upgrade and of the way back
   KRUN_TEST_LANES=2  so many sandboxes side by side; each takes the next group that nobody has taken
   KRUN_TEST_SLOWNESS multiplies the deadlines (in a virtual machine)
   KRUN_TEST_KEEP=1   keeps the directories; KRUN_TEST_LOG=1 shows the daemon's log of a failed test

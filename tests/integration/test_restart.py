@@ -9,7 +9,7 @@ import time
 
 import grpc
 
-from harness import (Failure, Krun, cgroup2_mount, cgroups, check, equal, holds, pb, processes, refused,
+from harness import (KRUN, Failure, Krun, cgroup2_mount, cgroups, check, equal, holds, pb, processes, refused,
                      restarts, running, skip, test, tree, until)
 
 COUNT = ["sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.005; done"]
@@ -296,6 +296,31 @@ def a_monitor_that_is_frozen_delays_its_own_pod_only(k):  # T57
 
 
 @test
+def a_monitor_that_is_frozen_does_not_keep_its_pod_from_being_stopped(k):
+    pod = k.own_network_pod()
+    container = pod.start("sleep", "5500022")
+    os.kill(monitor_of(pod), signal.SIGSTOP)
+    pod.stop()
+    equal((container.status().exit_code, container.status().reason), (255, "Unknown"), "the container")
+    equal((running("5500022"), monitors(), os.listdir("/run/netns")), ([], {}, []), "what is left")
+
+
+@test
+def a_monitor_that_is_frozen_does_not_keep_a_container_from_being_killed(k):
+    pod = k.pod()
+    container = pod.start("sleep", "5500023")
+    pid = monitor_of(pod)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        call = k.cri.begin("StopContainer", _timeout=300, container_id=container.id, timeout=0)
+        until("it is dead", lambda: not running("5500023"))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    call.result()
+    equal(container.status().exit_code, 137, "exit code")
+
+
+@test
 def a_monitor_is_hard_to_kill_for_want_of_memory(k):  # R19
     pod = k.pod()
     pod.start()
@@ -425,6 +450,72 @@ def stopped_monitors_are_all_asked_before_one_is_waited_for(k):
     check(more >= 8, f"{more} of 8 had been asked when the first was given up")
     for pod in pods:
         pod.start("true").exited()
+
+
+# -- another version ------------------------------------------------------------------------------
+
+def change_version(k, binary):
+    """Ends the daemon; another build of krun serves."""
+    k.kill()
+    k.binary = binary
+    k.start()
+
+
+def takes_over(k, first, second):
+    """Pods that one build has started are served, stopped and removed by another one."""
+    if not os.environ.get("KRUN_OLD"):
+        skip("KRUN_OLD names no binary of an earlier krun")
+    try:
+        change_version(k, first)
+        pod, gone, lost = k.own_network_pod(), k.own_network_pod(), k.own_network_pod()
+        counting, created = pod.start(*COUNT), pod.create(*COUNT)
+        ended = pod.start("sh", "-c", "exit 9")
+        equal(ended.exited().exit_code, 9, "exit code")
+        victim = lost.start("sleep", "5500021")
+        with_stop = gone.start(*COUNT)
+        before = facts(pod, counting, created, ended)
+        change_version(k, second)
+        reconnect(k, pod, gone, lost, counting, created, ended, victim, with_stop)
+        equal(facts(pod, counting, created, ended), before, "statuses")
+        grows(counting)
+        equal(counting.run("sh", "-c", "echo hi; exit 3").exit_code, 3, "exit code of an exec")
+        k.cri.ReopenContainerLog(container_id=counting.id)
+        grows(counting)
+        created.start()
+        grows(created)
+        os.kill(monitor_of(lost), signal.SIGKILL)
+        equal(victim.exited().exit_code, 255, "exit code of what has lost its monitor")
+        counting.stop()
+        equal(counting.status().exit_code, 137, "exit code of what was stopped")
+        ended.remove()
+        with_stop.stop()
+        gone.stop()
+        pod.start("true").exited()
+        k.restart()
+        reconnect(k, pod, gone, lost)
+        equal([p.status().state for p in (pod, gone, lost)],
+              [pb.SANDBOX_READY, pb.SANDBOX_NOTREADY, pb.SANDBOX_NOTREADY], "pods")
+        for one in (pod, gone, lost):
+            one.stop()
+            one.remove()
+        equal((os.listdir("/run/netns"), k.reserved_addresses(), monitors()), ([], [], {}), "left")
+    finally:
+        k.remove_all()
+        change_version(k, os.environ.get("KRUN_OLD"))
+        k.stop()  # it removes the cgroup of its monitors, whose name may be another
+        change_version(k, KRUN)
+
+
+@restarts
+@test
+def pods_of_an_earlier_version_go_on_with_this_one(k):
+    takes_over(k, os.environ.get("KRUN_OLD"), KRUN)
+
+
+@restarts
+@test
+def pods_of_this_version_go_on_with_an_earlier_one(k):
+    takes_over(k, KRUN, os.environ.get("KRUN_OLD"))
 
 
 # -- a reboot -------------------------------------------------------------------------------------
