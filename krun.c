@@ -31339,9 +31339,27 @@ static bool daemon_is_root(error *e)
     return fail(e, GRPC_PERMISSION_DENIED, "must run as root") == 0;
 }
 
-/* Everything up to the listening socket. NULL: FAILED_PRECONDITION when another daemon has one of
- * the two directories or the socket, INVALID_ARGUMENT for a bad setting, INTERNAL. The caller has
- * no other threads yet. */
+/* False in a chroot(2). The root of a process is not the root of its mount namespace there, and our
+ * way back from other namespaces, setns(2), leads to the latter: paths would from then on be those
+ * of the tree around the chroot, and so would be the tree that a container must not reach. */
+static bool daemon_has_whole_tree(error *e)
+{
+    struct stat before, after;
+    OWNED_FD here = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    OWNED_FD home = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+    if (here < 0 || home < 0 || stat("/", &before) < 0) return true; /* others say that better */
+    if (setns(home, CLONE_NEWNS) < 0) return true;
+    if (fchdir(here) < 0) return fail_sys(e, GRPC_INTERNAL, "working directory") == 0;
+    if (stat("/", &after) == 0 && before.st_dev == after.st_dev && before.st_ino == after.st_ino)
+        return true;
+    return fail(e, GRPC_FAILED_PRECONDITION,
+                "this is a chroot, from which containers cannot be kept apart: enter the tree with "
+                "pivot_root or as a container") == 0;
+}
+
+/* Everything up to the listening socket. NULL: FAILED_PRECONDITION in a chroot, or when another
+ * daemon has one of the two directories or the socket; INVALID_ARGUMENT for a bad setting;
+ * INTERNAL. The caller has no other threads yet. */
 static krund *daemon_open(const krun_options *given, error *e)
 {
     krund *d = calloc(1, sizeof *d);
@@ -31359,7 +31377,7 @@ static krund *daemon_open(const krun_options *given, error *e)
                            .alias = "/runtime.v1alpha2.",
                            .alias_of = "/runtime.v1." };
     if (settings_resolve(given, &d->memory, &d->options, e) == 0 && daemon_is_root(e) &&
-        loop_open(&d->loop, e) == 0 && daemon_open_state(d, e) == 0) {
+        daemon_has_whole_tree(e) && loop_open(&d->loop, e) == 0 && daemon_open_state(d, e) == 0) {
         serve.socket_path = d->options.socket;
         d->server = grpc_serve(&d->loop, &serve, e);
     }

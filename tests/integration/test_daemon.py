@@ -737,6 +737,23 @@ def a_daemon_from_a_tmpfs_runs_its_parts_from_sealed_memory(k):  # CVE-2019-5736
 
 
 @test
+def in_a_chroot_no_daemon_starts(k):
+    """The way back from another mount namespace leads out of it: to the logs of the tree outside."""
+    tree_in = k.directory + "/chroot"
+    for name in ("proc", "sys", "dev"):
+        os.makedirs(f"{tree_in}/{name}")
+    shutil.copy(KRUN, tree_in + "/krun")
+    script = ('mount --bind "$0" "$0" && for d in proc sys dev; do mount --rbind /$d "$0/$d"; done; '
+              'exec timeout 20 chroot "$0" /krun serve --config= --root=/root --run=/run --cni-conf-dir=/none')
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script, tree_in], stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=2 * DEADLINE)
+    equal(done.returncode, 1, f"exit status: {done.stdout.decode()}")
+    holds("chroot", done.stdout.decode(), "the complaint")
+    equal(sorted(os.listdir(tree_in)), ["dev", "krun", "proc", "sys"], "what is in the tree")
+    shutil.rmtree(tree_in)
+
+
+@test
 def a_limit_for_files_makes_calls_fail_and_kills_nobody(k):
     second = Wrapped(k.directory + "/small")
     pod = second.begin()
