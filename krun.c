@@ -12687,9 +12687,9 @@ static const role_call role_calls[] = {
     ROLE_CALL_IF(socket, ROLE_FETCH, 0, UINT32_MAX, AF_INET6),
     ROLE_CALL(connect, ROLE_FETCH), ROLE_CALL(sendto, ROLE_FETCH), ROLE_CALL(recvfrom, ROLE_FETCH),
     ROLE_CALL(getsockopt, ROLE_FETCH), ROLE_CALL(setsockopt, ROLE_FETCH),
-    ROLE_CALL(ppoll, ROLE_FETCH),
+    ROLE_CALL(ppoll, ROLES_ALL), /* log_write looks whether anybody reads */
 #ifdef SYS_poll
-    ROLE_CALL(poll, ROLE_FETCH),
+    ROLE_CALL(poll, ROLES_ALL),
 #endif
     ROLE_CALL(nanosleep, ROLE_FETCH), ROLE_CALL(clock_nanosleep, ROLE_FETCH), /* between tries */
     /* Memory. The kernel has written all of the program that there will ever be. */
@@ -15807,6 +15807,9 @@ typedef struct image_settings {
 
 /* Something that lies in the trash, root/trash/<name>. */
 typedef struct trash_entry { struct trash_entry *next; char name[TRASH_NAME]; } trash_entry;
+/* Something that cannot be moved there. `at` is a directory that stays open as long as the
+ * store. */
+typedef struct trash_place { struct trash_place *next; int at; char path[]; } trash_place;
 
 typedef struct image_store {
     image_options o;
@@ -15822,7 +15825,8 @@ typedef struct image_store {
     bool collecting, sweeping, closing;
     bool unsure;             /* what uses a layer could not be read: none is removed in this life */
     trash_entry *trash;      /* what is to go, ... */
-    bool trash_all;          /* ... or all that lies there */
+    bool trash_all;          /* ... or all that lies there; and what goes where it is */
+    trash_place *places;
     bool serving, emptying;
     void *(*empty)(void *);  /* the thread that sees to it: chapter 16 */
     image_settings *_Atomic settings; /* the newest; never changed once it is here */
@@ -16173,7 +16177,10 @@ static void store_thread_ends(image_store *s) /* under the lock */
  * any more. What is small is then removed at once. For the rest a thread is started, which hands it
  * to `krun remove`, and ends when there is nothing to do. A start only moves; when the daemon
  * answers, it has all removed that an earlier life left in the trash. What cannot be removed stays
- * there, and is told once a life. */
+ * there, and is told once a life.
+ *
+ * What cannot be moved (no room for the new name, another file system) is removed where it is, by
+ * the same thread unless it is small: no start waits for that either. */
 
 enum { TRASH_AT_ONCE = 100 }; /* entries; starting a process costs more than removing so many */
 
@@ -16188,7 +16195,7 @@ static void trash_forget(trash_entry *names)
 /* Under the lock. */
 static void trash_start(image_store *s)
 {
-    bool work = s->trash || s->trash_all;
+    bool work = s->trash || s->trash_all || s->places;
     if (!work || !s->serving || s->emptying || s->closing) return;
     s->emptying = store_thread(s, s->empty, s);
 }
@@ -16226,10 +16233,30 @@ static bool trash_take(image_store *s, int at, const char *path)
     return true;
 }
 
-/* Removes a file or a tree that nothing counts on, even half of it. */
+/* Leaves to the thread what cannot be moved. */
+static int trash_in_place(image_store *s, int at, const char *path, error *e)
+{
+    size_t n = strlen(path) + 1;
+    trash_place *p = malloc(sizeof *p + n);
+    if (!p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "remove %s: out of memory", path);
+    p->at = at;
+    memcpy(p->path, path, n);
+    pthread_mutex_lock(&s->lock);
+    p->next = s->places;
+    s->places = p;
+    trash_start(s);
+    pthread_mutex_unlock(&s->lock);
+    return 0;
+}
+
+/* Removes a file or a tree that nothing counts on, even half of it, and whose name does not come
+ * again. What cannot be moved and is not small goes in the background too, where it is.
+ * at  stays open as long as the store */
 static int trash_put(image_store *s, int at, const char *path, error *e)
 {
-    return trash_take(s, at, path) ? 0 : tree_remove(at, path, e);
+    if (trash_take(s, at, path)) return 0;
+    int left = tree_remove_some(at, path, TRASH_AT_ONCE, e);
+    return left > 0 ? trash_in_place(s, at, path, e) : left;
 }
 
 /* -- layers that nobody needs ---------------------------------------------------------------------
@@ -17113,6 +17140,21 @@ static int trash_run(const image_store *s, const trash_entry *which, int cancel_
     return answer.code ? fail(e, answer.code, "%.*s", PR(answer.message)) : 0;
 }
 
+/* Removes some of what could not be moved to the trash. Under the lock, which is not held
+ * meanwhile. */
+static void trash_clear_place(image_store *s)
+{
+    error e;
+    trash_place *p = s->places;
+    s->places = p->next;
+    pthread_mutex_unlock(&s->lock);
+    int left = tree_remove_some(p->at, p->path, 10 * TRASH_AT_ONCE, &e);
+    if (left < 0) log_warn("%s", e.text);
+    pthread_mutex_lock(&s->lock);
+    if (left > 0) p->next = s->places, s->places = p;
+    else free(p);
+}
+
 /* The thread that empties the trash. When its helper broke, all is tried again with the next thing
  * that comes into the trash. */
 static void *trash_empty(void *arg)
@@ -17122,7 +17164,8 @@ static void *trash_empty(void *arg)
     error e;
     pthread_mutex_lock(&s->lock);
     flight *f = flight_join(s, "trash", &first); /* images_close cancels it */
-    while (f && good && !s->closing && (s->trash || s->trash_all)) {
+    while (f && good && !s->closing && (s->trash || s->trash_all || s->places)) {
+        if (s->places) { trash_clear_place(s); continue; }
         trash_entry *names = s->trash;
         bool all = s->trash_all;
         s->trash = NULL;
@@ -17984,7 +18027,7 @@ static int layer_prove(pull_state *p, helper *from, layer_plan *l, error *e)
     int failed = from->pidfd < 0 ? pull_source(p, from, e) : 0;
     if (!failed) failed = layer_fill(p, from, l, &r, e);
     spool_end(p->store, &l->spool, false);
-    tree_remove(p->store->layers_fd, l->partial, &ignored);
+    trash_put(p->store, p->store->layers_fd, l->partial, &ignored);
     if (failed) return -1;
     layer_remember(p->store, l);
     return 1;
@@ -19670,6 +19713,10 @@ static void images_close(image_store *s)
     close_fd(&s->blobs_fd);
     close_fd(&s->trash_fd);
     trash_forget(s->trash);
+    for (trash_place *next; s->places; s->places = next) {
+        next = s->places->next;
+        free(s->places);
+    }
     for (image_settings *one = s->settings, *older; one; one = older) {
         older = one->older;
         arena_free(&one->memory);
@@ -28549,28 +28596,30 @@ static void container_disown(pod *p, const char *id)
 /* -1: FAILED_PRECONDITION, a newer krun has written one of them. */
 static int pod_recover_containers(pod *p, error *e)
 {
-    char path[96];
+    runtime *r = p->runtime;
+    char path[96], one[96 + NAME_MAX];
     int newer = 0;
     snprintf(path, sizeof path, "%.*s/containers", PR(p->record.id));
-    OWNED_FD dir = openat(p->runtime->pods, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    DIR *list = dir < 0 ? NULL : fdopendir(dup(dir));
+    OWNED_FD dir = openat(r->pods, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    DIR *list = dir < 0 ? NULL : fdopendir(dir);
     if (!list && errno == ENOENT) return 0;
-    if (!list) {
-        log_error("read pods/%s: %s: no layer is removed", path, strerror(errno));
-        images_doubt(p->runtime->images);
-        return 0;
-    }
-    for (struct dirent *entry; !newer && (entry = readdir(list));) {
-        if (!id_valid(entry->d_name)) continue;
-        if (container_recover(p, entry->d_name, e) == 0) continue;
+    if (list) give_fd(&dir);
+    while (list && !newer) {
+        errno = 0;
+        const struct dirent *entry = readdir(list);
+        if (!entry) break;
+        if (!id_valid(entry->d_name) || container_recover(p, entry->d_name, e) == 0) continue;
         if (e->code == GRPC_FAILED_PRECONDITION) { newer = -1; continue; }
         container_disown(p, entry->d_name);
-        if (e->code == GRPC_NOT_FOUND) { /* its making or removal was cut short */
-            if (trash_put(p->runtime->images, dir, entry->d_name, e) < 0)
-                log_warn("pods/%s/%s", path, e->text);
-        } else set_aside(dir, entry->d_name, e->text);
+        snprintf(one, sizeof one, "%s/%s", path, entry->d_name);
+        if (e->code != GRPC_NOT_FOUND) set_aside(dirfd(list), entry->d_name, e->text);
+        else if (trash_put(r->images, r->pods, one, e) < 0) log_warn("pods/%s", e->text);
     }
-    closedir(list);
+    if (!newer && errno) {
+        log_error("read pods/%s: %s: no layer is removed", path, strerror(errno));
+        images_doubt(r->images);
+    }
+    if (list) closedir(list);
     return newer;
 }
 

@@ -519,6 +519,19 @@ TEST(role_filter_lets_a_role_abort_and_signal_nobody_else)
     }
 }
 
+static void act_log(const void *arg)
+{
+    (void)arg;
+    log_warn("a line of a role");
+}
+
+TEST(role_filter_lets_a_role_write_to_the_log)
+{
+    if (!ROLE_ARCH) SKIP("no filter for this architecture");
+    tzset(); /* as role_filter does */
+    for (unsigned role = 1; role < ROLES_ALL; role <<= 1) CHECK_INT(filtered(role, act_log, NULL), 0);
+}
+
 #ifdef __x86_64__
 /* The call 20 of i386 is getpid, that of x86-64 writev, which is allowed. A kernel that knows no
  * i386 answers with SIGSEGV. */

@@ -590,3 +590,40 @@ TEST(ten_thousand_stale_records_do_not_keep_a_store_from_opening)
     CHECK_INT(files_in(&x, "images"), 1 + 3334); /* what is cut is put aside, what has no layers goes */
     store_down(&x);
 }
+
+static bool in_layers(const store_fixture *x, const char *name)
+{
+    char path[PATH_MAX + 128];
+    snprintf(path, sizeof path, "%s/layers/%s", x->path, name);
+    return access(path, F_OK) == 0;
+}
+
+/* No room for the new name, say, or another file system: then a start would have to unlink all of it. */
+TEST(what_cannot_be_moved_to_the_trash_holds_up_no_start)
+{
+    store_fixture x;
+    error e;
+    char path[PATH_MAX + 128];
+    if (geteuid() != 0) SKIP("unpack needs root for chroot");
+    store_up(&x);
+    images_close(x.s);
+    x.s = images_open(&x.o, &e);
+    CHECK(x.s != NULL);
+    if (!x.s) return;
+    close_fd(&x.s->trash_fd);
+    snprintf(path, sizeof path, "%s/layers/big.partial", x.path);
+    CHECK_INT(mkdir(path, 0700), 0);
+    for (int i = 0; i < 2500; i++) {
+        snprintf(path, sizeof path, "%s/layers/big.partial/%d", x.path, i);
+        CHECK_INT(mkdir(path, 0700), 0);
+    }
+    put_file(&x, "layers", "small.partial", SLICE("x"));
+    CHECK_INT(open_clean(x.s, "big.partial", &e), 0);
+    CHECK_INT(open_clean(x.s, "small.partial", &e), 0);
+    CHECK(in_layers(&x, "big.partial"));
+    CHECK(!in_layers(&x, "small.partial"));
+    images_collect(x.s);
+    for (int i = 0; i < 1000 && in_layers(&x, "big.partial"); i++) usleep(10000);
+    CHECK(!in_layers(&x, "big.partial"));
+    store_down(&x);
+}
