@@ -27775,11 +27775,19 @@ static int pod_run(runtime *r, const RunPodSandboxRequest *in, grpc_call *call, 
     return built;
 }
 
-/* Waits until no create or start is under way in a pod that is closing. Locked. */
+/* Waits until no create or start is under way in a pod that is closing. Locked, with the pod's
+ * turn. A start that waits for a monitor that does not answer fails when that is killed. */
 static void pod_wait_idle(pod *p)
 {
+    runtime *r = p->runtime;
     error e;
-    while (p->working && wait_change(p->runtime, &p->waiters, -1, 0, &e) == 0) {}
+    while (p->working) {
+        int64_t look = clock_mono() + MONITOR_QUICK_PATIENCE;
+        if (wait_change(r, &p->waiters, -1, look, &e) == 0) continue;
+        unlock_state(r);
+        pod_end_mute_monitor(p);
+        lock_state(r);
+    }
 }
 
 /* StopPodSandbox: success when it is stopped already, or unknown. Fails, as with containerd, when

@@ -306,6 +306,20 @@ def a_monitor_that_is_frozen_does_not_keep_its_pod_from_being_stopped(k):
 
 
 @test
+def a_start_that_waits_for_a_frozen_monitor_does_not_keep_its_pod_from_being_stopped(k):
+    pod = k.pod()
+    container = pod.create("sleep", "5500024")
+    os.kill(monitor_of(pod), signal.SIGSTOP)
+    n = asked()
+    call = k.cri.begin("StartContainer", container_id=container.id)
+    until("it has been asked", lambda: asked() > n)
+    pod.stop()
+    equal(call.exception().code().name, "UNAVAILABLE", "what the start says")
+    equal((container.status().exit_code, container.status().reason), (128, "StartError"), "the container")
+    equal((running("5500024"), monitors()), ([], {}), "what is left")
+
+
+@test
 def a_monitor_that_is_frozen_does_not_keep_a_container_from_being_killed(k):
     pod = k.pod()
     container = pod.start("sleep", "5500023")
