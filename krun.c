@@ -26390,7 +26390,7 @@ struct runtime {
     waiter *owed_waiters;
     unsigned owed_threads;
     unsigned background;            /* threads of our own that are still at work */
-    pthread_cond_t quiet;           /* background has become 0 */
+    waiter *quiet_waiters;          /* background becomes 0 */
 };
 
 /* One line of the log for each event of a pod or a container: which, whose, and what. */
@@ -26917,7 +26917,7 @@ static void *pod_orphaned_thread(void *arg)
     if (ours) p->state = POD_NOTREADY, p->record.state = PodSandboxState_SANDBOX_NOTREADY;
     pod_give_turn(p);
     pod_drop(p);
-    if (--r->background == 0) pthread_cond_broadcast(&r->quiet);
+    if (--r->background == 0) wake(r->quiet_waiters);
     return NULL;
 }
 
@@ -27298,7 +27298,7 @@ static void *owed_thread(void *arg)
         }
     }
     r->owed_threads--;
-    if (--r->background == 0) pthread_cond_broadcast(&r->quiet);
+    if (--r->background == 0) wake(r->quiet_waiters);
     return NULL;
 }
 
@@ -31293,7 +31293,6 @@ static int daemon_open_state(krund *d, error *e)
     r->options = &d->options;
     r->loop = &d->loop;
     pthread_mutex_init(&r->lock, NULL);
-    pthread_cond_init(&r->quiet, NULL);
     r->ending = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (r->ending < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "eventfd");
     if (self_program(e) < 0 || read_boot_id(r->boot_id, e) < 0) return -1;
@@ -31346,6 +31345,16 @@ static void runtime_forget(runtime *r)
     for (size_t i = 0; i < COUNT(tables); i++) free(tables[i]->rows);
 }
 
+/* Waits until none of the runtime's threads is at work. False: `deadline` has passed. */
+static bool runtime_is_quiet(runtime *r, int64_t deadline)
+{
+    error e;
+    LOCKED(r);
+    while (r->background)
+        if (wait_change(r, &r->quiet_waiters, -1, deadline, &e) < 0) return false;
+    return true;
+}
+
 /* Calls that were cut off at the end have been told so; waits a moment for them to listen. */
 static bool daemon_is_quiet(krund *d)
 {
@@ -31356,8 +31365,8 @@ static bool daemon_is_quiet(krund *d)
     return !d->server->ncalls;
 }
 
-/* Closes what daemon_open opened, whole or part. The pods go on. A call that does not end (it waits
- * for a monitor that hangs) keeps all that it uses: the process is about to end. */
+/* Closes what daemon_open opened, whole or part. The pods go on. A call or a thread that does not
+ * end (it waits for a monitor that hangs) keeps all that it uses: the process is about to end. */
 static void daemon_close(krund *d)
 {
     error e;
@@ -31369,9 +31378,7 @@ static void daemon_close(krund *d)
     if (r->options) {
         uint64_t one = 1;
         if (write(r->ending, &one, sizeof one) < 0) assert(errno == EAGAIN || errno == EBADF);
-        lock_state(r);
-        while (r->background) pthread_cond_wait(&r->quiet, &r->lock);
-        unlock_state(r);
+        if (!runtime_is_quiet(r, clock_mono() + DAEMON_FAREWELL)) return;
         runtime_forget(r);
         if (r->images) images_close(r->images);
         import_close(&d->import);

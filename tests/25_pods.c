@@ -94,6 +94,27 @@ TEST(waiting_ends_by_a_change_a_cancellation_or_the_deadline)
     pthread_join(thread, NULL);
 }
 
+static void *background_ends(void *arg)
+{
+    runtime *r = arg;
+    LOCKED(r);
+    if (--r->background == 0) wake(r->quiet_waiters);
+    return NULL;
+}
+
+TEST(the_end_of_the_daemon_waits_for_its_threads_and_not_for_ever)
+{
+    runtime r = { .lock = PTHREAD_MUTEX_INITIALIZER, .background = 1 };
+    pthread_t thread;
+    CHECK(!runtime_is_quiet(&r, clock_mono() + NS_PER_MS));
+    CHECK_INT(r.background, 1);
+    pthread_create(&thread, NULL, background_ends, &r);
+    CHECK(runtime_is_quiet(&r, clock_mono() + 60 * NS_PER_SEC));
+    pthread_join(thread, NULL);
+    CHECK(!r.quiet_waiters);
+    CHECK(runtime_is_quiet(&r, clock_mono()));
+}
+
 TEST(times_of_a_clock_that_was_set_later_are_put_right)
 {
     const int64_t boot = clock_ns(CLOCK_BOOTTIME), wall = clock_wall(), minute = 60 * NS_PER_SEC;
