@@ -20903,13 +20903,14 @@ typedef struct {
     int cgroups;               /* the host's cgroup tree, for a privileged container, or -1 */
     arena *memory;
     bool devices;              /* the cgroup's rules say which may be opened */
+    int proc;                  /* made by the process that will live in it; 0: it is made here */
     int root, shm, null, dev;  /* while building: mounts, the host's /dev/null */
     int *volumes;              /* detached, in the order of spec->mounts */
 } rootfs;
 
 static int rootfs_make_proc(rootfs *r, error *e)
 {
-    (void)r;
+    if (r->proc > 0) return r->proc;
     return mount_new("proc", NULL, K_ATTR_NOSUID | K_ATTR_NODEV | K_ATTR_NOEXEC, e);
 }
 
@@ -22263,7 +22264,9 @@ static int security_devices(int cgroup, const ContainerSpec *spec, error *e)
  *
  * Between clone3 and execve the child stands where others may look at it: it is not dumpable, so
  * that no one can trace it or open its descriptors, and it keeps only those that it needs
- * (CVE-2016-9962); its program is krun's sealed memfd, not the file on disk (CVE-2019-5736).
+ * (CVE-2016-9962); its program is krun's sealed memfd, not the file on disk (CVE-2019-5736). Where
+ * a PID namespace is shared others do look, and may trace: there another process, the builder,
+ * makes the tree out of their sight (init_build).
  *
  * Defined by  namespaces(7), clone(2), setns(2), pidfd_open(2), unix(7), pty(7), execve(2)
  * Uses        1, 2, 9, 18, 20
@@ -22401,6 +22404,28 @@ static int init_told(const error *said, size_t n, error *e)
     return -1;
 }
 
+/* Receives one message of init_tell, and into *fd what came beside it; one at most is kept.
+ * Returns  as recvmsg(2): 0 is the end. flags  0 to wait, MSG_DONTWAIT */
+static ssize_t init_hear(int from, int flags, error *said, int *fd)
+{
+    union { struct cmsghdr head; char room[CMSG_SPACE(sizeof(int))]; } control;
+    struct iovec data = { said, sizeof *said };
+    struct msghdr msg = { .msg_iov = &data,
+                          .msg_iovlen = 1,
+                          .msg_control = &control,
+                          .msg_controllen = sizeof control };
+    ssize_t n;
+    do n = recvmsg(from, &msg, flags | MSG_CMSG_CLOEXEC);
+    while (n < 0 && errno == EINTR);
+    const struct cmsghdr *beside = n > 0 ? CMSG_FIRSTHDR(&msg) : NULL;
+    if (!beside || beside->cmsg_level != SOL_SOCKET || beside->cmsg_type != SCM_RIGHTS ||
+        beside->cmsg_len != CMSG_LEN(sizeof *fd))
+        return n;
+    close_fd(fd);
+    memcpy(fd, CMSG_DATA(beside), sizeof *fd);
+    return n;
+}
+
 /* What the child has to say, without waiting. Call it when s->report is readable.
  * terminal  gets the master of the container's terminal when it comes, the caller's; else untouched
  * Returns   1: the program runs (or has ended since). 0: not yet; call again. -1: it could not be
@@ -22409,24 +22434,16 @@ static int init_report(init_started *s, int *terminal, error *e)
 {
     for (;;) {
         error said = { 0 };
-        union { struct cmsghdr head; char room[CMSG_SPACE(sizeof(int))]; } control;
-        struct iovec data = { &said, sizeof said };
-        struct msghdr msg = { .msg_iov = &data,
-                              .msg_iovlen = 1,
-                              .msg_control = &control,
-                              .msg_controllen = sizeof control };
-        ssize_t n = recvmsg(s->report, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-        if (n < 0 && errno == EINTR) continue;
+        int fd = -1;
+        ssize_t n = init_hear(s->report, MSG_DONTWAIT, &said, &fd);
         if (n < 0 && errno == EAGAIN) return 0;
         if (n < 0) return fail_sys(e, GRPC_INTERNAL, "read the report of a starting process");
         if (n == 0 && s->ready) return 1;
         if (n == 0)
             return fail(e, GRPC_ABORTED, "the process was killed while it was being set up");
-        const struct cmsghdr *beside = CMSG_FIRSTHDR(&msg);
-        if (beside && beside->cmsg_level == SOL_SOCKET && beside->cmsg_type == SCM_RIGHTS &&
-            beside->cmsg_len == CMSG_LEN(sizeof *terminal)) {
+        if (fd >= 0) {
             close_fd(terminal); /* there is one at most */
-            memcpy(terminal, CMSG_DATA(beside), sizeof *terminal);
+            *terminal = fd;
         } else if (said.code || n != sizeof said) return init_told(&said, (size_t)n, e);
         else s->ready = true;
     }
@@ -22441,13 +22458,16 @@ typedef struct birth {
     bool devices;     /* see rootfs.devices */
     int pidns, join;  /* a process (pidfd) or -1, and which of its namespaces are joined before */
     int (*run)(const struct birth *, error *); /* comes back only on failure */
+    int (*build)(const struct birth *, error *); /* what another process does for it, or NULL */
     const void *args;
     pid_t pid;        /* the child's, or else `failure` says what kept it from being born */
     error failure;
 } birth;
 enum { /* the places in fds; an exec has a target where a container's first process has layers */
     BIRTH_REPORT, BIRTH_CGROUP, BIRTH_LAYERS, BIRTH_STATE, BIRTH_SHM, BIRTH_TREE,
-    BIRTH_TARGET = BIRTH_LAYERS
+    BIRTH_TARGET = BIRTH_LAYERS,
+    BIRTH_BUILDER = BIRTH_STATE, /* in a child with a builder, which has the other end in */
+    BIRTH_CHILD = BIRTH_CGROUP
 };
 
 static bool init_is_null(int fd) /* nothing at all, or a null device */
@@ -22508,10 +22528,44 @@ static int birth_score(const birth *b, error *e)
     return b->spec ? security_oom_score(file, b->spec->oom_score_adj, e) : 0;
 }
 
+/* clone3(2); it returns as fork(2) does. */
+static pid_t birth_clone(const birth *b, uint64_t more)
+{
+    int cgroup = b->fds[BIRTH_CGROUP];
+    struct k_clone_args how = { .flags = b->flags | more | (cgroup < 0 ? 0 : K_CLONE_INTO_CGROUP),
+                                .exit_signal = more & CLONE_PARENT ? 0 : SIGCHLD,
+                                .cgroup = cgroup < 0 ? 0 : (uint64_t)cgroup };
+    return (pid_t)syscall(SYS_clone3, &how, sizeof how);
+}
+
+/* Starts the process that builds for *b what takes the host's tree and descriptors. It stays
+ * outside of the PID namespace in which *b will be seen, and keeps to the cgroup, which ends both.
+ * Nobody waits for it: it ends when its work is done or *b has gone, and init(8) reaps it. */
+static int birth_builder(birth *b, error *e)
+{
+    int ends[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
+        return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "socketpair");
+    OWNED_FD builder = ends[0], child = ends[1];
+    pid_t pid = birth_clone(b, CLONE_NEWNS);
+    if (pid < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "clone3");
+    if (pid == 0) {
+        error why = { 0 };
+        b->fds[BIRTH_CHILD] = builder; /* the cgroup is used up by clone3 */
+        if (init_keep(b->fds, COUNT(b->fds), &why) < 0 || b->build(b, &why) < 0)
+            init_tell(b->fds[BIRTH_REPORT], &why, -1);
+        _exit(0);
+    }
+    b->fds[BIRTH_LAYERS] = b->fds[BIRTH_SHM] = b->fds[BIRTH_TREE] = -1;
+    b->fds[BIRTH_BUILDER] = give_fd(&child);
+    return 0;
+}
+
 /* What is done before anyone in the container can see us. */
 static int birth_prepare(birth *b, error *e)
 {
     if (birth_score(b, e) < 0 || (b->stdio && init_stdio(b->stdio, e) < 0)) return -1;
+    if (b->build && birth_builder(b, e) < 0) return -1;
     if (b->pidns >= 0 && setns(b->pidns, b->join) < 0)
         return fail_sys(e, GRPC_FAILED_PRECONDITION,
                         "enter the namespaces of a process that may have ended");
@@ -22527,16 +22581,6 @@ __attribute__((noreturn)) static void birth_run(const birth *b)
     b->run(b, &why);
     init_tell(b->fds[BIRTH_REPORT], &why, -1);
     _exit(INIT_FAILED);
-}
-
-/* clone3(2); it returns as fork(2) does. */
-static pid_t birth_clone(const birth *b, uint64_t more)
-{
-    int cgroup = b->fds[BIRTH_CGROUP];
-    struct k_clone_args how = { .flags = b->flags | more | (cgroup < 0 ? 0 : K_CLONE_INTO_CGROUP),
-                                .exit_signal = more & CLONE_PARENT ? 0 : SIGCHLD,
-                                .cgroup = cgroup < 0 ? 0 : (uint64_t)cgroup };
-    return (pid_t)syscall(SYS_clone3, &how, sizeof how);
 }
 
 /* A short-lived process in the monitor's memory but with descriptors and namespaces of its own: it
@@ -22782,25 +22826,72 @@ typedef struct {
     int shm_ns;     /* pod_namespaces.shm_ns */
 } init_args;
 
+/* Builds the tree in a mount namespace that the caller has for it alone, and goes into it. */
+static int init_make_tree(const birth *b, rootfs *tree, error *e)
+{
+    tree->spec = b->spec;
+    tree->layers_dir = b->fds[BIRTH_LAYERS];
+    tree->state_dir = b->fds[BIRTH_STATE];
+    tree->shm_ns = b->fds[BIRTH_SHM];
+    tree->cgroups = b->fds[BIRTH_TREE];
+    tree->devices = b->devices;
+    return rootfs_build(tree, e) < 0 ? -1 : rootfs_enter(tree->root, b->spec->readonly_rootfs, e);
+}
+
+/* A new umask and cgroup namespace. The latter not by clone3: that would make the monitor's cgroup
+ * its root. Privileged containers manage the host, and see its tree. */
+static int init_unshare(const birth *b, error *e)
+{
+    umask(0);
+    if (b->spec->privileged || unshare(CLONE_NEWCGROUP) == 0) return 0;
+    return fail_sys(e, GRPC_INTERNAL, "cgroup namespace");
+}
+
+/* The builder's part, for a container in a PID namespace that others are in: one of them may have
+ * CAP_SYS_PTRACE, and sees all that the child has. The child has an empty tree until it enters the
+ * finished one, where the host's is gone. Only /proc must come from the child: it shows the PID
+ * namespace of whoever has made it. */
+static int init_build(const birth *b, error *e)
+{
+    arena memory = arena_make(INIT_MEMORY);
+    rootfs tree = { .memory = &memory };
+    error said = { 0 };
+    if (init_hear(b->fds[BIRTH_CHILD], 0, &said, &tree.proc) <= 0) return 0; /* it says why */
+    if (tree.proc <= 0 || !fd_is_on(tree.proc, ROOTFS_PROC_MAGIC))
+        return fail(e, GRPC_INTERNAL, "a starting process sent what is no /proc");
+    OWNED_FD space = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+    if (space < 0) return fail_sys(e, GRPC_INTERNAL, "open the mount namespace");
+    if (init_unshare(b, e) < 0 || init_make_tree(b, &tree, e) < 0) return -1;
+    init_tell(b->fds[BIRTH_CHILD], &said, tree.dev);
+    init_tell(b->fds[BIRTH_CHILD], &said, space);
+    return 0;
+}
+
+/* The child's half of init_build. */
+static int init_take_tree(int builder, rootfs *tree, error *e)
+{
+    error said = { 0 };
+    OWNED_FD proc = rootfs_make_proc(tree, e), space = -1;
+    if (proc < 0) return -1;
+    init_tell(builder, &said, proc);
+    if (init_hear(builder, 0, &said, &tree->dev) <= 0 ||
+        init_hear(builder, 0, &said, &space) <= 0 || space < 0)
+        return fail(e, GRPC_ABORTED, "what builds the container's tree was killed");
+    return setns(space, CLONE_NEWNS) == 0
+               ? 0
+               : fail_sys(e, GRPC_INTERNAL, "enter the container's tree");
+}
+
 /* The child's part: builds its world and becomes the program, or says in *e why not. */
 static int init_main(const birth *b, error *e)
 {
     const ContainerSpec *spec = b->spec;
     arena memory = arena_make(INIT_MEMORY);
-    rootfs tree = { .spec = spec,
-                    .layers_dir = b->fds[BIRTH_LAYERS],
-                    .state_dir = b->fds[BIRTH_STATE],
-                    .shm_ns = b->fds[BIRTH_SHM],
-                    .cgroups = b->fds[BIRTH_TREE],
-                    .devices = b->devices,
-                    .memory = &memory };
-    umask(0);
-    /* Not by clone3: that would make the monitor's cgroup the namespace's root. Privileged
-     * containers manage the host, and see its tree. */
-    if (!spec->privileged && unshare(CLONE_NEWCGROUP) < 0)
-        return fail_sys(e, GRPC_INTERNAL, "cgroup namespace");
-    if (rootfs_build(&tree, e) < 0 || rootfs_enter(tree.root, spec->readonly_rootfs, e) < 0)
-        return -1;
+    rootfs tree = { .memory = &memory, .dev = -1 };
+    if (init_unshare(b, e) < 0) return -1;
+    int made = b->build ? init_take_tree(b->fds[BIRTH_BUILDER], &tree, e)
+                        : init_make_tree(b, &tree, e);
+    if (made < 0) return -1;
     init_process p = { .spec = spec,
                        .args = spec->args.p,
                        .nargs = spec->args.n,
@@ -22819,15 +22910,16 @@ static int init_main(const birth *b, error *e)
  * its program could be executed is what init_report says. */
 static int init_clone(const init_args *a, init_started *out, error *e)
 {
-    bool shared_pids = a->pidns >= 0 || a->spec->pid == NamespaceMode_NODE;
+    bool joins = a->pidns >= 0, shared_pids = a->spec->pid == NamespaceMode_NODE;
     birth b = { .spec = a->spec,
                 .stdio = a->spec->tty ? NULL : a->stdio,
-                .flags = (uint64_t)CLONE_NEWNS | (shared_pids ? 0 : CLONE_NEWPID),
+                .flags = joins ? 0 : (uint64_t)CLONE_NEWNS | (shared_pids ? 0 : CLONE_NEWPID),
                 .fds = { -1, a->cgroup, a->layers_dir, a->state_dir, a->shm_ns,
                          a->spec->privileged ? a->cgroups : -1 },
                 .pidns = a->pidns,
-                .join = CLONE_NEWPID,
-                .run = init_main };
+                .join = CLONE_NEWPID | CLONE_NEWNS,
+                .run = init_main,
+                .build = joins ? init_build : NULL };
     *out = (init_started){ .pidfd = -1, .report = -1 };
     int rules = a->spec->privileged ? 1 : 0;
     if (a->cgroup >= 0 && !rules && (rules = security_devices(a->cgroup, a->spec, e)) < 0)

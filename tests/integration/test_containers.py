@@ -7,8 +7,8 @@ import subprocess
 import tarfile
 
 import images
-from harness import (SLEEP, Container, Failure, check, equal, holds, merge, pb, pid_of, refused, running,
-                     test, until)
+from harness import (SLEEP, Container, Failure, cgroup2_mount, check, equal, holds, merge, pb, pid_of, refused,
+                     running, skip, test, until)
 
 REGISTRY = "127.0.0.1:5000/"
 DEFAULT_CAPABILITIES = 0xa80425fb  # chown dac_override fowner fsetid kill setgid setuid setpcap
@@ -1141,6 +1141,48 @@ def kruns_own_program_cannot_be_changed_from_inside(k):  # T51, CVE-2019-5736
 
 
 # -- many -----------------------------------------------------------------------------------------
+
+SPY = """cd /proc
+for p in [0-9]*; do
+    read name <$p/comm && [ "$name" = "krun monitor" ] || continue
+    test -e $p/root$0 && echo the root of the host
+    for f in $p/fd/*; do
+        case $(readlink $f) in *$1*) echo $f; readlink $f;; esac
+    done
+    echo seen
+done"""
+
+
+@test
+def who_may_trace_finds_nothing_of_the_host_in_a_start_beside_it(k):  # CVE-2016-9962
+    """A container that joins the pod's PID namespace, or another container's, is seen by those in it. Its
+    cgroup is there before it, and frozen: so it stands still as it is born."""
+    tree = cgroup2_mount() or skip("no cgroup version 2 tree")
+    pod = k.pod(linux={"security_context": {"namespace_options": {"pid": pb.POD}}})
+    spy = pod.start(**security(capabilities={"add_capabilities": ["SYS_PTRACE"]}))
+    other = k.pod()
+    target = other.start(**security(capabilities={"add_capabilities": ["SYS_PTRACE"]}))
+    for owner, looks, mode in ((pod, spy, {"pid": pb.POD}),
+                               (other, target, {"pid": pb.TARGET, "target_id": target.id})):
+        container = owner.create("sleep", "5200001", **security(namespace_options=mode))
+        cgroup = f"{tree}/krun/{owner.id}/{container.id}"
+        os.makedirs(cgroup)
+        with open(cgroup + "/cgroup.freeze", "w") as f:
+            f.write("1")
+        call = k.cri.begin("StartContainer", container_id=container.id)
+
+        def sees(looks=looks):
+            return looks.run("sh", "-c", SPY, k.root, os.path.basename(k.directory)).stdout.decode()
+        try:
+            until("the new process is seen", lambda sees=sees: "seen" in sees())
+            equal(sees(), "seen\n", "what is seen of it")
+        finally:
+            with open(cgroup + "/cgroup.freeze", "w") as f:
+                f.write("0")
+        call.result()
+        equal(container.sh("test -e /proc/$(pidof sleep | cut -d ' ' -f 1)/stat && echo yes"), "yes\n",
+              "whether it has a /proc of the namespace")
+
 
 @test
 def containers_made_at_once_each_have_their_own_environment(k):  # CVE-2021-21334
