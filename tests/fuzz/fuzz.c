@@ -446,6 +446,81 @@ static void fuzz_http(slice input)
     }
 }
 
+/* -- HTTP/2 and gRPC ------------------------------------------------------------------------------
+ *
+ * What a client sends to the server, whose socket takes some of what is written each time. Whatever
+ * it is: the connection stays within its bounds, and when it is closed nothing of its calls is left. */
+
+static int fuzz_grpc_echo(grpc_call *c, const void *in, void *out, error *e)
+{
+    const VersionRequest *ask = in;
+    VersionResponse *reply = out;
+    size_t n = MIN(ask->version.n * 500, (size_t)40 * KIB);
+    uint8_t *text = arena_alloc(&c->arena, n + 1);
+    if (!text || slice_is(ask->version, "no")) return fail(e, GRPC_UNAVAILABLE, "%%\n\xFF");
+    memset(text, 'x', n);
+    reply->runtime_name = (slice){ text, n };
+    return 0;
+}
+
+static void fuzz_grpc_check(const grpc_conn *k)
+{
+    MUST(k->h2.nstreams <= H2_STREAMS && k->calls <= H2_STREAMS && k->h2.nstreams <= k->calls);
+    MUST(k->h2.block.n <= H2_BLOCK_MAX && k->h2.table.size <= HPACK_TABLE);
+    MUST(k->h2.out.n <= H2_OUT_STOP + 64 * KIB);
+    MUST(k->server->buffered <= k->server->o.max_buffered + GRPC_SPARE + MIB);
+}
+
+static void fuzz_grpc_feed(grpc_conn *k, fuzz_feed feed, size_t taken_at_once)
+{
+    uint8_t bytes[GRPC_READ];
+    size_t n = 0;
+    while (!k->h2.failed && feed.left.n) {
+        n += (size_t)fuzz_take(&feed, bytes + n, MIN(sizeof bytes - n, (size_t)16 * KIB));
+        size_t used = h2_feed(&k->h2, (slice){ bytes, n });
+        MUST(used <= n && n - used < H2_HEAD + H2_FRAME_MAX);
+        memmove(bytes, bytes + used, n -= used);
+        do {
+            h2_pump(&k->h2);
+            fuzz_grpc_check(k);
+            buf_drop(&k->h2.out, MIN(k->h2.out.n, taken_at_once));
+        } while (k->h2.out.n >= H2_OUT_STOP);
+    }
+    h2_expire(&k->h2, k->h2.now + (int64_t)(feed.noise & 1));
+}
+
+static void fuzz_http2(slice input)
+{
+    static const char greeting[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0";
+    static const grpc_method methods[] = {
+        { .path = "/t.v1.S/Echo", .in = &VersionRequest_msg, .out = &VersionResponse_msg,
+          .run = fuzz_grpc_echo },
+        { .path = "/t.v1.S/None", .in = &VersionRequest_msg, .out = &VersionResponse_msg },
+    };
+    static loop l;
+    static grpc_server s;
+    static grpc_conn k;
+    error e;
+    OWNED_BUF all = { 0 };
+    if (!l.epoll) MUST(loop_open(&l, &e) == 0);
+    log_least = LOG_ERROR;
+    if (!slice_starts(input, "PRI")) buf_add(&all, greeting, sizeof greeting);
+    buf_slice(&all, input);
+    for (size_t i = 0; i < COUNT(fuzz_pieces); i++) {
+        s = (grpc_server){ .loop = &l, .o = { .methods = methods, .nmethods = COUNT(methods),
+                                              .alias = "/t.a.", .alias_of = "/t.v1.",
+                                              .max_message = MIB, .max_buffered = 2 * MIB } };
+        s.thrift.due = grpc_thrift;
+        k = (grpc_conn){ .server = &s };
+        h2_init(&k.h2, false, &grpc_server_events, &k);
+        k.h2.now = clock_mono();
+        fuzz_grpc_feed(&k, (fuzz_feed){ buf_view(&all), fuzz_pieces[i], 5 }, i == 1 ? 100 : 30 * KIB);
+        h2_free(&k.h2);
+        loop_disarm(&l, &s.thrift);
+        MUST(!s.ncalls && !s.buffered && !k.calls && !l.ntimers);
+    }
+}
+
 /* -- image references, URLs -----------------------------------------------------------------------
  *
  * The full name of what was parsed means the same once more, and no part of it can be taken for
@@ -558,7 +633,7 @@ static const fuzz_target fuzz_targets[] = {
     { "inflate", fuzz_decompress }, { "zstd", fuzz_decompress }, { "tar", fuzz_tar },
     { "json", fuzz_json }, { "toml", fuzz_toml }, { "manifest", fuzz_manifest },
     { "http", fuzz_http }, { "reference", fuzz_reference }, { "dns", fuzz_dns },
-    { "protobuf", fuzz_protobuf },
+    { "protobuf", fuzz_protobuf }, { "http2", fuzz_http2 },
 };
 
 static const fuzz_target *fuzz_find(const char *name)

@@ -8,7 +8,7 @@ set -u
 cd "$(dirname "$0")/../.." || exit 1
 seconds=${1:-10}
 [ $# = 0 ] || shift
-[ $# -gt 0 ] || set -- inflate zstd tar json toml manifest http reference dns protobuf
+[ $# -gt 0 ] || set -- inflate zstd tar json toml manifest http http2 reference dns protobuf
 
 driver=${FUZZ_DRIVER:-}
 if [ -z "$driver" ]; then

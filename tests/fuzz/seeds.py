@@ -195,6 +195,33 @@ def http():
     yield 'many', ok + b''.join(b'F%d: v\r\n' % i for i in range(101)) + b'\r\n'
 
 
+def http2():
+    def frame(kind, flags, stream, body=b''):
+        return struct.pack('>I', len(body))[1:] + bytes([kind, flags]) + struct.pack('>I', stream) + body
+
+    def text(value):
+        return bytes([len(value)]) + value
+
+    def call(stream, path=b'/t.v1.S/Echo', more=b'', message=b'\x0a\x05hello'):
+        fields = (b'\x83\x86\x44' + text(path) + b'\x5f' + text(b'application/grpc') +
+                  b'\x40' + text(b'te') + text(b'trailers') + more)
+        return (frame(1, 4, stream, fields) +
+                frame(0, 1, stream, b'\0' + struct.pack('>I', len(message)) + message))
+
+    settings = frame(4, 0, 0)
+    yield 'call', call(1)
+    yield 'calls', call(1) + call(3, b'/t.a.S/Echo') + call(5, b'/t.v1.S/None') + call(7, b'/nothing')
+    yield 'long', call(1, message=b'\x0a\x60' + b'a' * 96) + frame(8, 0, 0, b'\0\1\0\0') + call(3)
+    yield 'refused', call(1, message=b'\x0a\x02no') + call(3, message=b'\xff')
+    yield 'deadline', call(1, more=b'\x40' + text(b'grpc-timeout') + text(b'1S'))
+    yield 'half', frame(1, 4, 1, b'\x83\x86\x84') + frame(0, 0, 1, b'\0\0\0\0\x09part')
+    yield 'parts', frame(1, 0, 1, b'\x83\x86') + frame(9, 0, 1, b'\x84') + frame(9, 4, 1)
+    yield 'small-window', frame(4, 0, 0, b'\0\4\0\0\0\x0a') + call(1) + frame(8, 0, 1, b'\0\0\0\x63')
+    yield 'table', frame(4, 0, 0, b'\0\1\0\0\0\0') + call(1) + call(3)
+    yield 'reset', call(1) + frame(3, 0, 1, bytes(4)) + frame(6, 0, 0, b'ping ping'[:8]) + frame(7, 0, 0, bytes(8))
+    yield 'padded', frame(1, 0x2c, 1, b'\2' + bytes(4) + b'\1' + b'\x83\x86\x84' + bytes(2)) + settings
+
+
 def reference():
     for i, text in enumerate((
             'busybox', 'busybox:1.36', 'docker.io/library/busybox@' + DIGEST, 'localhost:5000/a/b__c.d-e:tag',
@@ -248,11 +275,12 @@ def protobuf():
 
 
 MAKERS = {'inflate': inflate, 'zstd': zstd, 'tar': tar, 'json': json_texts, 'toml': toml, 'manifest': manifest,
-          'http': http, 'reference': reference, 'dns': dns, 'protobuf': protobuf}
+          'http': http, 'http2': http2, 'reference': reference, 'dns': dns, 'protobuf': protobuf}
 # Directories of vectors and what their files are called.
 VECTORS = {'inflate': [('gzip-cases', '*.gz')], 'zstd': [('zstd', '**/*.zst'), ('zstd-klauspost', '**/*.zst')],
            'tar': [('tar-hostile', '**/*.tar'), ('tar-go', '**/*.tar'), ('tar-libarchive', '**/*.tar')],
-           'json': [('jsontestsuite', '**/*.json')], 'manifest': [('oci', '**/*.json')]}
+           'json': [('jsontestsuite', '**/*.json')], 'http2': [('http2-frames', '*__*')],
+           'manifest': [('oci', '**/*.json')]}
 
 
 def main():
