@@ -4662,7 +4662,7 @@ static int tar_read_pax(tar_reader *t, tar_extra *x, error *e)
 {
     slice all, rest;
     tar_extra_free(x);
-    /* Of several pax headers before one file, the last counts. */
+    /* The last of several pax headers before one file counts. */
     *x = (tar_extra){ .long_name = x->long_name, .long_link = x->long_link };
     if (tar_read_all(t, TAR_PAX_MAX, &t->a, &all, e) < 0) return -1;
     while (all.n) {
@@ -5182,7 +5182,7 @@ static int unpack_clear(unpacker *u, int parent, const char *name, error *e)
     return 0;
 }
 
-/* Of a file smaller than the first nobody is told, of a larger one after each of the second. */
+/* A file smaller than the first is not told; a larger one is, after each of the second. */
 enum { WATCH_LEAST = 64 * KIB, WATCH_STRIDE = 4 * MIB };
 
 static void unpack_tell(const unpacker *u, int fd, uint64_t *unsaid, uint64_t least)
@@ -5854,7 +5854,7 @@ static int inherit_open(inheritance *h, size_t i, int *fd, bool *other, error *e
     return *fd >= 0 || *other || e->code == GRPC_NOT_FOUND ? 0 : -1;
 }
 
-/* Looks k->path up, from the top down. Of a lower layer's root the kernel ignores that it is
+/* Looks k->path up, from the top down. The kernel ignores that the root of a lower layer is
  * opaque, so we do too; the bottom layer has nothing to inherit from. */
 static int inherit_find(inheritance *h, inherit_dir *out, error *e)
 {
@@ -5875,7 +5875,7 @@ static int inherit_find(inheritance *h, inherit_dir *out, error *e)
     return 0;
 }
 
-/* 1 if the directory that overlay shows should look otherwise, 0 if not. Of "/" the time does not
+/* 1 if the directory that overlay shows should look otherwise, 0 if not. The time of "/" does not
  * count: a container's is that of its own writable layer, and many images would get a layer for
  * it. */
 static int inherit_differs(const inherit_dir *d, bool is_root, error *e)
@@ -8533,7 +8533,7 @@ PB_TABLE(MonitorReply,
     PB(7, UINT32, MonitorReply, version),
     PB(8, INT32, MonitorReply, pause_pid));
 
-/* Of an image's configuration what a container is started by (OCI image-spec, config.md). */
+/* What a container is started by: a part of its image's configuration (image-spec, config.md). */
 typedef struct {
     slice user;
     LIST(slice) env, entrypoint, cmd;
@@ -8742,7 +8742,7 @@ PB_TABLE(KrunCheckImagesResponse, PB_SUBS(1, KrunCheckedImage, KrunCheckImagesRe
  *
  * HTTP/2 carries many exchanges (streams) over one connection as frames: 9 bytes of head (length,
  * type, flags, stream), then the payload. Header fields are compressed by HPACK: numbers that point
- * into a table of known fields, of which the newer part grows and shrinks at both ends alike. Each
+ * into a table of known fields, whose newer part grows and shrinks at both ends alike. Each
  * stream and the connection as a whole have a window, the bytes that the receiver is ready for.
  *
  * This chapter knows no socket. Bytes that were read go into h2_feed, which tells its owner what
@@ -10801,8 +10801,8 @@ static void grpc_conn_retire(grpc_conn *k)
 
 /* Room for one more: at the limit the oldest connection goes that has not said anything useful, or
  * the one that has been idle for longest. Clients that keep a connection for later connect again
- * when they need one; some never close any. Who has only just come goes last: what he says may be
- * on its way. A connection with a call in progress never goes. */
+ * when they need one; some never close any. A client that has only just come goes last: its first
+ * bytes may be on their way. A connection with a call in progress never goes. */
 static bool grpc_make_room(grpc_server *s)
 {
     grpc_conn *silent = NULL, *idle = NULL;
@@ -11379,7 +11379,7 @@ static int grpc_invoke(grpc_client *k, const grpc_request *r, arena *a, error *e
  * those of github.com/distribution/reference, less upper-case host names, which only serve to make
  * two names of one image. */
 
-/* Slices of the arena it was parsed into. Of tag and digest one at least is set. */
+/* Slices of the arena it was parsed into. At least one of tag and digest is set. */
 typedef struct {
     slice domain, path, tag, digest;
     slice name; /* domain/path */
@@ -13224,7 +13224,7 @@ static void fetch_note_retry(fetch_session *f, const http_reply *r)
  *   we:       GET https://auth.test/token?service=s&scope=repository%3Aa%2Fb%3Apull
  *   it:       {"token": "..."}, which then goes to the registry: Authorization: Bearer ...
  *
- * Whoever has an account shows its password to the realm alone; who has none gets a token for what
+ * A client with an account shows its password to the realm alone; one without gets a token for what
  * is public (distribution, spec/auth/token.md). But it is the registry that names the realm, so
  * which realm may see the password is for us to say (realm_trusted). */
 
@@ -14225,9 +14225,9 @@ PB_TABLE(ReadRequest,
     PB(4, STRING, ReadRequest, platform),
     PB_LIST(5, STRING, ReadRequest, diff_ids));
 
-/* Of an index `chosen`; of a manifest `config`, `layers`, `media_type`, and in `other` the type of
- * the first blob beside the layers that is none; of a config `image` and
- * `diff_ids`, and `body` when it was to be written. */
+/* An index has `chosen`; a manifest `config`, `layers`, `media_type`, and in `other` the type of
+ * the first blob among the layers that is none; a config `image` and `diff_ids`, and `body` when it
+ * was to be written. */
 typedef struct {
     int32_t code; slice message;
     Descriptor *chosen, *config; LIST(Descriptor) layers;
@@ -14463,7 +14463,7 @@ static int doc_classify(const json *doc, slice header, enum doc_kind *kind, erro
 }
 
 /* descriptor.md of the image-spec. `urls` would have us fetch from wherever the manifest's author
- * likes, and for containerd that was a way to lose its credentials to him (CVE-2020-15157). A
+ * likes, and that is how containerd gave its credentials away (CVE-2020-15157). A
  * digest of another algorithm than SHA-256 is refused: file names are made of it. */
 static int doc_descriptor(const json *v, const char *what, Descriptor *out, error *e)
 {
@@ -14959,7 +14959,7 @@ static int walk_down(tree_walk *w, int at, const char *name, uint64_t path, erro
 }
 
 /* The next entry of the lowest directory, or the way up at its end. What is gone between readdir(3)
- * and fstatat(2) is no error here: of a layer the number of entries will tell, and in a container's
+ * and fstatat(2) is no error here: the number of a layer's entries will tell, and in a container's
  * own directory files come and go. */
 static int walk_step(tree_walk *w, error *e)
 {
