@@ -347,7 +347,7 @@ TEST(http_connection_is_kept_only_when_nothing_follows_the_reply)
         OWNED_BUF body = { 0 };
         CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair), 0);
         CHECK(write(pair[1], rows[i].raw, strlen(rows[i].raw)) > 0);
-        c = (http_conn){ .fd = pair[0], .carrier = -1 };
+        c = (http_conn){ .fd = pair[0], .carrier = -1, .says = -1 };
         CHECK_INT(http_read_head(&c, &a, &r, &e), 0);
         CHECK_INT(http_body_all(&c, &r, 10, &body, &e), 0);
         CHECK_INT(r.last, rows[i].last);

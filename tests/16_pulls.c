@@ -803,7 +803,7 @@ TEST(image_pull_ends_where_it_must)
         { trick_always_503, GRPC_UNKNOWN, "RegistryUnavailable: ", 4 },
         { trick_403, GRPC_PERMISSION_DENIED, "(DENIED: no \\x1b[31mway)", 1 },
         { trick_404, GRPC_NOT_FOUND, "404", 1 },
-        { trick_endless_manifest, GRPC_UNKNOWN, "longer than 4194304 bytes", 1 },
+        { trick_endless_manifest, GRPC_UNKNOWN, "more than the 4194304 bytes", 1 },
         { trick_wrong_range, GRPC_UNKNOWN, "range", 3 },
         { trick_wrong_bytes, GRPC_DATA_LOSS, "its digest is", 3 },
         { trick_realm_of_a_megabyte, GRPC_UNKNOWN, "longer than 32768 bytes", 1 },

@@ -112,7 +112,10 @@ def furnish():
 
 
 def inside(command):
-    """PID 1 of the sandbox: starts the command and reaps whatever is orphaned meanwhile."""
+    """PID 1 of the sandbox: starts the command and reaps whatever is orphaned meanwhile. Signals that
+    our caller ignores, as a shell has it for what it starts with `&`, mean here what they mean elsewhere."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     furnish()
     main = subprocess.Popen(command)
     while True:

@@ -67,21 +67,60 @@ static char own_vectors_dir[PATH_MAX]; /* and our own: vectors/ beside this prog
     } while (0)
 
 /* The n bytes at the very end of a page that is followed by one that cannot be touched: reading or
- * writing one byte too far is a crash, even without a sanitizer. Never freed. */
+ * writing one byte too far is a crash, even without a sanitizer. They are there until the test ends: a
+ * process with many mappings takes long to fork. */
+static struct { char *p; size_t n; } *pages;
+static size_t npages;
+static pthread_mutex_t pages_lock = PTHREAD_MUTEX_INITIALIZER;
+
 static slice at_page_end(const void *bytes, size_t n)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE), room = (n + page - 1) / page * page;
     char *p = mmap(NULL, room + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED || mprotect(p + room, page, PROT_NONE) < 0) abort();
     if (n) memcpy(p + room - n, bytes, n);
+    pthread_mutex_lock(&pages_lock);
+    if (npages % 1024 == 0) pages = realloc(pages, (npages + 1024) * sizeof *pages);
+    if (!pages) abort();
+    pages[npages].p = p, pages[npages++].n = room + page;
+    pthread_mutex_unlock(&pages_lock);
     return (slice){ (uint8_t *)p + room - n, n };
 }
 
-/* A new empty directory under TMPDIR; its descriptor, and its path in `path`. */
+static void free_pages(void)
+{
+    while (npages) npages--, munmap(pages[npages].p, pages[npages].n);
+    free(pages);
+    pages = NULL;
+}
+
+/* Where the tests' directories are: in TMPDIR; for root in a file system in memory that is mounted below
+ * it, where nothing waits for a disk. One without attributes of users (Linux before 6.6) will not do. */
+static char temp_base[PATH_MAX - 32];
+static bool temp_mounted;
+
+static void open_temp_base(void)
+{
+    const char *top = getenv("TMPDIR");
+    snprintf(temp_base, sizeof temp_base, "%s/krun-unit-XXXXXX", top ? top : "/tmp");
+    if (!mkdtemp(temp_base)) abort();
+    if (geteuid() || unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+        mount("krun-unit", temp_base, "tmpfs", 0, "mode=700") < 0)
+        return;
+    temp_mounted = setxattr(temp_base, "user.krun", "", 0, 0) == 0;
+    if (!temp_mounted) umount2(temp_base, MNT_DETACH);
+}
+
+static void close_temp_base(void)
+{
+    if (temp_mounted) umount2(temp_base, MNT_DETACH);
+    rmdir(temp_base);
+}
+
+/* A new empty directory there; its descriptor, and its path in `path`. */
 static int temp_dir(char path[PATH_MAX])
 {
-    const char *base = getenv("TMPDIR");
-    snprintf(path, PATH_MAX, "%s/krun-unit-XXXXXX", base ? base : "/tmp");
+    snprintf(path, PATH_MAX, "%s/XXXXXX", temp_base);
     if (!mkdtemp(path)) abort();
     return open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 }
@@ -131,19 +170,24 @@ int main(int argc, char **argv)
     if (argc == 2 && !strcmp(argv[1], "--session-keyring")) /* for init_finish_leaves_nothing_... */
         return printf("%ld", syscall(SYS_keyctl, 0 /* KEYCTL_GET_KEYRING_ID */, -3, 0)), 0;
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGINT, SIG_DFL); /* a shell ignores it for what it starts with `&` */
+    signal(SIGQUIT, SIG_DFL);
     find_vectors();
+    open_temp_base();
     for (test *t = tests_all; t; t = t->next) {
         bool wanted = argc < 2;
         for (int i = 1; i < argc; i++) wanted = wanted || strstr(t->name, argv[i]);
         if (!wanted) continue;
         int before = checks_failed;
         t->run();
+        free_pages();
         ran++;
         if (checks_failed > before) {
             failed++;
             fprintf(stderr, "FAILED %s\n", t->name);
         }
     }
+    close_temp_base();
     printf("%d passed, %d failed, %d skipped\n", ran - failed - tests_skipped, failed, tests_skipped);
     return failed != 0;
 }

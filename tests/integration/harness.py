@@ -510,8 +510,10 @@ def difference(before, after):
 
 
 def compare_worlds(krun, before, ignore=()):
-    """Fails unless the world is, within the deadline, as it was."""
+    """Fails unless the world is, within the deadline, as it was. What a test has thrown away may be large:
+    the deadline begins when krun has removed it."""
     last = {}
+    until("krun has removed what was thrown away", lambda: "krun remove " not in processes().values(), 4 * DEADLINE)
 
     def same():
         after = world(krun)
