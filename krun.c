@@ -22018,8 +22018,9 @@ static int security_oom_score(int file, int64_t score, error *e)
     return fail_sys(e, GRPC_INVALID_ARGUMENT, "set oom_score_adj to %s", text);
 }
 
-/* Resource limits; a hard limit that we may not raise stays where it is. Of open files a container
- * has what a program expects, however many krun may have itself; of all else what krun has. */
+/* Resource limits; a hard limit that we may not raise stays where it is. A container may have as
+ * many open files as programs expect, however many krun may have; its other limits are those that
+ * krun has. */
 static int security_rlimits(const ProcessRlimit *limits, size_t n, error *e)
 {
     struct rlimit files;
@@ -22372,7 +22373,7 @@ static int sysctl_apply(const PodSpec *p, error *e)
 typedef struct { int pidfd; pid_t pid; int report; bool ready; } init_started;
 
 /* Tells the monitor how far we are: a step that failed, "ready" (code 0), or, with a descriptor
- * beside it, the terminal's other end. Nobody listens any more: then nobody is missed. */
+ * beside it, the terminal's other end. If nobody listens any more, there is nobody to tell. */
 static void init_tell(int report, const error *e, int fd)
 {
     union { struct cmsghdr head; char room[CMSG_SPACE(sizeof(int))]; } control;
@@ -24486,8 +24487,8 @@ static void monitor_conn_drop(monitor_conn *c)
     monitor_try_close(m);
 }
 
-/* They will send no more. Of an exec this means that its caller has lost interest: it is killed,
- * and the answer still sent. An idle connection has served its purpose. */
+/* They will send no more. An exec on this connection is killed, for nobody waits for its end, and
+ * the answer is still sent. A connection without a request is of no more use. */
 static void monitor_conn_ended(monitor_conn *c)
 {
     c->ended = true;
@@ -26852,10 +26853,11 @@ static int64_t container_time(const container *c, int64_t stamp)
 
 /* -- what a monitor tells ---------------------------------------------------------------------- */
 
-/* Copies an exit that came in a message that will be freed into the container's own memory. */
-static void container_set_exit(container *c, const ContainerExit *exit)
+/* Copies an exit that came in a message that will be freed into the container's own memory. False:
+ * its exit is known already. Locked. */
+static bool container_set_exit(container *c, const ContainerExit *exit)
 {
-    if (c->state == BOX_EXITED || c->state == BOX_REMOVING) return;
+    if (c->state == BOX_EXITED || c->state == BOX_REMOVING) return false;
     if (pb_copy(&ContainerExit_msg, exit, &c->memory, &c->exit) < 0) /* no room for its texts */
         c->exit = (ContainerExit){ .id = c->record.id,
                                    .exit_code = exit->exit_code,
@@ -26867,6 +26869,7 @@ static void container_set_exit(container *c, const ContainerExit *exit)
     box_move(c, BOX_EXIT);
     wake(c->waiters);
     wake(c->pod->waiters);
+    return true;
 }
 
 /* Takes over what a monitor says of one of its containers. Locked. */
@@ -26875,9 +26878,7 @@ static void container_heard(pod *p, const ContainerRun *run)
     container *c = sorted_find(&p->runtime->containers_by_id, run->id);
     if (!c || c->pod != p || c->state == BOX_MAKING) return;
     if (run->exit) {
-        bool news = c->state != BOX_EXITED && c->state != BOX_REMOVING;
-        container_set_exit(c, run->exit);
-        if (news) container_log_exit(c);
+        if (container_set_exit(c, run->exit)) container_log_exit(c);
         return;
     }
     if (run->state == ContainerState_CONTAINER_CREATED && c->state == BOX_CREATED)
@@ -26899,8 +26900,7 @@ static void container_note_exit(container *c, const ContainerExit *exit)
     if (dir < 0 || state_write(dir, "exit", &ContainerExit_msg, exit, &e) < 0)
         log_warn("container %.12s: exit record: %s", (const char *)c->record.id.p, e.text);
     LOCKED(c->pod->runtime);
-    container_set_exit(c, exit);
-    container_log_exit(c);
+    if (container_set_exit(c, exit)) container_log_exit(c);
 }
 
 /* The exit of a container whose monitor has gone: what that wrote last, else that nobody knows more
@@ -26914,7 +26914,7 @@ static void container_lost(container *c, const char *why)
     record_file file = { dir, "exit", &ContainerExit_msg };
     if (dir >= 0 && state_read(file, &a, &known, &e) == 0) {
         LOCKED(c->pod->runtime);
-        container_set_exit(c, &known);
+        if (container_set_exit(c, &known)) container_log_exit(c);
         return;
     }
     container_note_exit(c, &(ContainerExit){ .id = c->record.id,

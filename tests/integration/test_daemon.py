@@ -533,6 +533,22 @@ def a_daemon_that_comes_back_tells_no_exit_twice(k):
 
 
 @test
+@restarts
+def the_log_tells_an_exit_that_a_monitor_wrote_down_before_it_died(k):
+    k.environment = {"KRUN_FAULT": "monitor.recorded:1"}
+    k.restart()
+    k.environment = {}
+    box = []
+
+    def life():
+        box.append(k.pod().start("sh", "-c", "exit 6"))
+        equal(box[0].exited().exit_code, 6, "exit code")
+        until("it is told", lambda: "exited with 6" in k.log_end(30))
+    one_line(log_after(k, life), f"container {box[0].id[:12]}", "exited with 6")
+    k.restart()
+
+
+@test
 def the_log_tells_what_became_of_images_and_of_calls(k):
     name = "localhost/test/logged:1"
     path = images.write_tar(images.docker_files(images.Image([images.Tree().file("f", "logged")]),
