@@ -26322,6 +26322,7 @@ enum { STATE_MAX = 16 * MIB, STATE_VERSION = RECORD_VERSION };
 #define PLUGIN_PATIENCE (240 * NS_PER_SEC)
 #define KILL_PATIENCE (60 * NS_PER_SEC)
 #define FOLLOW_PATIENCE (2 * NS_PER_SEC)  /* for a monitor's first word; it may also come later */
+#define START_PATIENCE (10 * NS_PER_SEC)  /* of a whole start, for all that does not end */
 #define WAIT_BLIND (100 * NS_PER_MS)      /* between two looks, without a descriptor to wait on */
 #define OWED_PAUSE (5 * NS_PER_SEC)       /* from a failed DEL to the next; doubled each time, to */
 #define OWED_PAUSE_MAX (600 * NS_PER_SEC)
@@ -26476,6 +26477,7 @@ struct runtime {
     sorted pods_by_id, pods_by_key, containers_by_id, containers_by_key;
     int64_t last_created;           /* these times strictly increase: kubelets sort by them */
     int64_t clock_offset;           /* of the clock, to the time since boot */
+    int64_t start_until;            /* during a start: see patience_until; else 0 */
     char pod_cidr[128];
     bool measuring;                 /* someone walks through writable layers */
     waiter *measure_waiters;
@@ -26932,6 +26934,16 @@ static int cgroup_open(runtime *r, slice path, char text[PATH_MAX])
     return openat(r->cgroups.root, text, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 }
 
+/* Until when to wait for what should end at once and may never (a process in a dead file system),
+ * `most` ns at the longest. At a start all these waits share one patience, or some such processes
+ * would keep the node from its other pods for minutes each. */
+static int64_t patience_until(const runtime *r, int64_t most)
+{
+    int64_t now = clock_mono();
+    if (!r->start_until) return now + most;
+    return MAX(MIN(r->start_until, now + most), now + WAIT_BLIND);
+}
+
 /* Kills and removes what is left in a cgroup whose monitor is gone: no process stays unowned. One
  * at a time for a pod, for two that learn of its end come here for the same cgroup. The kernel may
  * put off the word that it is empty by 10 ms, and never says it of one that is removed meanwhile
@@ -26944,7 +26956,7 @@ static void cgroup_clear(pod *p, slice path)
     pthread_mutex_lock(&p->clearing);
     OWNED_FD cgroup = cgroup_open(r, path, text);
     bool failed = cgroup >= 0 && (cg_kill(cgroup, &e) < 0 ||
-                                  cg_wait_empty(cgroup, clock_mono() + KILL_PATIENCE, &e) < 0 ||
+                                  cg_wait_empty(cgroup, patience_until(r, KILL_PATIENCE), &e) < 0 ||
                                   cg_remove(&r->cgroups, text, &e) < 0);
     pthread_mutex_unlock(&p->clearing);
     if (failed) log_warn("cgroup %s: %s", text, e.text);
@@ -26976,7 +26988,7 @@ static void pod_orphaned(pod *p, const char *why)
 static void pod_reap_monitor(pod *p)
 {
     if (p->monitor < 0) return;
-    if (reap(p->monitor, clock_mono() + MONITOR_PATIENCE) < 0)
+    if (reap(p->monitor, patience_until(p->runtime, MONITOR_PATIENCE)) < 0)
         log_warn("pod %.12s: its monitor does not end", (const char *)p->record.id.p);
     close_fd(&p->monitor);
     p->monitor = -1;
@@ -27627,7 +27639,7 @@ static void pod_end_mute_monitor(pod *p)
     MonitorReply reply = { 0 };
     error e;
     OWNED_FD conn = monitor_connect(pod_socket(p, path), &e);
-    monitor_wait w = { -1, clock_mono() + FOLLOW_PATIENCE };
+    monitor_wait w = { -1, patience_until(p->runtime, FOLLOW_PATIENCE) };
     bool mute = conn < 0 || monitor_send(conn, &ask, NULL, 0, &e) < 0 ||
                 monitor_receive(conn, &w, &a, &reply, &e) < 0;
     if (!mute) return;
@@ -27647,7 +27659,7 @@ static int pod_shut_down(pod *p, arena *a, MonitorReply *reply, error *e)
     int heard = monitor_receive(conn, &w, a, reply, e);
     if (heard < 0 && e->code == GRPC_DEADLINE_EXCEEDED) {
         pod_end_mute_monitor(p);
-        w.deadline = clock_mono() + MONITOR_PATIENCE;
+        w.deadline = patience_until(p->runtime, MONITOR_PATIENCE);
         heard = monitor_receive(conn, &w, a, reply, e);
     }
     return heard < 0 ? -1 : monitor_verdict(reply, e);
@@ -28630,7 +28642,8 @@ static int containers_usage(runtime *r, int cancel, tree_sum *out, error *e)
  * of exists any more; the pods are NOTREADY, and their addresses are still to be given back by DEL.
  *
  * Uses   2, 9, 22 (monitor), 25                Gives  runtime_resume
- * Bounds a monitor that does not answer is given up after a few seconds, not waited for */
+ * Bounds a monitor that does not answer is given up after a few seconds; all that does not end is
+ *        waited for ten seconds together */
 
 static bool id_valid(const char *name) /* 64 lower-case hex digits: what we name our directories */
 {
@@ -28946,7 +28959,7 @@ static int pod_give_up(runtime *r, const char *id, error *e)
 }
 
 /* Reads all pods back and sweeps up what a crash left. A damaged pod harms no other. */
-static int runtime_resume(runtime *r, error *e)
+static int runtime_resume_all(runtime *r, error *e)
 {
     DIR *list = fdopendir(openat(r->pods, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!list) return fail_sys(e, GRPC_INTERNAL, "read %s/pods", r->options->root);
@@ -28966,6 +28979,14 @@ static int runtime_resume(runtime *r, error *e)
     if (done < 0) return -1;
     runtime_follow(r);
     return runtime_sweep(r, e) < 0 ? -1 : runtime_resume_networks(r, e);
+}
+
+static int runtime_resume(runtime *r, error *e)
+{
+    r->start_until = clock_mono() + START_PATIENCE;
+    int done = runtime_resume_all(r, e);
+    r->start_until = 0;
+    return done;
 }
 
 /* == 27. The CRI's services ==================================================================

@@ -153,3 +153,16 @@ TEST(pods_made_after_the_clock_was_set_are_newer_than_those_before)
     int64_t third = next_created(&r);
     CHECK(clock_near(third, clock_wall()) && third > first);
 }
+
+/* Each of them may hang for ever: a process that reads from a dead file system, a monitor that is stopped. */
+TEST(what_does_not_end_shares_the_patience_of_a_start)
+{
+    runtime r = { .start_until = 0 };
+    int64_t now = clock_mono();
+    CHECK(patience_until(&r, KILL_PATIENCE) >= now + KILL_PATIENCE);
+    r.start_until = now + START_PATIENCE;
+    CHECK(patience_until(&r, KILL_PATIENCE) <= now + START_PATIENCE || clock_mono() > r.start_until - WAIT_BLIND);
+    r.start_until = now - 1; /* used up: just the time that it takes to end */
+    CHECK(patience_until(&r, KILL_PATIENCE) < now + KILL_PATIENCE || clock_mono() > now + NS_PER_SEC);
+    CHECK(patience_until(&r, KILL_PATIENCE) >= now + WAIT_BLIND);
+}
