@@ -542,6 +542,13 @@ static int clock_poll_ms(int64_t deadline)
     return left <= 0 ? 0 : (int)MIN((left + NS_PER_MS - 1) / NS_PER_MS, (int64_t)INT_MAX);
 }
 
+/* Sleeps that long although signals may come (nanosleep(2) tells what is left). */
+static void sleep_ns(int64_t ns)
+{
+    struct timespec t = { (time_t)(ns / NS_PER_SEC), (long)(ns % NS_PER_SEC) };
+    while (nanosleep(&t, &t) < 0 && errno == EINTR) {}
+}
+
 /* -- the log ----------------------------------------------------------------------------------- */
 
 enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR };
@@ -9940,6 +9947,7 @@ enum {
     GRPC_ARENA_MAX = 64 * MIB,    /* what one call's request may decode to, and its handler take */
     GRPC_SPARE = 4 * MIB,         /* more of them, for messages of at most GRPC_BRIEF_MAX */
     GRPC_CONNS_MAX = 1024, GRPC_ACCEPTS = 16,
+    GRPC_TURNS = 200,             /* 10 ms each, in which another daemon that starts is done */
     GRPC_CONNS_KEPT = 8,          /* one connection in so many takes no call that waits */
     GRPC_BRIEF_MAX = 64 * KIB,    /* a longer message is a worker's to read or write */
     GRPC_STACK = 256 * KIB,
@@ -10915,6 +10923,19 @@ static int grpc_socket_free(const char *path, error *e)
                 "another server has the socket %s: give this one a --socket of its own", path);
 }
 
+/* Waits for the lock on the directory of a socket. Two daemons that start at once hold it for a
+ * moment; but whoever can read the directory can lock it, and must not keep krun from starting. */
+static void grpc_take_turn(int dir, const char *path)
+{
+    for (int tries = 0; flock(dir, LOCK_EX | LOCK_NB) < 0; tries++) {
+        if (tries == GRPC_TURNS) {
+            log_warn("the directory of the socket %s is locked: not waiting for it", path);
+            return;
+        }
+        sleep_ns(10 * NS_PER_MS);
+    }
+}
+
 /* The listening socket, the caller's. It is made under another name, and gets its own by rename(2)
  * when it is ready and only root can open it: there is no moment at which a client finds it closed
  * or half made. What a dead server left is replaced, a live one's never; two that start at once
@@ -10930,8 +10951,8 @@ static int grpc_listen(const char *path, struct stat *st, error *e)
     if (grpc_address(temp, &address, e) < 0) return -1;
     snprintf(parent, sizeof parent, "%.*s", up_to, slash ? path : ".");
     OWNED_FD dir = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (dir < 0 || flock(dir, LOCK_EX) < 0)
-        return fail_sys(e, GRPC_INTERNAL, "the directory of the socket %s", path);
+    if (dir < 0) return fail_sys(e, GRPC_INTERNAL, "the directory of the socket %s", path);
+    grpc_take_turn(dir, path);
     if (grpc_socket_free(path, e) < 0) return -1;
     OWNED_FD fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) return fail_sys(e, GRPC_INTERNAL, "socket");
@@ -13640,12 +13661,6 @@ static int fetch_once(fetch_session *f, fetch_host *h, const url_parts *u, fetch
     task->digest = http_field(&r, "docker-content-digest");
     http_done(c, &r);
     return 0;
-}
-
-static void sleep_ns(int64_t ns)
-{
-    struct timespec t = { (time_t)(ns / NS_PER_SEC), (long)(ns % NS_PER_SEC) };
-    while (nanosleep(&t, &t) < 0 && errno == EINTR) {}
 }
 
 /* Asks one host, again while there is hope: 0.1, 0.4, 1.6 s between the tries, or as long as the
@@ -33674,13 +33689,6 @@ static int self_usage(const char *text)
     return 2;
 }
 
-/* Sleeps that long although signals may come (nanosleep(2) tells what is left). */
-static void self_nap(int64_t ns)
-{
-    struct timespec left = { (time_t)(ns / NS_PER_SEC), (long)(ns % NS_PER_SEC) };
-    while (nanosleep(&left, &left) < 0 && errno == EINTR) {}
-}
-
 static void self_words(int argc, char **argv, FILE *to)
 {
     for (int i = 0; i < argc; i++) fprintf(to, "%s%s", i ? " " : "", argv[i]);
@@ -33700,7 +33708,7 @@ static int self_print(int argc, char **argv)
         if (repeats) printf(" %lu", n);
         if (putchar('\n') == EOF || fflush(stdout) == EOF) return 1;
         if (!repeats) return 0;
-        self_nap(every);
+        sleep_ns(every);
     }
 }
 
@@ -33719,7 +33727,7 @@ static int self_sleep(int argc, char **argv)
         return self_usage("sleep [SECONDS]");
     if (!argc)
         for (;;) pause();
-    self_nap(ns);
+    sleep_ns(ns);
     return 0;
 }
 

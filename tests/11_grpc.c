@@ -753,6 +753,20 @@ TEST(grpc_socket_is_private_and_replaces_a_stale_one) /* R23 */
     CHECK_INT(e.code, GRPC_INVALID_ARGUMENT);
 }
 
+TEST(grpc_socket_is_made_although_a_stranger_has_locked_its_directory) /* R22 */
+{
+    char dir[PATH_MAX], path[PATH_MAX + 8];
+    struct stat st;
+    error e;
+    OWNED_FD locked = temp_dir(dir);
+    snprintf(path, sizeof path, "%s/s", dir);
+    CHECK_INT(flock(locked, LOCK_EX), 0);
+    OWNED_FD fd = grpc_listen(path, &st, &e);
+    CHECK(fd >= 0);
+    unlink(path);
+    rmdir(dir);
+}
+
 TEST(grpc_shutdown_lets_a_running_call_finish)
 {
     GRPC_TEST(t, 0);
