@@ -20261,6 +20261,51 @@ static int dir_again(int dir, error *e)
     return give_fd(&again);
 }
 
+/* -- visits to other mount namespaces -----------------------------------------------------------
+ *
+ * setns(2) puts a process at the root of the mount namespace that it enters. Its own root need not
+ * be that of its namespace: it may have been started in a chroot(2). So one that comes back from a
+ * visit goes to the root that it had; else its paths would from then on be those of the tree
+ * around the chroot. */
+
+typedef struct { int space, root; } mount_home;
+
+static void home_close(mount_home *h)
+{
+    close_fd(&h->space);
+    close_fd(&h->root);
+}
+#define OWNED_HOME __attribute__((cleanup(home_close))) mount_home
+
+/* Notes where this thread is, before it leaves. */
+static int home_open(mount_home *h, error *e)
+{
+    h->space = open("/proc/thread-self/ns/mnt", O_RDONLY | O_CLOEXEC);
+    h->root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (h->space >= 0 && h->root >= 0) return 0;
+    return fail_sys(e, GRPC_INTERNAL, "open the mount namespace");
+}
+
+/* Goes back there, with "/" as the working directory. -1 and errno. */
+static int home_return(const mount_home *h)
+{
+    if (setns(h->space, CLONE_NEWNS) < 0 || fchdir(h->root) < 0) return -1;
+    return chroot(".");
+}
+
+/* Goes to the root of our mount namespace and makes all its mounts private: what is mounted here is
+ * then seen nowhere else. In a chroot that root is the one of the tree around it; only from there
+ * can descriptors be found again (dir_again), and all mounts be reached: that of a chroot need not
+ * be one. */
+static int mounts_make_private(error *e)
+{
+    OWNED_FD space = open("/proc/thread-self/ns/mnt", O_RDONLY | O_CLOEXEC);
+    if (space >= 0 && setns(space, CLONE_NEWNS) == 0 &&
+        mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0)
+        return 0;
+    return fail_sys(e, GRPC_INTERNAL, "make all mounts private");
+}
+
 /* -- the image's layers ------------------------------------------------------------------------ */
 
 /* What an overlay is made of: open directories, the bottom layer first; upper and work are -1 in a
@@ -20331,8 +20376,7 @@ static int overlay_again(int *dir, error *e) /* in the namespace that we are in 
 static int overlay_mount_here(overlay *o, error *e)
 {
     OWNED_BUF text = { 0 };
-    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
-        return fail_sys(e, GRPC_INTERNAL, "overlay: make mounts private");
+    if (mounts_make_private(e) < 0) return -1;
     for (size_t i = 0; i < o->n; i++)
         if (overlay_again(&o->lower[i], e) < 0) return -1;
     if (overlay_again(&o->upper, e) < 0 || overlay_again(&o->work, e) < 0) return -1;
@@ -20354,10 +20398,10 @@ static int overlay_mount_here(overlay *o, error *e)
  * "/"). */
 static int overlay_old(overlay *o, error *e)
 {
-    OWNED_FD home = open("/proc/thread-self/ns/mnt", O_RDONLY | O_CLOEXEC);
-    if (home < 0 || unshare(CLONE_NEWNS) < 0)
-        return fail_sys(e, GRPC_INTERNAL, "overlay: mount namespace");
-    int made = overlay_mount_here(o, e), back = setns(home, CLONE_NEWNS);
+    OWNED_HOME home;
+    if (home_open(&home, e) < 0) return -1;
+    if (unshare(CLONE_NEWNS) < 0) return fail_sys(e, GRPC_INTERNAL, "overlay: mount namespace");
+    int made = overlay_mount_here(o, e), back = home_return(&home);
     assert(back == 0); /* else this thread would see another world than all others */
     (void)back;
     return made;
@@ -21210,11 +21254,12 @@ static int rootfs_take_shm(rootfs *r, error *e)
     if (r->shm >= 0) return 0;
     const unsigned attr = K_ATTR_NOSUID | K_ATTR_NODEV | K_ATTR_NOEXEC;
     if (r->shm_ns < 0) return r->shm = mount_new("tmpfs", options, attr, e);
-    OWNED_FD home = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
-    if (home < 0 || setns(r->shm_ns, CLONE_NEWNS) < 0)
+    OWNED_HOME home;
+    if (home_open(&home, e) < 0) return -1;
+    if (setns(r->shm_ns, CLONE_NEWNS) < 0)
         return fail_sys(e, GRPC_INTERNAL, "enter the pod's /dev/shm");
     r->shm = sys_open_tree(AT_FDCWD, "/", K_OPEN_TREE_CLONE);
-    if (r->shm < 0 || setns(home, CLONE_NEWNS) < 0)
+    if (r->shm < 0 || home_return(&home) < 0)
         return fail_sys(e, GRPC_INTERNAL, "copy the pod's /dev/shm");
     return 0;
 }
@@ -21228,13 +21273,10 @@ static int rootfs_build(rootfs *r, error *e)
 {
     static const struct k_mount_attr no_devices = { .attr_set = K_ATTR_NODEV };
     r->root = r->shm = r->null = r->dev = -1;
+    if (rootfs_take_host(r, e) < 0 || mounts_make_private(e) < 0) return -1;
     r->layers_dir = dir_again(r->layers_dir, e);
     r->state_dir = r->layers_dir < 0 ? -1 : dir_again(r->state_dir, e);
-    if (r->state_dir < 0) return -1;
-    if (rootfs_take_host(r, e) < 0) return -1;
-    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
-        return fail_sys(e, GRPC_INTERNAL, "make all mounts private");
-    if (rootfs_take_shm(r, e) < 0) return -1;
+    if (r->state_dir < 0 || rootfs_take_shm(r, e) < 0) return -1;
     /* First, because image volumes are parked on state_dir. */
     r->root = rootfs_mount(r->spec, r->layers_dir, r->state_dir, e);
     if (r->root < 0) return fail_in(e, "root filesystem");
@@ -21253,7 +21295,9 @@ static int rootfs_build(rootfs *r, error *e)
 }
 
 /* Makes the tree at `root` the process's "/", and the host's tree unreachable: pivot_root(2). With
- * both arguments "." the old root ends up on top of the new one, from where it is detached. */
+ * both arguments "." the old root ends up on top of the new one, from where it is detached. We must
+ * be at the root of the namespace (mounts_make_private): were the old root that of a chroot, the
+ * tree around that would stay, and be found by whoever enters the namespace. */
 static int rootfs_enter(int root, bool readonly, error *e)
 {
     if (fchdir(root) < 0 || sys_pivot_root(".", ".") < 0)
@@ -23036,8 +23080,8 @@ static int pod_empty_tree(const char *mode, int64_t size, error *e)
 {
     char bytes[32];
     snprintf(bytes, sizeof bytes, "%" PRId64, size);
-    if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
-        return fail_sys(e, GRPC_INTERNAL, "mount namespace");
+    if (unshare(CLONE_NEWNS) < 0) return fail_sys(e, GRPC_INTERNAL, "mount namespace");
+    if (mounts_make_private(e) < 0) return -1;
     OWNED_FD tree = mount_new("tmpfs", (const char *const[]){ "mode", mode, "size", bytes, NULL },
                               K_ATTR_NOSUID | K_ATTR_NODEV | K_ATTR_NOEXEC, e);
     OWNED_FD top = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -23049,13 +23093,14 @@ static int pod_empty_tree(const char *mode, int64_t size, error *e)
  * own when this returns. */
 static int pod_make_shm(const PodSpec *p, error *e)
 {
-    OWNED_FD home = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC),
-             proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (home < 0 || proc < 0) return fail_sys(e, GRPC_INTERNAL, "open /proc");
+    OWNED_HOME home;
+    OWNED_FD proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (home_open(&home, e) < 0) return -1;
+    if (proc < 0) return fail_sys(e, GRPC_INTERNAL, "open /proc");
     int done = pod_empty_tree("1777", p->shm_size > 0 ? p->shm_size : 64 * MIB, e);
     OWNED_FD made = done < 0 ? -1 : openat(proc, "self/ns/mnt", O_RDONLY | O_CLOEXEC);
     if (done == 0 && made < 0) fail_sys(e, GRPC_INTERNAL, "open the namespace of /dev/shm");
-    int back = setns(home, CLONE_NEWNS);
+    int back = home_return(&home);
     assert(back == 0); /* else the monitor would see no mounts of the host for ever */
     (void)back;
     return give_fd(&made);
@@ -31531,27 +31576,9 @@ static bool daemon_is_root(error *e)
     return fail(e, GRPC_PERMISSION_DENIED, "must run as root") == 0;
 }
 
-/* False in a chroot(2). The root of a process is not the root of its mount namespace there, and our
- * way back from other namespaces, setns(2), leads to the latter: paths would from then on be those
- * of the tree around the chroot, and so would be the tree that a container must not reach. */
-static bool daemon_has_whole_tree(error *e)
-{
-    struct stat before, after;
-    OWNED_FD here = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    OWNED_FD home = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
-    if (here < 0 || home < 0 || stat("/", &before) < 0) return true; /* others say that better */
-    if (setns(home, CLONE_NEWNS) < 0) return true;
-    if (fchdir(here) < 0) return fail_sys(e, GRPC_INTERNAL, "working directory") == 0;
-    if (stat("/", &after) == 0 && before.st_dev == after.st_dev && before.st_ino == after.st_ino)
-        return true;
-    return fail(e, GRPC_FAILED_PRECONDITION,
-                "this is a chroot, from which containers cannot be kept apart: enter the tree with "
-                "pivot_root or as a container") == 0;
-}
-
-/* Everything up to the listening socket. NULL: FAILED_PRECONDITION in a chroot, or when another
- * daemon has one of the two directories or the socket; INVALID_ARGUMENT for a bad setting;
- * INTERNAL. The caller has no other threads yet. */
+/* Everything up to the listening socket. NULL: FAILED_PRECONDITION when another daemon has one of
+ * the two directories or the socket, INVALID_ARGUMENT for a bad setting, INTERNAL. The caller has
+ * no other threads yet. */
 static krund *daemon_open(const krun_options *given, error *e)
 {
     krund *d = calloc(1, sizeof *d);
@@ -31569,7 +31596,7 @@ static krund *daemon_open(const krun_options *given, error *e)
                            .alias = "/runtime.v1alpha2.",
                            .alias_of = "/runtime.v1." };
     if (settings_resolve(given, &d->memory, &d->options, e) == 0 && daemon_is_root(e) &&
-        daemon_has_whole_tree(e) && loop_open(&d->loop, e) == 0 && daemon_open_state(d, e) == 0) {
+        loop_open(&d->loop, e) == 0 && daemon_open_state(d, e) == 0) {
         serve.socket_path = d->options.socket;
         d->server = grpc_serve(&d->loop, &serve, e);
     }

@@ -14,7 +14,7 @@ import grpc
 
 import images
 
-from harness import (Cri, DEADLINE, Failure, KRUN, Krun, SLEEP, check, equal, holds, pb, pid_of,
+from harness import (Cri, DEADLINE, Failure, KRUN, Krun, Pod, SLEEP, check, equal, holds, pb, pid_of,
                      processes, refused, restarts, running, skip, test, tree, until)
 
 
@@ -752,21 +752,61 @@ def a_daemon_from_a_tmpfs_runs_its_parts_from_sealed_memory(k):  # CVE-2019-5736
         os.rmdir(where)
 
 
-@test
-def in_a_chroot_no_daemon_starts(k):
-    """The way back from another mount namespace leads out of it: to the logs of the tree outside."""
-    tree_in = k.directory + "/chroot"
-    for name in ("proc", "sys", "dev"):
-        os.makedirs(f"{tree_in}/{name}")
+CHROOT = """
+[ "$1" = plain ] || mount --bind "$0" "$0"
+for d in proc sys dev; do mount --rbind /$d "$0/$d"; done
+shift
+exec chroot "$0" "$@"
+"""
+
+
+def check_in_a_chroot(k, kind):
+    """The daemon's directories, at their own paths, are in a tree that is its root; so are the logs,
+    at a path that is not there outside. Who enters a container's mount namespace is at its root."""
+    tree_in, directory, logs = (f"{k.directory}/{kind}{part}" for part in ("-tree", "", "-logs"))
+    for path in ("/proc", "/sys", "/dev", "/run", "/tmp", directory, logs):
+        os.makedirs(tree_in + path)
+    os.symlink(tree_in + directory, directory)
     shutil.copy(KRUN, tree_in + "/krun")
-    script = ('mount --bind "$0" "$0" && for d in proc sys dev; do mount --rbind /$d "$0/$d"; done; '
-              'exec timeout 20 chroot "$0" /krun serve --config= --root=/root --run=/run --cni-conf-dir=/none')
-    done = subprocess.run(["unshare", "-m", "sh", "-c", script, tree_in], stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=2 * DEADLINE)
-    equal(done.returncode, 1, f"exit status: {done.stdout.decode()}")
-    holds("chroot", done.stdout.decode(), "the complaint")
-    equal(sorted(os.listdir(tree_in)), ["dev", "krun", "proc", "sys"], "what is in the tree")
-    shutil.rmtree(tree_in)
+    second = Wrapped(directory, "unshare", "-m", "sh", "-c", CHROOT, tree_in, kind, program="/krun")
+    second.start()
+    second.image = "localhost/krun:self"
+    try:
+        for pid in (pb.POD, pb.CONTAINER):
+            check_pod_in_a_chroot(second, tree_in, logs, pid)
+        second.remove_all()
+        second.stop()
+    finally:
+        if second.process.poll() is None:
+            second.kill()
+        shutil.rmtree(tree_in)
+        os.unlink(directory)
+
+
+def check_pod_in_a_chroot(second, tree_in, logs, pid):
+    config = second.pod_config(log_directory=logs, linux={"security_context": {"namespace_options": {"pid": pid}}})
+    os.rmdir(logs)  # pod_config makes it outside
+    pod = Pod(second, config)
+    first = pod.create("/krun", "self", "print", "hello").start()
+    equal(first.exited().exit_code, 0, "the exit code")
+    with open(f"{tree_in}{logs}/{first.config['log_path']}", encoding="utf-8") as f:
+        holds("hello", f.read(), "the log inside")
+    check(not os.path.exists(logs), "a log is outside of the chroot")
+    last = pod.create("/krun", "self", "sleep", f"98{pid}7").start()
+    equal(last.run("/krun", "self", "print", "there").stdout, b"there\n", "an exec's output")
+    inside = subprocess.check_output(["nsenter", "--mount", "--target", str(pid_of(last)), "/krun", "self",
+                                      "print", "inside"], stderr=subprocess.STDOUT)
+    equal(inside, b"inside\n", "what runs at the root of the container's mount namespace")
+
+
+@test
+def a_daemon_in_a_chroot_that_is_a_mount_keeps_to_it(k):
+    check_in_a_chroot(k, "mount")
+
+
+@test
+def a_daemon_in_a_chroot_that_is_a_plain_directory_keeps_to_it(k):
+    check_in_a_chroot(k, "plain")
 
 
 @test
