@@ -17013,9 +17013,8 @@ static void helper_stop(helper *h)
 
 /* Starts `krun <role>`; `extra` become its descriptors 3 and 4, -1 for none. Its environment is
  * empty, but for a fault that a test asks of it, and what it says on its standard error goes where
- * ours does. To it we write without
- * blocking: one that does not read must not keep us from being cancelled. -1: RESOURCE_EXHAUSTED,
- * INTERNAL. */
+ * ours does. To it we write without blocking: one that does not read must not keep us from being
+ * cancelled. -1: RESOURCE_EXHAUSTED, INTERNAL. */
 static int helper_start(helper *h, const char *role, const int extra[2], helper_terms terms,
                         error *e)
 {
@@ -19546,7 +19545,6 @@ static int images_check(check_run *c, const KrunCheckImagesRequest *in,
  *   images/<ID>.json, a layer missing  goes: the kubelet pulls it again
  *   blobs/<digest>.part                stays for a day
  *   blobs/<digest> of no layer         goes
- *
  *   a record of a newer krun           stays as it is, and so does all that it may count on: no
  *                                      layer is removed in this life
  *
