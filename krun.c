@@ -22834,7 +22834,8 @@ static int init_execute(char **args, char **env, error *e)
             continue;
         execve(file, args, env);
         denied = denied || errno == EACCES;
-        if (errno != ENOENT && errno != ENOTDIR && errno != EACCES)
+        if (errno != ENOENT && errno != ENOTDIR && errno != EACCES && errno != ELOOP &&
+            errno != ENAMETOOLONG)
             return fail_sys(e, GRPC_UNKNOWN, "exec %s", file);
     }
     if (denied) return errno = EACCES, fail_sys(e, GRPC_UNKNOWN, "exec %s", args[0]);
@@ -22884,6 +22885,15 @@ typedef struct {
     int shm_ns;     /* pod_namespaces.shm_ns */
 } init_args;
 
+/* Makes a working directory that the image lacks, while its root can be written. What keeps it from
+ * being made says init_directory. */
+static void init_make_directory(const rootfs *tree)
+{
+    error ignored;
+    OWNED_FD dir = make_dir_inside(tree->root, arena_str(tree->memory, tree->spec->cwd), 0755,
+                                   &ignored);
+}
+
 /* Builds the tree in a mount namespace that the caller has for it alone, and goes into it. */
 static int init_make_tree(const birth *b, rootfs *tree, error *e)
 {
@@ -22893,7 +22903,9 @@ static int init_make_tree(const birth *b, rootfs *tree, error *e)
     tree->shm_ns = b->fds[BIRTH_SHM];
     tree->cgroups = b->fds[BIRTH_TREE];
     tree->devices = b->devices;
-    return rootfs_build(tree, e) < 0 ? -1 : rootfs_enter(tree->root, b->spec->readonly_rootfs, e);
+    if (rootfs_build(tree, e) < 0) return -1;
+    if (b->spec->readonly_rootfs) init_make_directory(tree);
+    return rootfs_enter(tree->root, b->spec->readonly_rootfs, e);
 }
 
 /* A new umask and cgroup namespace. The latter not by clone3: that would make the monitor's cgroup

@@ -391,6 +391,23 @@ def the_working_directory_is_the_requests_else_the_images_and_is_made(k):
     equal(pod.prints("pwd", **own), "/home/alice\n", "the image's")
     equal(pod.prints("pwd", **merge(own, {"working_dir": "/tmp"})), "/tmp\n", "the request's")
     equal(pod.prints("pwd", working_dir="/not/there"), "/not/there\n", "a missing one")
+    read_only = {"linux": {"security_context": {"readonly_rootfs": True}}}
+    script = "pwd; touch x 2>&1; touch /tmp/x 2>&1; true"
+    equal(pod.prints("sh", "-c", script, working_dir="/nor/here", **read_only),
+          "/nor/here\ntouch: x: Read-only file system\ntouch: /tmp/x: Read-only file system\n",
+          "a missing one under a read-only root")
+
+
+@test
+def the_search_of_path_passes_over_what_is_no_program(k):
+    script = b"#!/bin/sh\necho found\n"
+    tree = images.busybox_tree().link("loop/tool", "tool").link("dangling/tool", "none").file("file", script)
+    tree.directory("dir/tool").file("plain/tool", script).file("last/tool", script, 0o755)
+    before = ["loop", "dangling", "file", "dir", "plain", "none", "n" * 300, "n/" * 3000]
+    path = ":".join("/" + name for name in before + ["last", "bin"])
+    name = images.push(images.Image([tree], {"Env": ["PATH=" + path]}), "127.0.0.1:5000", "test/path", "1")
+    k.pull(name)
+    equal(k.pod().prints("tool", image={"image": name}), "found\n", "output")
 
 
 @test
