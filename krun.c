@@ -26390,6 +26390,7 @@ static int spec_container(const spec_context *x, ContainerRecord *rec, error *e)
 enum { STATE_MAX = 16 * MIB, STATE_VERSION = RECORD_VERSION };
 #define MONITOR_PATIENCE (120 * NS_PER_SEC)
 #define PLUGIN_PATIENCE (240 * NS_PER_SEC)
+#define LAUNCH_PATIENCE (10 * NS_PER_SEC) /* of a stop, with a start that stands still */
 #define KILL_PATIENCE (60 * NS_PER_SEC)
 #define FOLLOW_PATIENCE (2 * NS_PER_SEC)  /* for a monitor's first word; it may also come later */
 #define START_PATIENCE (10 * NS_PER_SEC)  /* of a whole start, for all that does not end */
@@ -27982,9 +27983,11 @@ static int pod_stop(runtime *r, slice id, grpc_call *call, error *e)
         pod_wait_idle(p);
         bool here = p->state != POD_REMOVING, news = !p->halted || p->record.network_up;
         unlock_state(r);
-        error record;
+        error full;
         if (here) done = pod_halt(p, e);
-        if (here && news && pod_write(p, &record) < 0) *e = record, done = -1;
+        /* Record or not, the next start finds that it has ended. */
+        if (here && news && pod_write(p, &full) < 0)
+            log_warn("pod %.12s: %s", (const char *)p->record.id.p, full.text);
         if (here && news && done == 0) pod_log(p, "stopped");
         lock_state(r);
         if (p->state == POD_READY) p->state = POD_NOTREADY;
@@ -28358,8 +28361,8 @@ static int container_wait_exit(container *c, int cancel, int64_t deadline, error
 static int container_end(container *c, int64_t grace_ns, int cancel, error *e)
 {
     runtime *r = c->pod->runtime;
-    int64_t patience =
-        clock_mono() + MONITOR_PATIENCE; /* what has not come to run by then is killed */
+    int64_t patience = clock_mono() + MIN(MAX(grace_ns, LAUNCH_PATIENCE), MONITOR_PATIENCE);
+    /* what has not come to run by then is killed */
     while (c->state == BOX_STARTING && clock_mono() < patience)
         if (wait_change(r, &c->waiters, cancel, patience, e) < 0 &&
             e->code != GRPC_DEADLINE_EXCEEDED)

@@ -231,6 +231,38 @@ def a_start_that_was_cut_off_with_its_monitor_and_the_daemon_is_ended(k):
 
 @restarts
 @test
+def a_pod_can_be_stopped_when_nothing_can_be_written(k):  # T59: else a full disk stays full
+    pod = k.pod()
+    container = pod.start("sleep", "5300004")
+    subprocess.check_call(["prlimit", "--pid", str(k.process.pid), "--fsize=0:unlimited"])
+    pod.stop()
+    check(not running("5300004"), "it runs on")
+    equal(pod.status().state, pb.SANDBOX_NOTREADY, "the pod")
+    k.restart()
+    reconnect(k, pod, container)
+    equal(pod.status().state, pb.SANDBOX_NOTREADY, "the pod after a restart")
+    equal(container.status().state, pb.CONTAINER_EXITED, "the container after a restart")
+
+
+@test
+def a_container_whose_start_stands_still_can_be_stopped(k):
+    tree = cgroup2_mount() or skip("no cgroup version 2 tree")
+    pod = k.pod()
+    container = pod.create()
+    cgroup = f"{tree}/krun/{pod.id}/{container.id}"
+    os.makedirs(cgroup)
+    with open(cgroup + "/cgroup.freeze", "w") as f:
+        f.write("1")
+    call = k.cri.begin("StartContainer", container_id=container.id)
+    with open(cgroup + "/cgroup.procs") as f:
+        until("the start has begun", lambda: f.seek(0) or f.read())
+    container.stop()
+    equal(container.status().state, pb.CONTAINER_EXITED, "its state")
+    check(call.exception(), "the start fails")
+
+
+@restarts
+@test
 def an_exit_code_outlives_the_daemon_and_the_monitor(k):
     pod = k.pod()
     go = k.directory + "/go"
