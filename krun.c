@@ -13647,7 +13647,8 @@ static int fetch_once(fetch_session *f, fetch_host *h, const url_parts *u, fetch
                        .accept = manifest ? fetch_accept : NULL,
                        .offset = task->whole ? 0 : task->sent };
     http_conn *c = fetch_get(f, h, &q, &r, e);
-    if (!c && q.offset && r.status == 416) { /* Range Not Satisfiable */
+    /* 416 is Range Not Satisfiable, but there are servers that refuse a range with 400 or 403 */
+    if (!c && q.offset && r.status / 100 == 4 && r.status != 401 && e->code != GRPC_UNAVAILABLE) {
         task->whole = true;
         e->code = GRPC_UNAVAILABLE;
     }

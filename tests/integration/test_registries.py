@@ -388,7 +388,7 @@ def a_reply_of_chunks_that_is_cut_off_anywhere_goes_on(k):
 
 @test
 def a_range_that_cannot_be_used_is_asked_for_whole(k):
-    """A 206 that does not say where it begins, one of another place, and 416."""
+    """A 206 that does not say where it begins, one of another place, and refusals."""
     def whole(h, body, at):
         return h.answer(200, body)
     odd = {
@@ -399,6 +399,8 @@ def a_range_that_cannot_be_used_is_asked_for_whole(k):
         "no place of bytes": (lambda h, b, at: h.answer(206, b[at:], Content_Range=f"lines {at}-9/*"), 3),
         "416": (lambda h, b, at: h.answer(416, b"", Content_Range=f"bytes */{len(b)}"), 3),
         "all again": (whole, 2),
+        **{f"{status}": (lambda h, b, at, status=status: h.answer(status, b"<Error/>"), 3)
+           for status in (400, 403, 404)},
     }
 
     def no_place(h, rest):
