@@ -22651,6 +22651,7 @@ __attribute__((no_sanitize_address)) /* its frame is never returned from */
 static int birth_launcher(void *arg)
 {
     birth *b = arg;
+    fault_point("init.launcher");
     if (birth_prepare(b, &b->failure) < 0) _exit(1);
     b->pid = birth_clone(b, CLONE_PARENT);
     if (b->pid == 0) birth_run(b);
@@ -22665,6 +22666,7 @@ static int birth_launch(birth *b, error *e)
     char *stack = mmap(NULL, INIT_STACK, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE, -1, 0);
     if (stack == MAP_FAILED) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "stack for a new process");
+    fail(&b->failure, GRPC_ABORTED, "the process was killed while it was being set up");
     sigfillset(&all); /* no handler of ours may run in the launcher's half of our memory */
     sigprocmask(SIG_SETMASK, &all, &mask);
     pid_t launcher = clone(birth_launcher, stack + INIT_STACK, CLONE_VM | CLONE_VFORK | SIGCHLD, b);

@@ -381,6 +381,27 @@ def a_monitor_is_hard_to_kill_for_want_of_memory(k):  # R19
 
 @restarts
 @test
+def what_is_killed_on_its_way_into_a_container_has_failed(k):
+    for what in ("start", "exec"):
+        k.environment = {"KRUN_FAULT": "init.launcher:1"}
+        k.restart()
+        k.environment = {}
+        pid = pb.POD if what == "start" else pb.CONTAINER
+        spaces = {"linux": {"security_context": {"namespace_options": {"network": pb.NODE, "pid": pid}}}}
+        pod = k.pod(**spaces)
+        container = pod.create("sleep", "5500025", **spaces)
+        if what == "start":
+            refused("ABORTED", container.start, "was killed")
+            equal((container.status().exit_code, container.status().reason), (128, "StartError"), "the end")
+            continue
+        container.start()
+        refused("ABORTED", lambda: container.run("true"), "was killed")
+        equal(container.run("true").exit_code, 0, "exit code of the next one")
+    k.restart()
+
+
+@restarts
+@test
 def a_monitor_that_dies_as_it_starts_fails_the_pod_and_nothing_waits_for_it(k):
     for fault in ("monitor.start:1", "monitor.listens:1"):
         k.environment = {"KRUN_FAULT": fault}
