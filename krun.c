@@ -22600,6 +22600,7 @@ static pid_t birth_clone(const birth *b, uint64_t more)
 /* Starts the process that builds for *b what takes the host's tree and descriptors. It stays
  * outside of the PID namespace in which *b will be seen, and keeps to the cgroup, which ends both.
  * Nobody waits for it: it ends when its work is done or *b has gone, and init(8) reaps it. */
+__attribute__((no_sanitize_address)) /* the child is on the launcher's stack, and never returns */
 static int birth_builder(birth *b, error *e)
 {
     int ends[2];

@@ -4,7 +4,7 @@
 static int spin_main(int argc, char **argv) /* computes for ever */
 {
     (void)argv;
-    for (volatile int x = argc;;) x++;
+    for (volatile unsigned x = (unsigned)argc;;) x++;
     return 0;
 }
 
