@@ -13372,6 +13372,42 @@ static int token_parse(fetch_session *f, fetch_host *h, slice body, error *e)
     return f->session.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a token") : 0;
 }
 
+static bool status_redirects(int status)
+{
+    return status == 301 || status == 302 || status == 303 || status == 307 || status == 308;
+}
+
+/* Where a redirect leads. Never from https to http: what was private would be sent in clear. */
+static int fetch_redirect(fetch_session *f, http_conn *c, http_reply *r, url_parts *u, error *e)
+{
+    url_parts next;
+    OWNED_BUF ignored = { 0 };
+    if (url_follow(u, http_field(r, "location"), f->a, &next, e) < 0) return fail_in(e, "redirect");
+    if (u->tls && !next.tls)
+        return fail(e, GRPC_PERMISSION_DENIED, "redirect from https to http://%s", next.host);
+    if (http_body_all(c, r, 64 * KIB, &ignored, e) < 0) http_close(c);
+    else http_done(c, r);
+    *u = next;
+    return 0;
+}
+
+/* Asks the token server. A GET may be led elsewhere; the credentials stay with the server that they
+ * are for. */
+static http_conn *token_ask(fetch_session *f, const http_request *q, const url_parts *registry,
+                            http_reply *r, error *e)
+{
+    url_parts at = *q->to;
+    http_request one = *q;
+    one.to = &at;
+    for (int hops = 0; hops <= HTTP_REDIRECTS; hops++) {
+        http_conn *c = http_ask(f, &one, !strcasecmp(at.host, registry->host), r, e);
+        if (!c || q->form.n || !status_redirects(r->status)) return c;
+        if (fetch_redirect(f, c, r, &at, e) < 0) return http_close(c), NULL;
+        one.authorization = url_same_server(&at, q->to) ? q->authorization : NULL;
+    }
+    return fail(e, GRPC_UNKNOWN, "more than %d redirects", HTTP_REDIRECTS), NULL;
+}
+
 /* Gets a token for pulling from the server that the challenge names (distribution's token
  * authentication): GET with Basic, or POST with the identity token. -1: PERMISSION_DENIED also for
  * a realm in clear; UNAVAILABLE when it may be asked again; most else is UNAUTHENTICATED:
@@ -13394,14 +13430,13 @@ static int token_fetch(fetch_session *f, fetch_host *h, const url_parts *registr
     slice identity = auth && !named ? auth->identity_token : (slice){ NULL, 0 },
           basic = auth_basic(auth, f->a);
     token_query(f, challenge, identity, &query);
-    bool own = !strcasecmp(realm.host, registry->host);
     http_request q = { .to = &realm, .accept = "application/json", .trust = h->conf };
     if (basic.n && !identity.n) q.authorization = arena_printf(f->a, "Basic %.*s", PR(basic));
     if (identity.n) q.form = buf_view(&query);
     else
         realm.path = arena_printf(f->a, "%s%c%.*s", realm.path, strchr(realm.path, '?') ? '&' : '?',
                                   PR(query));
-    http_conn *c = http_ask(f, &q, own, &r, e);
+    http_conn *c = token_ask(f, &q, registry, &r, e);
     if (!c) return fail_in(e, "token server %s", url_text(&realm, shown));
     if (http_body_all(c, &r, TOKEN_MAX, &body, e) < 0)
         return http_close(c), fail_in(e, "token server %s", url_text(&realm, shown));
@@ -13410,7 +13445,7 @@ static int token_fetch(fetch_session *f, fetch_host *h, const url_parts *registr
     int refused = status_code(r.status);
     if (refused != GRPC_UNAVAILABLE && refused != GRPC_PERMISSION_DENIED)
         refused = GRPC_UNAUTHENTICATED;
-    if (r.status != 200)
+    if (r.status / 100 != 2)
         return fail(e, refused, "token server %s: HTTP status %d", url_text(&realm, shown),
                     r.status);
     return token_parse(f, h, buf_view(&body), e) < 0
@@ -13489,25 +13524,6 @@ static int fetch_refused(fetch_session *f, http_conn *c, http_reply *r, error *e
     http_done(c, r);
     fail(e, status_code(status), "HTTP status %d%s%s", status, words, wait);
     return fetch_by_proxy(c, e);
-}
-
-static bool status_redirects(int status)
-{
-    return status == 301 || status == 302 || status == 303 || status == 307 || status == 308;
-}
-
-/* Where a redirect leads. Never from https to http: what was private would be sent in clear. */
-static int fetch_redirect(fetch_session *f, http_conn *c, http_reply *r, url_parts *u, error *e)
-{
-    url_parts next;
-    OWNED_BUF ignored = { 0 };
-    if (url_follow(u, http_field(r, "location"), f->a, &next, e) < 0) return fail_in(e, "redirect");
-    if (u->tls && !next.tls)
-        return fail(e, GRPC_PERMISSION_DENIED, "redirect from https to http://%s", next.host);
-    if (http_body_all(c, r, 64 * KIB, &ignored, e) < 0) http_close(c);
-    else http_done(c, r);
-    *u = next;
-    return 0;
 }
 
 /* GETs `q->to` with all that HTTP asks for on the way: a login once, redirects. Credentials and the

@@ -212,6 +212,35 @@ def a_token_server_is_asked_in_both_ways(k):
 
 
 @test
+def a_token_server_may_lead_elsewhere(k):
+    """The credentials go to the server that the challenge names, and to no other."""
+    name, image = faked(k, "led")
+    hosts(k, FAKE, f'server = "http://{FAKE}"\n')
+    other = registry.FakeRegistry(5033)
+    seen = []
+
+    def trick(h):
+        if h.path.startswith("/token"):
+            step = int(h.path[6].replace("?", "0"))
+            seen.append(h.headers.get("Authorization"))
+            if step == 2:
+                return h.answer(201, b'{"token": "t"}')
+            return h.answer(302, Location=("/token1", "http://127.0.0.1:5033/token2")[step])
+        if h.headers.get("Authorization") == "Bearer t":
+            return False
+        return h.answer(401, WWW_Authenticate=f'Bearer realm="http://{FAKE}/token",service="s"')
+    k.fake.trick = other.trick = trick
+    try:
+        equal(pull(k, name, auth=AUTH), image.id, "the answer")
+        equal(seen, ["Basic " + AUTH] * 2 + [None], "credentials")
+        k.fake.trick = lambda h: h.answer(302, Location="/token?") if h.path.startswith("/token") else trick(h)
+        drop(k)
+        refused("UNKNOWN", lambda: pull(k, name), "more than 10 redirects")
+    finally:
+        other.stop()
+
+
+@test
 def a_token_server_that_refuses_is_named(k):
     name, _ = pushed(k, "token-refused")
     refused("UNAUTHENTICATED", lambda: pull(k, TOKEN + name), "HTTP status 401 (UNAUTHORIZED: ")
