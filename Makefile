@@ -94,8 +94,9 @@ UNIT_FILE = $(DESTDIR)$(PREFIX)/lib/systemd/system/krun.service
 DOCUMENTS = $(DESTDIR)$(PREFIX)/share/doc/krun
 install: krun
 	install -D -m 755 krun $(DESTDIR)$(PREFIX)/bin/krun
-	install -d $(DOCUMENTS) $(dir $(UNIT_FILE))
-	install -m 644 README.md CHANGELOG.md LICENSE examples/krun.toml $(DOCUMENTS)
+	install -d $(DOCUMENTS)/examples $(dir $(UNIT_FILE))
+	install -m 644 README.md CHANGELOG.md LICENSE $(DOCUMENTS)
+	install -m 644 $(wildcard examples/*.*) $(DOCUMENTS)/examples
 	sed 's|/usr/local/|$(PREFIX)/|' examples/krun.service >$(UNIT_FILE)
 	chmod 644 $(UNIT_FILE)
 uninstall:

@@ -22834,6 +22834,16 @@ static char **init_vector(const slice *a, size_t na, const slice *b, size_t nb, 
     return memory->oom ? NULL : v;
 }
 
+/* What execve(2) did not find although it is there names a loader, or a #! program, that is not. */
+static int init_not_executed(const char *file, error *e)
+{
+    int sys = errno;
+    bool there = sys == ENOENT && access(file, F_OK) == 0;
+    errno = sys;
+    return fail_sys(e, GRPC_UNKNOWN, "exec %s%s", file,
+                    there ? ", whose loader or #! program the container does not have" : "");
+}
+
 /* execve(2) with a search of the container's PATH for a name without a slash, as execvp(3) does it.
  * Comes back only on failure. */
 static int init_execute(char **args, char **env, error *e)
@@ -22843,7 +22853,7 @@ static int init_execute(char **args, char **env, error *e)
     bool denied = false;
     if (strchr(args[0], '/')) {
         execve(args[0], args, env);
-        return fail_sys(e, GRPC_UNKNOWN, "exec %s", args[0]);
+        return init_not_executed(args[0], e);
     }
     for (char **v = env; *v; v++)
         if (!strncmp(*v, "PATH=", 5)) { path = *v + 5; break; }
@@ -22854,9 +22864,10 @@ static int init_execute(char **args, char **env, error *e)
             continue;
         execve(file, args, env);
         denied = denied || errno == EACCES;
-        if (errno != ENOENT && errno != ENOTDIR && errno != EACCES && errno != ELOOP &&
-            errno != ENAMETOOLONG)
-            return fail_sys(e, GRPC_UNKNOWN, "exec %s", file);
+        bool there = errno == ENOENT && access(file, F_OK) == 0;
+        if (there || (errno != ENOENT && errno != ENOTDIR && errno != EACCES && errno != ELOOP &&
+                      errno != ENAMETOOLONG))
+            return init_not_executed(file, e);
     }
     if (denied) return errno = EACCES, fail_sys(e, GRPC_UNKNOWN, "exec %s", args[0]);
     fail(e, GRPC_UNKNOWN, "exec: \"%s\": executable file not found in $PATH", args[0]);
@@ -26814,7 +26825,9 @@ static void container_give_turn(container *c)
 static int pod_begin_work(pod *p, error *e)
 {
     if (p->state == POD_READY && !p->closing) return p->working++, 0;
-    return fail(e, GRPC_FAILED_PRECONDITION, "pod sandbox \"%.*s\" is not ready", PR(p->record.id));
+    return fail(e, GRPC_FAILED_PRECONDITION,
+                "pod sandbox \"%.*s\" is not ready: a pod that has stopped does not start again",
+                PR(p->record.id));
 }
 
 static void pod_end_work(pod *p)
@@ -29152,9 +29165,13 @@ static int service_version(grpc_call *c, const void *in, void *out, error *e)
     return 0;
 }
 
-/* The daemon's settings as JSON: verbose Status shows them, and critest looks up stateDir there. */
-static slice settings_json(const runtime_options *o, arena *a)
+/* The daemon's settings as JSON, those that SIGHUP changes as they are now: verbose Status shows
+ * them, and critest looks up stateDir there. */
+static slice settings_json(const runtime *r, arena *a)
 {
+    static const char *const levels[] = { "debug", "info", "warn", "error" };
+    const runtime_options *o = r->options;
+    const image_options *images = image_now(r->images);
     const struct { const char *key, *value; } rows[] = {
         { "root", o->root },
         { "run", o->run },
@@ -29163,17 +29180,18 @@ static slice settings_json(const runtime_options *o, arena *a)
         { "config", o->config },
         { "cni-conf-dir", o->cni_conf_dir },
         { "cni-bin-dir", o->cni_bin_dir },
-        { "hosts-dir", o->images.hosts_dir },
-        { "tls-helper", o->images.tls_helper },
-        { "image-auth-file", o->images.auth_file },
+        { "hosts-dir", images->hosts_dir },
+        { "tls-helper", images->tls_helper },
+        { "image-auth-file", images->auth_file },
         { "image-import", o->images.import_dir },
-        { "image-verify", o->images.verify },
-        { "image-pinned", o->images.pinned },
-        { "image-sync", o->images.no_sync ? "false" : "true" },
-        { "keep-blobs", o->images.keep_blobs ? "true" : "false" },
+        { "image-verify", images->verify },
+        { "image-pinned", images->pinned },
+        { "image-sync", images->no_sync ? "false" : "true" },
+        { "keep-blobs", images->keep_blobs ? "true" : "false" },
         { "cgroup-driver", "cgroupfs" },
         { "stream-address", o->stream_address },
         { "missing-controllers", o->ignore_missing_controllers ? "ignore" : "refuse" },
+        { "log-level", levels[log_least] },
     };
     OWNED_BUF text = { 0 };
     for (size_t i = 0; i < COUNT(rows); i++) {
@@ -29219,7 +29237,7 @@ static int service_status(grpc_call *c, const void *in, void *out, error *e)
     if (!ask->verbose) return 0;
     pb_pair *info = call_alloc(c, sizeof *info, e);
     if (!info) return -1;
-    *info = (pb_pair){ SLICE("config"), settings_json(r->options, &c->arena) };
+    *info = (pb_pair){ SLICE("config"), settings_json(r, &c->arena) };
     reply->info.p = info;
     reply->info.n = 1;
     return 0;
@@ -33721,9 +33739,14 @@ static int cli_main(int argc, char **argv)
 
 static int cli_main(int argc, char **argv)
 {
-    if (argc > 1 && !strcmp(argv[1], "serve")) return daemon_main(argc - 1, argv + 1);
-    fprintf(stderr, "usage: krun serve [OPTION...]   (this build has no other commands)\n");
-    return 2;
+    const char *word = argc > 1 ? argv[1] : "";
+    bool version = !strcmp(word, "--version") || !strcmp(word, "-v");
+    bool help = !strcmp(word, "--help") || !strcmp(word, "-h");
+    if (!strcmp(word, "serve")) return daemon_main(argc - 1, argv + 1);
+    if (version) return printf("krun %s\n", KRUN_VERSION) < 0;
+    fprintf(help ? stdout : stderr,
+            "usage: krun serve [FLAG]...   (this build has no other command; krun serve --help)\n");
+    return help ? 0 : 2;
 }
 
 #endif

@@ -369,6 +369,8 @@ TEST(init_says_which_step_of_a_start_failed)
         { { "nothere" }, ENOENT, "exec: \"nothere\": executable file not found in $PATH" },
         { { "/nothere" }, ENOENT, "exec /nothere: No such file or directory" },
         { { "/etc/passwd" }, EACCES, "exec /etc/passwd: Permission denied" },
+        { { "/bin/lost" }, ENOENT, "exec /bin/lost, whose loader or #! program the container does not have: No such" },
+        { { "lost" }, ENOENT, "exec /bin/lost, whose loader or #! program the container does not have: No such" },
         { { "noformat" }, ENOEXEC, "exec /bin/noformat: Exec format error" },
         { { "plain" }, EACCES, "exec plain: Permission denied" },
         { { "/etc" }, EACCES, "exec /etc: Permission denied" },
@@ -381,6 +383,7 @@ TEST(init_says_which_step_of_a_start_failed)
     OWNED_FD bin = openat(b.layers, "one/bin", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     box_write(bin, "noformat", "\x01\x02\x03"), fchmodat(bin, "noformat", 0755, 0);
     box_write(bin, "plain", "#!/bin/sh\n");
+    box_write(bin, "lost", "#!/nothere\n"), fchmodat(bin, "lost", 0755, 0);
     for (size_t i = 0; i < COUNT(rows) - 1; i++) {
         box_run(&b, rows[i].words, &code, &e);
         CHECK_INT(code, -1);

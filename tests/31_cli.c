@@ -92,6 +92,7 @@ TEST(cli_not_run_tells_a_missing_program_from_one_that_cannot_run)
     static const struct { const char *text; int code; } rows[] = {
         { "exec /nope: No such file or directory", 127 }, { "exec /etc: Permission denied", 126 },
         { "exec /x: Exec format error", 126 }, { "exec: \"x\": executable file not found in $PATH", 127 },
+        { "exec /x, whose loader or #! program the container does not have: No such file or directory", 127 },
         { "mount /x: No such file or directory", 125 }, { "no such image", 125 }, { "", 125 },
     };
     for (size_t i = 0; i < COUNT(rows); i++) {

@@ -1,6 +1,7 @@
 """krun's own command line: tables for people, JSON for programs, exit codes passed through."""
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -49,6 +50,10 @@ def make_install_gives_a_unit_that_fits_and_uninstall_takes_all_away(k):
         for document in documents:
             check(document.startswith("file:///"), f"{document} is a file")
             check(os.path.isfile(there + document[len("file://"):]), f"{document} is there")
+        named = re.findall(r"`(examples/[^` ]+)`", open(f"{TOP}/README.md").read())
+        check(len(named) > 3, f"README.md names examples: {named}")
+        for example in [*named, "examples/hosts.toml"]:  # krun.toml names that
+            check(os.path.isfile(f"{there}{prefix}/share/doc/krun/{example}"), f"{example} is there")
         holds("-HUP $MAINPID", lines["ExecReload"], "ExecReload")
         check(os.access(lines["ExecReload"].split()[0], os.X_OK), lines["ExecReload"])
         if prefix != "/usr/local":
