@@ -28816,7 +28816,7 @@ static void container_disown(pod *p, const char *id)
 static int pod_recover_containers(pod *p, error *e)
 {
     runtime *r = p->runtime;
-    char path[96], one[96 + NAME_MAX];
+    char path[96], one[sizeof path + 1 + NAME_MAX];
     int newer = 0;
     snprintf(path, sizeof path, "%.*s/containers", PR(p->record.id));
     OWNED_FD dir = openat(r->pods, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
