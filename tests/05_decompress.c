@@ -297,17 +297,16 @@ static void zstd_exact(const char *name, slice packed)
         drip_source drip = { { drip_read }, packed, 100000, 1 };
         decompressor d;
         error e = { 0 };
-        slice room = at_page_end("", 0);
         OWNED_BUF plain = { 0 };
         source *s = decompress_open(&d, &drip.source, &e);
         ssize_t n = 1;
         while (s && n > 0 && plain.n < size) {
             size_t want = MIN((size - 1) / parts + 1, size - plain.n);
             uint8_t *zeros = calloc(1, want);
-            room = at_page_end(zeros, want);
+            slice room = at_page_end(zeros, want);
             n = s->read(s, (uint8_t *)room.p, want, &e);
             if (n > 0) buf_add(&plain, room.p, (size_t)n);
-            munmap((void *)((uintptr_t)room.p & ~(uintptr_t)(sysconf(_SC_PAGESIZE) - 1)), want);
+            free_newest_page();
             free(zeros);
         }
         CHECK_INT(plain.n, size);

@@ -87,9 +87,16 @@ static slice at_page_end(const void *bytes, size_t n)
     return (slice){ (uint8_t *)p + room - n, n };
 }
 
+/* Frees what at_page_end gave last. */
+static void free_newest_page(void)
+{
+    npages--;
+    munmap(pages[npages].p, pages[npages].n);
+}
+
 static void free_pages(void)
 {
-    while (npages) npages--, munmap(pages[npages].p, pages[npages].n);
+    while (npages) free_newest_page();
     free(pages);
     pages = NULL;
 }
