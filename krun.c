@@ -22921,8 +22921,8 @@ typedef struct {
 static void init_make_directory(const rootfs *tree)
 {
     error ignored;
-    OWNED_FD dir = make_dir_inside(tree->root, arena_str(tree->memory, tree->spec->cwd), 0755,
-                                   &ignored);
+    int dir = make_dir_inside(tree->root, arena_str(tree->memory, tree->spec->cwd), 0755, &ignored);
+    close_fd(&dir);
 }
 
 /* Builds the tree in a mount namespace that the caller has for it alone, and goes into it. */
