@@ -27130,7 +27130,7 @@ static void *pod_orphaned_thread(void *arg)
 }
 
 /* The pod's monitor has died without being asked to. Locked. */
-static void pod_mourn(pod *p)
+static void pod_lost_monitor(pod *p)
 {
     pthread_t thread;
     if (!pod_has_monitor(p)) return;
@@ -27160,7 +27160,7 @@ static void pod_monitor_gone(pod *p)
 {
     LOCKED(p->runtime);
     pod_unlink(p);
-    if (!p->closing) pod_mourn(p);
+    if (!p->closing) pod_lost_monitor(p);
     pod_drop(p); /* the link's hold */
 }
 
@@ -28027,7 +28027,7 @@ static int pod_stop(runtime *r, slice id, grpc_call *call, error *e)
         pod_give_turn(p);
     }
     p->closing--;
-    if (mine < 0 && p->link.fd < 0) pod_mourn(p); /* its monitor died while we waited */
+    if (mine < 0 && p->link.fd < 0) pod_lost_monitor(p); /* its monitor died while we waited */
     pod_drop(p);
     unlock_state(r);
     return done;
@@ -28063,7 +28063,7 @@ static int pod_remove(runtime *r, slice id, grpc_call *call, error *e)
         pod_give_turn(p);
     }
     p->closing--;
-    if (done < 0 && p->link.fd < 0) pod_mourn(p); /* its monitor died while we waited */
+    if (done < 0 && p->link.fd < 0) pod_lost_monitor(p); /* its monitor died while we waited */
     pod_drop(p);
     unlock_state(r);
     return done;
@@ -28798,9 +28798,10 @@ static int container_recover(pod *p, const char *id, error *e)
     c->state = BOX_CREATED;
     r->last_created = MAX(r->last_created, container_created(c));
     if (ended) container_set_exit(c, &exit);
-    else if (started)
-        box_move(c, BOX_RAN),
-            c->started_at = c->record.created_at; /* until its monitor says more */
+    else if (started) {
+        box_move(c, BOX_RAN);
+        c->started_at = c->record.created_at; /* until its monitor says more */
+    }
     image_layers_hold(r->images, &c->record);
     return 0;
 }
