@@ -16214,7 +16214,9 @@ static void store_thread_ends(image_store *s) /* under the lock */
  * What cannot be moved (no room for the new name, another file system) is removed where it is, by
  * the same thread unless it is small: no start waits for that either. */
 
-enum { TRASH_AT_ONCE = 100 }; /* entries; starting a process costs more than removing so many */
+/* Entries: starting a process costs more than removing so many; and the end of the daemon may wait
+ * for so many, a few milliseconds' work. */
+enum { TRASH_AT_ONCE = 100, TRASH_STRETCH = 1000 };
 
 static void trash_forget(trash_entry *names)
 {
@@ -16323,6 +16325,25 @@ static bool layer_take_unused(image_store *s, store_layer *out)
     return false;
 }
 
+static bool store_closes(image_store *s)
+{
+    pthread_mutex_lock(&s->lock);
+    bool closing = s->closing;
+    pthread_mutex_unlock(&s->lock);
+    return closing;
+}
+
+/* Removes a layer's directory where it is. Whoever wants the layer waits for that (sweep_layer),
+ * for its name comes again; the end of the daemon does not: the next start finds a directory that
+ * has no record. 0: all of it is gone; 1: the daemon ends; -1: some of it stays. */
+static int layer_remove_in_place(image_store *s, const char *name, error *e)
+{
+    int left = 1;
+    while (left > 0 && !store_closes(s))
+        left = tree_remove_some(s->layers_fd, name, TRASH_STRETCH, e);
+    return left;
+}
+
 /* Removes a layer from disk: its directory in one step, then its record, which without it means
  * nothing to a start. Where there is no such step the record goes first: a directory that has one
  * counts as whole. */
@@ -16336,8 +16357,10 @@ static void layer_delete(image_store *s, const store_layer *l)
     fault_point("layer.remove");
     unlinkat(s->layers_fd, file, 0);
     if (*l->blob) unlinkat(s->blobs_fd, l->blob, 0);
-    if (!taken && tree_remove(s->layers_fd, name, &e) < 0) log_warn("layers/%s", e.text);
-    else log_info("layer %.12s removed: nothing uses it", name);
+    fault_point("layer.unrecorded");
+    int left = taken ? 0 : layer_remove_in_place(s, name, &e);
+    if (left < 0) log_warn("layers/%s", e.text);
+    if (left == 0) log_info("layer %.12s removed: nothing uses it", name);
 }
 
 static const char layer_aside[] = ".damaged-"; /* <diff-id>.damaged-<time> */
@@ -17179,7 +17202,7 @@ static void trash_clear_place(image_store *s)
     trash_place *p = s->places;
     s->places = p->next;
     pthread_mutex_unlock(&s->lock);
-    int left = tree_remove_some(p->at, p->path, 10 * TRASH_AT_ONCE, &e);
+    int left = tree_remove_some(p->at, p->path, TRASH_STRETCH, &e);
     if (left < 0) log_warn("%s", e.text);
     pthread_mutex_lock(&s->lock);
     if (left > 0) p->next = s->places, s->places = p;
@@ -26859,7 +26882,8 @@ static int state_read(record_file f, arena *a, void *record, error *e)
 }
 
 /* Removes the directory of a pod or of a container, a path below pods/. If it cannot be moved as a
- * whole its record goes first: without that the rest is rubbish that the next start sweeps. */
+ * whole its record goes first: without that the rest is rubbish, which goes in the background, or
+ * at the next start. */
 static int state_remove(runtime *r, const char *path, const char *record, error *e)
 {
     char file[256];
@@ -26868,7 +26892,7 @@ static int state_remove(runtime *r, const char *path, const char *record, error 
     if (unlinkat(r->pods, file, 0) < 0 && errno != ENOENT && errno != EISDIR)
         return fail_sys(e, GRPC_INTERNAL, "remove %s", file);
     fault_point("state.unrecorded");
-    return tree_remove(r->pods, path, e);
+    return trash_put(r->images, r->pods, path, e);
 }
 
 static int pod_write(pod *p, error *e)

@@ -627,3 +627,38 @@ TEST(what_cannot_be_moved_to_the_trash_holds_up_no_start)
     CHECK(!in_layers(&x, "big.partial"));
     store_down(&x);
 }
+
+/* The end of the daemon does not wait for the removal of a large layer; the next start ends it. */
+TEST(a_layer_that_cannot_be_moved_to_the_trash_does_not_hold_up_the_end)
+{
+    store_fixture x;
+    error e;
+    char path[PATH_MAX + 128], name[LAYER_NAME];
+    if (geteuid() != 0) SKIP("unpack needs root for chroot");
+    store_up(&x);
+    memset(name, 'a', sizeof name - 1), name[sizeof name - 1] = '\0';
+    snprintf(path, sizeof path, "%s/layers/%s", x.path, name);
+    CHECK_INT(mkdir(path, 0700), 0);
+    for (int i = 0; i < 2500; i++) {
+        snprintf(path, sizeof path, "%s/layers/%s/%d", x.path, name, i);
+        CHECK_INT(mkdir(path, 0700), 0);
+    }
+    snprintf(path, sizeof path, "%s.json", name);
+    put_file(&x, "layers", path, SLICE("{}"));
+    close_fd(&x.s->trash_fd);
+    store_layer gone = { .next = NULL };
+    memcpy(gone.name, name, sizeof name);
+    x.s->closing = true;
+    layer_delete(x.s, &gone);
+    x.s->closing = false;
+    CHECK(in_layers(&x, name) && !in_layers(&x, path)); /* the record goes first */
+    images_close(x.s);
+    x.s = images_open(&x.o, &e);
+    CHECK(x.s != NULL);
+    if (!x.s) return;
+    CHECK(!in_layers(&x, name));
+    images_collect(x.s);
+    for (int i = 0; i < 1000 && files_in(&x, "layers") > 2; i++) usleep(10000);
+    CHECK_INT(files_in(&x, "layers"), 2); /* the built-in image's, and its record */
+    store_down(&x);
+}

@@ -166,3 +166,37 @@ TEST(what_does_not_end_shares_the_patience_of_a_start)
     CHECK(patience_until(&r, KILL_PATIENCE) < now + KILL_PATIENCE || clock_mono() > now + NS_PER_SEC);
     CHECK(patience_until(&r, KILL_PATIENCE) >= now + WAIT_BLIND);
 }
+
+/* A large directory that cannot be moved goes in the background: no call waits for it, and no end of the daemon. */
+TEST(state_that_cannot_be_moved_to_the_trash_is_not_waited_for)
+{
+    store_fixture x;
+    error e;
+    char path[PATH_MAX + 128], id[65];
+    if (geteuid() != 0) SKIP("unpack needs root for chroot");
+    store_up(&x);
+    images_close(x.s);
+    x.s = images_open(&x.o, &e);
+    CHECK(x.s != NULL);
+    if (!x.s) return;
+    close_fd(&x.s->trash_fd);
+    snprintf(path, sizeof path, "%s/pods", x.path);
+    CHECK_INT(mkdir(path, 0700), 0);
+    OWNED_FD pods = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    runtime r = { .images = x.s, .pods = pods };
+    CHECK(new_id(id));
+    CHECK_INT(mkdirat(pods, id, 0700), 0);
+    for (int i = 0; i < 2500; i++) {
+        snprintf(path, sizeof path, "%s/%d", id, i);
+        CHECK_INT(mkdirat(pods, path, 0700), 0);
+    }
+    snprintf(path, sizeof path, "%s/pod.json", id);
+    close(openat(pods, path, O_CREAT | O_CLOEXEC, 0600));
+    CHECK_INT(state_remove(&r, id, "pod.json", &e), 0);
+    CHECK(faccessat(pods, path, F_OK, 0) < 0);
+    CHECK_INT(faccessat(pods, id, F_OK, 0), 0); /* nobody has begun with it */
+    images_collect(x.s);
+    for (int i = 0; i < 1000 && faccessat(pods, id, F_OK, 0) == 0; i++) usleep(10000);
+    CHECK(faccessat(pods, id, F_OK, 0) < 0);
+    store_down(&x);
+}

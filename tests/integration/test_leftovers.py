@@ -481,6 +481,7 @@ def without_a_trash_what_is_removed_is_removed_in_its_place(k):
             check(at_every_step(own, remove_pod(own), first=2, by=2) >= 4, "steps")
             check(at_every_step(own, remove_pod(own), "state.unrecorded") >= 1, "steps")
             check(at_every_step(own, remove_small(own), by=2) >= 4, "steps")
+            check(at_every_step(own, remove_small(own), "layer.unrecorded") >= 1, "steps")
         finally:
             subprocess.call(["chattr", "-i", own.root + "/trash"])
 
