@@ -59,9 +59,14 @@ full:
 # What can be seen without running anything: the chapters' order, #if, lengths, warnings.
 structure:
 	tests/structure.py krun.c
+	tests/book.py --check
 	tests/protections/protections.py --fits
 warnings:
 	tests/warnings.sh
+
+# krun.c as web pages, one a chapter: book/index.html.
+book:
+	tests/book.py book
 
 # A pod's whole life, told step by step, on temporary directories. As root; nothing is left behind.
 demo: krun
@@ -106,5 +111,6 @@ uninstall:
 clean:
 	rm -f krun $(CROSS) tests/unit tests/unit-sanitized examples/embed
 	rm -f tests/fuzz/fuzz-clang tests/fuzz/fuzz-gcc
+	rm -rf book
 
-.PHONY: cross unit fuzz check full structure warnings demo conformance bench crash protections embed install uninstall clean
+.PHONY: cross unit fuzz check full book structure warnings demo conformance bench crash protections embed install uninstall clean
