@@ -2,7 +2,7 @@
 """Shows that krun.c is the book that it says it is. Prints figures, then what is wrong; exits 1 if
 anything is.
 
-    tests/structure.py krun.c        needs universal-ctags
+    tests/structure.py [krun.c]      needs universal-ctags
 
  - chapters stand in order, the table of contents names each, none has more than 1500 lines
  - no function, and no macro, uses a name that is defined below it, in its chapter or a later one.
@@ -211,9 +211,9 @@ class Book:
 
 
 def main():
-    if len(sys.argv) != 2:
+    if len(sys.argv) > 2 or sys.argv[1:] in (['-h'], ['--help']):
         sys.exit(__doc__)
-    book = Book(sys.argv[1])
+    book = Book(sys.argv[1] if len(sys.argv) > 1 else 'krun.c')
     book.check_chapters()
     book.check_order()
     book.check_lines()
