@@ -4,7 +4,8 @@
 A group is a file test_GROUP.py. WORDS pick tests by their names. Environment:
   KRUN               the binary (krun at the top of the repository)
   KRUN_CRICTL        crictl, for that group
-  KRUN_OLD           a binary of an earlier krun, for the tests of an upgrade and of the way back
+  KRUN_OLD           binaries of earlier kruns, with colons between them, for the tests of an upgrade and of
+                     the way back (those that tests/earlier.sh builds)
   KRUN_TEST_LANES=2  so many sandboxes side by side; each takes the next group that nobody has taken
   KRUN_TEST_SLOWNESS multiplies the deadlines (in a virtual machine)
   KRUN_TEST_KEEP=1   keeps the directories; KRUN_TEST_LOG=1 shows the daemon's log of a failed test
@@ -66,6 +67,15 @@ def main(arguments):
     return 1 if score.failed or not score.passed else 0
 
 
+def build_earlier(arguments):
+    """The kruns that an upgrade begins with, for the group that needs them. In the sandbox git and the
+    compiler would work as well, but several lanes would build at a time."""
+    groups = [a for a in arguments if os.path.exists(f"{HERE}/test_{a}.py")]
+    if "KRUN_OLD" not in os.environ and (not groups or "restart" in groups):
+        done = subprocess.run([os.path.join(os.path.dirname(HERE), "earlier.sh")], stdout=subprocess.PIPE, text=True)
+        os.environ["KRUN_OLD"] = done.stdout.strip()
+
+
 def lanes(command, count):
     """Runs the command so often, side by side, and adds up what they say. Lines come as they are made."""
     totals, states = [0, 0, 0], []
@@ -96,6 +106,7 @@ def lanes(command, count):
 if __name__ == "__main__":
     if os.environ.get("KRUN_IN_SANDBOX") != "1":
         os.environ["KRUN_IN_SANDBOX"] = "1"
+        build_earlier(sys.argv[1:])
         sandbox = os.path.join(os.path.dirname(HERE), "sandbox.py")
         inside = [sys.executable, sandbox, sys.executable, os.path.abspath(__file__), *sys.argv[1:]]
         wanted = int(os.environ.get("KRUN_TEST_LANES", "1"))
