@@ -68,6 +68,10 @@ warnings:
 book:
 	tests/book.py book
 
+# Lines, comments and bytes of each chapter; what compiling takes; the program's size.
+sizes:
+	tests/sizes.py $(COMPILE)
+
 # A pod's whole life, told step by step, on temporary directories. As root; nothing is left behind.
 demo: krun
 	tests/demo.sh
@@ -113,4 +117,4 @@ clean:
 	rm -f tests/fuzz/fuzz-clang tests/fuzz/fuzz-gcc
 	rm -rf book
 
-.PHONY: cross unit fuzz check full book structure warnings demo conformance bench crash protections embed install uninstall clean
+.PHONY: cross unit fuzz check full book sizes structure warnings demo conformance bench crash protections embed install uninstall clean
