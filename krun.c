@@ -18956,18 +18956,15 @@ static int load_run(load_state *l, error *e)
     return failed ? fail_in(e, "load %s", path) : 0;
 }
 
-/* Loads every image of an archive file (plain or compressed) or an OCI layout directory.
- * out->names, the arena's, get their tags; of one without a tag its ID. What came before a bad
- * image stays. */
-static int image_load(image_store *s, const char *path, arena *a, KrunLoadImageResponse *out,
-                      error *e)
+/* Loads every image of an archive file (plain or compressed) or an OCI layout directory: l->path,
+ * into l->store, as long as l->cancel_fd is not readable. l->names, the arena's, get their tags; of
+ * one without a tag its ID. What came before a bad image stays. */
+static int image_load(load_state *l, error *e)
 {
-    load_state l = { .store = s, .path = path, .cancel_fd = -1, .from = helper_none, .a = a };
     int64_t began = clock_mono();
-    int failed = load_run(&l, e);
-    out->names.p = l.names.p, out->names.n = l.names.n;
-    for (size_t i = 0; !failed && i < l.names.n; i++)
-        log_info("loaded %.*s from %s in %.2f s", PR(l.names.p[i]), path,
+    int failed = load_run(l, e);
+    for (size_t i = 0; !failed && i < l->names.n; i++)
+        log_info("loaded %.*s from %s in %.2f s", PR(l->names.p[i]), l->path,
                  seconds_since(began));
     return failed;
 }
@@ -30089,9 +30086,14 @@ static int service_check_images(grpc_call *c, const void *in, void *out, error *
 static int service_load_image(grpc_call *c, const void *in, void *out, error *e)
 {
     const KrunLoadImageRequest *ask = in;
+    KrunLoadImageResponse *answer = out;
     if (check_absolute(ask->path, "path", e) < 0) return -1;
-    return image_load(service_runtime(c)->images, arena_str(&c->arena, ask->path), &c->arena, out,
-                      e);
+    load_state l = { .store = service_runtime(c)->images, .from = helper_none, .a = &c->arena,
+                     .path = arena_str(&c->arena, ask->path) };
+    l.cancel_fd = grpc_cancel_fd(c, e);
+    if (l.cancel_fd < 0 || image_load(&l, e) < 0) return -1;
+    answer->names.p = l.names.p, answer->names.n = l.names.n;
+    return 0;
 }
 
 /* The archive goes out in pieces, each as soon as the one before it is on its way: a client that

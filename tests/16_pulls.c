@@ -1275,6 +1275,14 @@ TEST(platform_choice_never_takes_what_is_no_image)
     }
 }
 
+static int load_from(store_fixture *x, const char *path, arena *a, slice_list *names, error *e)
+{
+    load_state l = { .store = x->s, .path = path, .cancel_fd = -1, .from = helper_none, .a = a };
+    int failed = image_load(&l, e);
+    *names = l.names;
+    return failed;
+}
+
 /* A layout directory and docker's form, as load takes them. */
 TEST(image_load_takes_a_layout_and_refuses_what_lies)
 {
@@ -1284,7 +1292,7 @@ TEST(image_load_takes_a_layout_and_refuses_what_lies)
     char dir[PATH_MAX], path[PATH_MAX + 160];
     OWNED_ARENA a = arena_make(4 * MIB);
     OWNED_BUF index = { 0 };
-    KrunLoadImageResponse names = { 0 };
+    slice_list names;
     if (geteuid() != 0) SKIP("unpack needs root for chroot");
     store_up(&x);
     int at = temp_dir(dir);
@@ -1298,16 +1306,16 @@ TEST(image_load_takes_a_layout_and_refuses_what_lies)
     buf_printf(&index, "{\"schemaVersion\":2,\"manifests\":[{\"mediaType\":\"application/vnd.oci.image.manifest.v1+json\",\"digest\":\"%s\",\"size\":%zu,"
                "\"annotations\":{\"org.opencontainers.image.ref.name\":\"example.com/a/b:c\"}}]}", f.manifest_digest, f.manifest.n);
     CHECK_INT(file_replace(at, "index.json", buf_view(&index), ATOMIC, &e), 0);
-    CHECK_INT(image_load(x.s, dir, &a, &names, &e), 0);
+    CHECK_INT(load_from(&x, dir, &a, &names, &e), 0);
     if (e.code) fprintf(stderr, "%s\n", e.text);
-    CHECK(names.names.n == 1 && slice_is(names.names.p[0], "example.com/a/b:c"));
+    CHECK(names.n == 1 && slice_is(names.p[0], "example.com/a/b:c"));
     CHECK(store_has(&x, "example.com/a/b:c"));
     unlinkat(blobs, f.config_digest + 7, 0);
     CHECK_INT(symlinkat("/etc/passwd", blobs, f.config_digest + 7), 0); /* no way out of the directory */
-    CHECK_INT(image_load(x.s, dir, &a, &names, &e), -1);
-    CHECK_INT(image_load(x.s, "/dev/null", &a, &names, &e), -1);
-    CHECK_INT(image_load(x.s, "relative", &a, &names, &e), -1);
-    CHECK_INT(image_load(x.s, "/nonexistent", &a, &names, &e), -1);
+    CHECK_INT(load_from(&x, dir, &a, &names, &e), -1);
+    CHECK_INT(load_from(&x, "/dev/null", &a, &names, &e), -1);
+    CHECK_INT(load_from(&x, "relative", &a, &names, &e), -1);
+    CHECK_INT(load_from(&x, "/nonexistent", &a, &names, &e), -1);
     CHECK_INT(e.code, GRPC_NOT_FOUND);
     close(at);
     tree_remove(AT_FDCWD, dir, &e);
@@ -1622,9 +1630,9 @@ TEST(images_pull_what_the_environment_names)
         int64_t t = clock_mono();
         int failed = slice_starts(one, "/") || !(id = image_pull(x.s, &q, -1, &a, &e)).p;
         if (slice_starts(one, "/")) {
-            KrunLoadImageResponse got = { 0 };
-            failed = image_load(x.s, arena_str(&a, one), &a, &got, &e);
-            for (size_t i = 0; i < got.names.n; i++) printf("loaded %.*s\n", PR(got.names.p[i]));
+            slice_list got;
+            failed = load_from(&x, arena_str(&a, one), &a, &got, &e);
+            for (size_t i = 0; i < got.n; i++) printf("loaded %.*s\n", PR(got.p[i]));
         }
         printf("%.*s: %s (code %d) %.1f ms\n", PR(one), failed ? e.text : "ok", failed ? e.code : 0, (double)(clock_mono() - t) / 1e6);
         CHECK(!failed);

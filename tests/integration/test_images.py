@@ -5,10 +5,12 @@ import gzip
 import hashlib
 import json
 import os
+import signal
+import subprocess
 
 import images
 import registry
-from harness import (DEADLINE, Failure, check, equal, holds, processes, refused, restarts, test,
+from harness import (DEADLINE, KRUN, Failure, check, equal, holds, processes, refused, restarts, test,
                      until)
 from images import Image, Tree
 
@@ -309,6 +311,45 @@ def krun_load_reads_its_standard_input(k):
         k.cli("load", "-", stdin=f.read())
     equal(status(k, "example.test/stdin:1").id, image.id, "id")
     drop(k, "example.test/stdin:1")
+
+
+def helpers():
+    return [line for line in processes().values()
+            if line.startswith(("krun archive", "krun read", "krun unpack"))]
+
+
+def load_that_stands_still(k, title):
+    """A load whose archive's reader is stopped: the client, and what lay in layers/ before."""
+    before = layers(k)
+    image = small(title, Tree().file("big", os.urandom(1 << 20) * 48), compress=lambda b: b)
+    path = images.write_tar(images.docker_files(image, [f"example.test/{title}:1"]),
+                            f"{k.archives}/{title}.tar")
+    client = subprocess.Popen([KRUN, "load", "--socket", k.socket, path], stderr=subprocess.DEVNULL)
+    pid = until("it has begun", lambda: [p for p, line in processes().items()
+                                         if line.startswith("krun archive")])[0]
+    os.kill(pid, signal.SIGSTOP)
+    return client, before
+
+
+@test
+def a_load_ends_when_its_client_has_gone(k):
+    client, before = load_that_stands_still(k, "left")
+    client.send_signal(signal.SIGINT)
+    client.wait()
+    until("its helpers are gone", lambda: not helpers())
+    until("nothing is left", lambda: layers(k) <= before and not os.listdir(k.root + "/trash"))
+    check(not status(k, "example.test/left:1").id, "nothing is listed")
+
+
+@restarts
+@test
+def a_load_ends_with_the_daemon(k):
+    client, before = load_that_stands_still(k, "cut")
+    equal(k.stop(), 0, "the daemon's exit status")
+    equal(helpers(), [], "helpers of the load")
+    equal(layers(k) - before, set(), "what is left in layers/")
+    check(client.wait() != 0, "the client is told")
+    k.start()
 
 
 @test
