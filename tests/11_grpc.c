@@ -822,7 +822,6 @@ TEST(grpc_shutdown_does_not_wait_for_streams_without_end)
 
 TEST(grpc_server_outlives_a_lack_of_descriptors) /* T60 */
 {
-    log_least = LOG_ERROR; /* before there are threads; it stays so: what follows is as noisy */
     GRPC_TEST(t, 0);
     struct rlimit was, none;
     Probe p;

@@ -275,7 +275,6 @@ static void monitor_bench_child(monitor_bench *b, int listener)
     sys_close_range(MONITOR_CGROUP_FD + 1, ~0U, 0);
     device_usual = -1; /* was among them: a real monitor starts afresh */
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails half-way leaves no monitor */
-    log_least = LOG_ERROR;
     char *argv[] = { "krun", "monitor", "testpod", NULL };
     _exit(monitor_main(3, argv));
 }
