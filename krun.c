@@ -15761,6 +15761,9 @@ typedef struct {
     bool no_sync;            /* do not make a pull survive a power cut */
 } image_options;
 
+/* A directory in layers/ that stays empty: what lies below the only layer of an image volume. */
+static const char layers_empty[] = ".empty";
+
 enum { LAYER_NAME = 65, STORE_BUCKETS = 256, LAYERS_AT_ONCE = 3 };
 enum { STORE_USERS = 16, LAYER_BLOBS = 4 }; /* that are kept of an image; of a layer */
 /* How many seconds the beginning of a blob is kept, and a whole layer of a pull that was left. */
@@ -19576,6 +19579,7 @@ static int images_check(check_run *c, const KrunCheckImagesRequest *in,
  *   only one of the two                the record goes; the directory is put aside, as a container
  *                                      may still run in it
  *   layers/<diff-id>-<salt>.partial    goes
+ *   layers/.empty                      stays
  *   trash/<random>                     goes, in the background
  *   images/.<name>.tmp                 goes
  *   images/<ID>.json, unreadable       put aside as bad-<time>-..., for a person to look at
@@ -19654,6 +19658,7 @@ static int open_clean(image_store *s, const char *name, error *e)
     slice hex;
     uint8_t hash[32];
     if (name_is_record(name, &hex) || *layer_slot(s, slice_of(name))) return 0;
+    if (!strcmp(name, layers_empty)) return 0;
     if (strstr(name, layer_aside)) return s->debris = true, 0;
     log_info("layers/%s is incomplete and removed", name);
     if (!hex_decode(slice_of(name), hash, sizeof hash)) return store_clear(s, s->layers_fd, name);
@@ -19794,6 +19799,8 @@ static image_store *images_open(const image_options *o, error *e)
     s->images_fd = images_configure(s, o, e) < 0 ? -1 : own_dir(o->root_fd, "images", e);
     if (s->images_fd >= 0) s->layers_fd = own_dir(o->root_fd, "layers", e);
     if (s->layers_fd >= 0) spread_directories(s->layers_fd);
+    if (s->layers_fd >= 0 && mkdirat(s->layers_fd, layers_empty, 0755) < 0 && errno != EEXIST)
+        log_warn("mkdir layers/%s: %s", layers_empty, strerror(errno)); /* who needs it tries too */
     if (s->layers_fd >= 0) s->blobs_fd = own_dir(o->root_fd, "blobs", e);
     bool good = s->blobs_fd >= 0 && dir_each(s, s->layers_fd, open_layer, e) == 0 &&
                 dir_each(s, s->images_fd, open_image, e) == 0 &&
@@ -20893,14 +20900,25 @@ static int volume_set(int volume, const MountSpec *m, error *e)
     return top.attr_set | top.attr_clr ? mount_attributes(volume, 0, &top, e) : 0;
 }
 
-/* A volume out of an image's layers. To take a part of it, older kernels (before 6.15) want it
- * attached somewhere: `parking` is a directory of the old tree, which goes away with it. */
+/* A volume out of an image's layers, always an overlay without an upper directory: that can never
+ * be made writable. A mount of a layer's own directory could, by whoever may mount in the container
+ * (mount(2), MS_REMOUNT), and all that share the layer would have what he writes; and overlay's
+ * marks of files that are gone would be seen in it. An overlay takes two directories at least. To
+ * take a part of it, older kernels (before 6.15) want it attached somewhere: `parking` is a
+ * directory of the old tree, which goes away with it. */
 static int volume_of_layers(const MountSpec *m, int layers_dir, int parking, error *e)
 {
     char path[PATH_MAX];
-    OWNED_FD whole = rootfs_open_layers(layers_dir, m->layers.p, m->layers.n, e);
-    if (whole < 0) return -1;
-    if (m->layers.n > 1 && mount_place(whole, parking, "a parking place", e) < 0) return -1;
+    OWNED_OVERLAY o;
+    if (overlay_open_layers(&o, layers_dir, m->layers.p, m->layers.n, e) < 0) return -1;
+    if (o.n == 1) {
+        int empty = rootfs_open_dir(layers_dir, layers_empty, 0755, e);
+        if (empty < 0) return -1;
+        o.lower[o.n++] = o.lower[0];
+        o.lower[0] = empty;
+    }
+    OWNED_FD whole = overlay_mount(&o, e);
+    if (whole < 0 || mount_place(whole, parking, "a parking place", e) < 0) return -1;
     snprintf(path, sizeof path, "./%.*s", PR(m->sub_path));
     OWNED_FD part = open_inside(whole, path, O_PATH, e);
     return part < 0 ? fail_in(e, "image volume") : mount_clone(part, e);

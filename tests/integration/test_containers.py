@@ -974,6 +974,29 @@ def a_file_of_an_image_can_be_a_volume_and_is_read_only(k):
 
 
 @test
+def nobody_can_write_to_the_only_layer_of_an_image_volume(k):
+    """Who may mount may make a bind mount writable, and the layer is many images'. Whiteouts hide what they name."""
+    layer = images.Tree().directory("d").file("d/kept", "1").file("d/.wh.gone").file(".wh.absent")
+    name = images.push(images.Image([layer], {"Cmd": ["/none"]}), "127.0.0.1:5000", "test/one-layer", "1")
+    k.pull(name)
+    spec = {"image": name}
+    where = f"{k.root}/layers/{images.digest(layer.tar())[7:]}/d/kept"
+    container = k.pod(**security(privileged=True)).start(**merge(
+        {"mounts": [{"container_path": "/whole", "readonly": True, "image": spec},
+                    {"container_path": "/part", "readonly": True, "image": spec, "image_sub_path": "d"},
+                    {"container_path": "/file", "readonly": True, "image": spec, "image_sub_path": "d/kept"}]},
+        security(privileged=True)))
+    equal(container.sh("cat /whole/d/kept /part/kept /file; ls -A /whole; test ! -e /whole/d/gone; test ! -e /part/gone"),
+          "111d\n", "content")
+    for path, inside in (("/whole", "/whole/d/kept"), ("/part", "/part/kept"), ("/file", "/file")):
+        for how in ("remount,bind,rw", "remount,rw"):
+            container.run("mount", "-o", how, path)
+            check(container.run("sh", "-c", f"echo x >{inside}").exit_code, f"{path} is writable after {how}")
+    with open(where) as f:
+        equal(f.read(), "1", "what lies in the layer")
+
+
+@test
 def image_volumes_share_layers_with_the_container_and_with_each_other(k):
     pull(k, "test/layered")
     spec = {"image": REGISTRY + "test/layered:1"}

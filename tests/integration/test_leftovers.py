@@ -83,7 +83,7 @@ def gone(own, path):
 
 def empty_but_ours(own):
     """Nothing lies in layers/ but layers and their records, and nothing in the trash."""
-    names = os.listdir(own.root + "/layers")
+    names = [n for n in os.listdir(own.root + "/layers") if n != ".empty"]
     records = {n[:-5] for n in names if n.endswith(".json")}
     rest = [n for n in names if n not in records and n[:-5] not in records]
     return not rest and not glob.glob(own.root + "/trash/*")
