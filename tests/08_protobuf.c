@@ -268,9 +268,9 @@ TEST(pb_map_of_100000_entries_takes_less_than_a_second) /* T5 */
         buf_add(&wire, key, (size_t)n);
         buf_add(&wire, i < 50000 ? "\x12\x01" "1" : "\x12\x01" "2", 3);
     }
-    int64_t start = clock_mono();
+    unsigned long before = comparisons;
     CHECK_INT(pb_try_decode(buf_view(&wire), &a, &got, &e), 0);
-    CHECK(clock_mono() - start < NS_PER_SEC);
+    CHECK(comparisons - before < 10 * 1000 * 1000);
     CHECK_INT(got.map.n, 50000);
     for (size_t i = 0; i < got.map.n; i++)
         if (!slice_is(got.map.p[i].value, "2")) { CHECK_TEXT(got.map.p[i].value, "2"); break; }

@@ -219,7 +219,7 @@ TEST(dns_gives_up_on_silent_servers)
     CHECK_INT(dns_resolve(&c, "no.example", 80, &out, &e), -1);
     CHECK_INT(e.code, GRPC_UNAVAILABLE);
     CHECK(strstr(e.text, "no.example"));
-    CHECK(clock_mono() - start < 2 * NS_PER_SEC);
+    CHECK(clock_mono() - start < 5 * NS_PER_SEC);
 }
 
 /* Parses one raw reply as if a server had sent it and closed. */

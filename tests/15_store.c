@@ -620,7 +620,7 @@ TEST(what_cannot_be_moved_to_the_trash_holds_up_no_start)
     CHECK(in_layers(&x, "big.partial"));
     CHECK(!in_layers(&x, "small.partial"));
     images_collect(x.s);
-    for (int i = 0; i < 1000 && in_layers(&x, "big.partial"); i++) usleep(10000);
+    for (int i = 0; i < 6000 && in_layers(&x, "big.partial"); i++) usleep(10000);
     CHECK(!in_layers(&x, "big.partial"));
     store_down(&x);
 }
@@ -655,7 +655,7 @@ TEST(a_layer_that_cannot_be_moved_to_the_trash_does_not_hold_up_the_end)
     if (!x.s) return;
     CHECK(!in_layers(&x, name));
     images_collect(x.s);
-    for (int i = 0; i < 1000 && files_in(&x, "layers") > 2; i++) usleep(10000);
+    for (int i = 0; i < 6000 && files_in(&x, "layers") > 2; i++) usleep(10000);
     CHECK_INT(files_in(&x, "layers"), 2); /* the built-in image's, and its record */
     store_down(&x);
 }

@@ -829,7 +829,7 @@ TEST(image_pull_ends_where_it_must)
         CHECK(strstr(e.text, rows[i].text));
         CHECK(f.requests <= rows[i].most_requests);
         CHECK(!strstr(e.text, "secret"));
-        CHECK(clock_mono() - start < 10 * NS_PER_SEC);
+        CHECK(clock_mono() - start < 25 * NS_PER_SEC);
         if (checks_failed > before) fprintf(stderr, "row %zu: %d requests, %d %s\n", i, f.requests, e.code, e.text);
         fake_down(&f);
     }

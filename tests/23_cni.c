@@ -170,12 +170,12 @@ TEST(cni_add_fails_within_bounds_and_undoes_the_chain)
         cni_put_plugin(&b, "bad", body);
         cni_put(&b, "n.conflist", CNI_LIST("{\"type\":\"good\"},{\"type\":\"bad\"}"), 0644);
         CHECK_INT(cni_load(b.path, &b.a, &b.net, &e), 0);
-        b.args.deadline = clock_mono() + 1500 * NS_PER_MS;
+        b.args.deadline = clock_mono() + (rows[i].code == GRPC_DEADLINE_EXCEEDED ? 3 : 60) * NS_PER_SEC;
         CHECK_INT(cni_add(&b.args, &b.a, &r, &e), -1);
         CHECK_INT(e.code, rows[i].code);
         if (!cni_says(slice_of(e.text), rows[i].text)) CHECK_TEXT(slice_of(e.text), rows[i].text);
         CHECK_TEXT(cni_bench_read(&b, "calls"), "good ADD\nbad ADD\nbad DEL\ngood DEL\n");
-        CHECK(clock_mono() - began < 5 * NS_PER_SEC);
+        CHECK(clock_mono() - began < 25 * NS_PER_SEC);
         if (rows[i].code == GRPC_DEADLINE_EXCEEDED) CHECK(!cni_alive(&b, "child"));
         cni_bench_close(&b);
     }
@@ -187,12 +187,12 @@ TEST(cni_add_does_not_wait_for_a_child_that_holds_stdout)
     error e = { 0 };
     cni_result r;
     cni_bench_open(&b);
-    cni_put_plugin(&b, "forks", "sleep 20 & echo $! > child; echo '{\"ips\":[{\"address\":\"10.1.2.3/24\"}]}'");
+    cni_put_plugin(&b, "forks", "sleep 60 & echo $! > child; echo '{\"ips\":[{\"address\":\"10.1.2.3/24\"}]}'");
     cni_put(&b, "n.conflist", CNI_LIST("{\"type\":\"forks\"}"), 0644);
     CHECK_INT(cni_load(b.path, &b.a, &b.net, &e), 0);
     int64_t began = clock_mono();
     CHECK_INT(cni_add(&b.args, &b.a, &r, &e), 0);
-    CHECK(clock_mono() - began < 5 * NS_PER_SEC);
+    CHECK(clock_mono() - began < 50 * NS_PER_SEC);
     CHECK_TEXT(r.ips.p[0], "10.1.2.3");
     kill(atoi((const char *)cni_bench_read(&b, "child").p), SIGKILL);
     cni_bench_close(&b);

@@ -196,7 +196,7 @@ TEST(state_that_cannot_be_moved_to_the_trash_is_not_waited_for)
     CHECK(faccessat(pods, path, F_OK, 0) < 0);
     CHECK_INT(faccessat(pods, id, F_OK, 0), 0); /* nobody has begun with it */
     images_collect(x.s);
-    for (int i = 0; i < 1000 && faccessat(pods, id, F_OK, 0) == 0; i++) usleep(10000);
+    for (int i = 0; i < 6000 && faccessat(pods, id, F_OK, 0) == 0; i++) usleep(10000);
     CHECK(faccessat(pods, id, F_OK, 0) < 0);
     store_down(&x);
 }

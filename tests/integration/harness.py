@@ -30,6 +30,7 @@ from sandbox import cgroup2_mount  # noqa: E402
 KRUN = os.environ.get("KRUN", os.path.join(TOP, "krun"))
 DEADLINE = 30 * float(os.environ.get("KRUN_TEST_SLOWNESS", "1"))
 BRIDGE = "krt0"
+CANARY = tempfile.gettempdir() + "/krun-canary"  # what hostile images aim at; the lanes share /tmp
 SLEEP = ["sleep", "98765"]  # as PID 1 it ignores SIGTERM, as the kernel has it for PID 1
 
 

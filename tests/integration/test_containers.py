@@ -7,8 +7,8 @@ import subprocess
 import tarfile
 
 import images
-from harness import (SLEEP, Container, Failure, cgroup2_mount, check, equal, holds, merge, pb, pid_of, refused,
-                     running, skip, test, until)
+from harness import (CANARY, SLEEP, Container, Failure, cgroup2_mount, check, equal, holds, merge, pb, pid_of,
+                     refused, running, skip, test, until)
 
 REGISTRY = "127.0.0.1:5000/"
 DEFAULT_CAPABILITIES = 0xa80425fb  # chown dac_override fowner fsetid kill setgid setuid setpcap
@@ -1058,23 +1058,23 @@ def links_of_an_image_lead_a_sub_path_nowhere_but_into_the_image(k):  # T39, CVE
 
 @test
 def volumes_that_an_images_config_names_copy_nothing_from_the_host(k):  # T39, CVE-2022-23648
-    wanted = {"/../../etc": {}, "../../../tmp/krun-canary": {}, "/": {}, "/proc": {}, "/link": {}}
-    os.makedirs("/tmp/krun-canary", exist_ok=True)
+    wanted = {"/../../etc": {}, "../../.." + CANARY: {}, "/": {}, "/proc": {}, "/link": {}}
+    os.makedirs(CANARY, exist_ok=True)
     try:
-        with open("/tmp/krun-canary/secret", "w") as f:
+        with open(CANARY + "/secret", "w") as f:
             f.write("of the host")
-        evil = images.busybox({"Volumes": wanted}, extra=lambda t: t.link("link", "/tmp/krun-canary"))
+        evil = images.busybox({"Volumes": wanted}, extra=lambda t: t.link("link", CANARY))
         name = images.push(evil, "127.0.0.1:5000", "test/evil-volumes", "1")
         k.pull(name)
         container = k.pod().start(image={"image": name})
         equal(container.sh("cat /etc/passwd"), images.PASSWD, "/etc/passwd")
         check(container.run("cat", "/link/secret").exit_code, "the host's file is not there")
         equal(container.sh("find / -xdev -name secret"), "", "nor anywhere else")
-        equal(os.listdir("/tmp/krun-canary"), ["secret"], "the host's directory")
+        equal(os.listdir(CANARY), ["secret"], "the host's directory")
         k.remove_all()
     finally:
-        os.unlink("/tmp/krun-canary/secret")
-        os.rmdir("/tmp/krun-canary")
+        os.unlink(CANARY + "/secret")
+        os.rmdir(CANARY)
 
 
 @test
@@ -1099,11 +1099,11 @@ def an_images_volumes_are_writable(k):
 @test
 def a_destination_that_is_a_link_in_the_image_stays_in_the_image(k):  # T50, R1
     evil = images.busybox({"Labels": {"evil": "link"}}, extra=lambda t: t.link(
-        "escape", "/tmp/krun-canary").link("up", "../../../../../../tmp/krun-canary"))
+        "escape", CANARY).link("up", "../../../../../.." + CANARY))
     name = images.push(evil, "127.0.0.1:5000", "test/evil-link", "1")
     k.pull(name)
     source = volume(k)
-    os.makedirs("/tmp/krun-canary", exist_ok=True)
+    os.makedirs(CANARY, exist_ok=True)
     try:
         for destination in ("/escape/x", "/up/x", "/escape"):
             container = k.pod().create(image={"image": name}, mounts=[mount(source, destination)])
@@ -1111,15 +1111,15 @@ def a_destination_that_is_a_link_in_the_image_stays_in_the_image(k):  # T50, R1
                 container.start()
             except Exception:  # pylint: disable=broad-except
                 pass  # refusing is as good
-            equal(os.listdir("/tmp/krun-canary"), [], f"on the host with {destination}")
+            equal(os.listdir(CANARY), [], f"on the host with {destination}")
         k.remove_all()
     finally:
-        os.rmdir("/tmp/krun-canary")
+        os.rmdir(CANARY)
 
 
 @test
 def links_at_dev_proc_sys_and_etc_of_an_image_harm_nothing_outside(k):  # T50
-    canary = "/tmp/krun-canary"
+    canary = CANARY
     rows = ("dev", "proc", "sys", "etc/hosts", "etc/resolv.conf", "etc/hostname")
     os.makedirs(canary)
     with open(canary + "/ptmx", "w") as f:

@@ -11,7 +11,7 @@ import threading
 import images
 import registry
 import trees
-from harness import (DEADLINE, KRUN, Failure, Krun, check, equal, holds, test, until)
+from harness import (CANARY, DEADLINE, KRUN, Failure, Krun, check, equal, holds, test, until)
 from images import Image, Tree
 
 FAKE, PORT = "127.0.0.1:5001/", 5001
@@ -58,13 +58,13 @@ def pulled(k, repository, config, *trees):
 def an_images_labels_are_text_and_nothing_else(k):  # T39, CVE-2026-53488
     labels = {f"label-{n}": "v" * 20 for n in range(100000)}
     labels.update({"krun.privileged": "true", "io.kubernetes.cri.container-type": "sandbox",
-                   "containerd.io/logger": "binary:///bin/touch?/tmp/krun-canary-label", "\\n": "\\n"})
+                   "containerd.io/logger": f"binary:///bin/touch?{CANARY}-label", "\\n": "\\n"})
     image = pulled(k, "labels", {"Labels": labels})
     info = k.cri.ImageStatus(image=image, verbose=True).info
     equal(len(json.loads(info["info"])["imageSpec"]["config"]["Labels"]), len(labels), "labels shown")
     container = k.pod().start(image=image)
     equal(dict(container.status().labels), {}, "the container's labels")
-    check(not os.path.exists("/tmp/krun-canary-label"), "no label is a command")
+    check(not os.path.exists(CANARY + "-label"), "no label is a command")
     k.remove_all()
     drop(k, image["image"])
 
@@ -82,14 +82,14 @@ def an_images_environment_is_taken_or_refused_whole(k):  # T39
 
 @test
 def an_images_volumes_hold_nothing_of_the_host(k):  # T39, CVE-2022-23648
-    os.makedirs("/tmp/krun-canary")
-    with open("/tmp/krun-canary/secret", "w") as f:
+    os.makedirs(CANARY)
+    with open(CANARY + "/secret", "w") as f:
         f.write("of the host")
-    rows = ("../../tmp/krun-canary", "/../../../tmp/krun-canary", "/", "/proc", "/proc/self", "/sys", "/dev",
-            "/v/../../tmp/krun-canary", "/link", "/link/sub", "relative", "", "/a:b", "/a,b", "/n\nl")
+    rows = ("../.." + CANARY, "/../../.." + CANARY, "/", "/proc", "/proc/self", "/sys", "/dev",
+            "/v/../.." + CANARY, "/link", "/link/sub", "relative", "", "/a:b", "/a,b", "/n\nl")
     try:
         for number, volume in enumerate(rows):
-            more = Tree().link("link", "/tmp/krun-canary").file(f"number-{number}")
+            more = Tree().link("link", CANARY).file(f"number-{number}")
             image = pulled(k, "volume", {"Volumes": {volume: {}}}, more)
             try:
                 container = k.pod().start(image=image)
@@ -100,12 +100,12 @@ def an_images_volumes_hold_nothing_of_the_host(k):  # T39, CVE-2022-23648
             except Exception as error:  # pylint: disable=broad-except
                 if isinstance(error, Failure):
                     raise
-            equal(os.listdir("/tmp/krun-canary"), ["secret"], f"the canary with volume {volume!r}")
+            equal(os.listdir(CANARY), ["secret"], f"the canary with volume {volume!r}")
             k.remove_all()
             drop(k, image["image"])
     finally:
-        os.unlink("/tmp/krun-canary/secret")
-        os.rmdir("/tmp/krun-canary")
+        os.unlink(CANARY + "/secret")
+        os.rmdir(CANARY)
 
 
 @test

@@ -5,6 +5,7 @@ Each test ends with a well-formed call on a new connection: whatever was sent, o
 import functools
 import os
 import pathlib
+import select
 import socket
 import struct
 import threading
@@ -101,7 +102,7 @@ class Conn:
 
     def __init__(self, path, greet=True, settings=b""):
         self.s = socket.socket(socket.AF_UNIX)
-        self.s.settimeout(5)
+        self.s.settimeout(DEADLINE)
         self.s.connect(path)
         self.rest, self.frames, self.open = b"", [], True
         if greet:
@@ -170,15 +171,13 @@ class Conn:
         self.s.close()
 
 def served(path):
-    """A well-formed call on a new connection is answered, and soon."""
-    start = time.monotonic()
+    """A well-formed call on a new connection is answered."""
     c = Conn(path)
     c.send(call())
     fields, data, _ = c.end_of(1)
     c.close()
     equal(fields.get("grpc-status"), "0", "status of a good call afterwards")
     equal(int.from_bytes(data[1:5], "big"), len(data) - 5, "length in the prefix")
-    check(time.monotonic() - start < 2, "a good call is answered within 2 s")
 
 
 def attack(function):
@@ -614,7 +613,7 @@ def HTTP_1_is_hung_up_on_at_once(path):
     c.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     start = time.monotonic()
     equal(c.goaway(), PROTOCOL, "GOAWAY")
-    check(time.monotonic() - start < 1, "at once")
+    check(time.monotonic() - start < 9, "not only when its time for a greeting, ten seconds, has run out")
 
 
 @attack
@@ -632,14 +631,16 @@ def a_thousand_silent_clients_keep_nobody_out(path):
 def silent_and_slow_clients_are_hung_up_on(path):
     silent, slow, half = (Conn(path, greet=False) for _ in range(3))
     half.send(PREFACE)
-    start = time.monotonic()
-    for byte in PREFACE[:14]:
+    gone = False
+    for byte in PREFACE[:-1]:  # it is given up before it has sent all: its bytes win it no time
         slow.send(bytes([byte]))
-        time.sleep(0.8)
+        if select.select([slow.s], [], [], 0.8)[0]:
+            gone = True
+            break
+    check(gone, "the slow one was hung up on while it still sent")
     for c in (silent, slow, half):
         c.goaway()
         check(not c.open, "the server has hung up")
-    check(time.monotonic() - start < 16, "in about ten seconds")
 
 
 # -- many at once ----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import subprocess
 
 import images
 import registry
-from harness import (DEADLINE, KRUN, Failure, check, equal, holds, processes, refused, restarts, test,
+from harness import (CANARY, DEADLINE, KRUN, Failure, check, equal, holds, processes, refused, restarts, test,
                      until)
 from images import Image, Tree
 
@@ -241,9 +241,8 @@ def later_layers_hide_replace_and_empty_earlier_ones(k):  # T33
 
 @test
 def a_layer_that_writes_through_an_earlier_layers_link_stays_inside(k):  # T32
-    os.makedirs("/tmp/krun-canary", exist_ok=True)
-    base = images.busybox_tree().link("out", "/tmp/krun-canary").link("up",
-                                                                      "../../../../tmp/krun-canary")
+    os.makedirs(CANARY, exist_ok=True)
+    base = images.busybox_tree().link("out", CANARY).link("up", "../../../.." + CANARY)
     evil = Image([base, Tree().file("out/a", "x").file("up/b", "x")], {"Env": ["PATH=/bin"]})
     k.fake.put(evil, "through-link")
     try:
@@ -251,18 +250,18 @@ def a_layer_that_writes_through_an_earlier_layers_link_stays_inside(k):  # T32
             k.pull(FAKE + "through-link")
         except Exception:  # pylint: disable=broad-except
             pass  # refusing is as good
-        equal(os.listdir("/tmp/krun-canary"), [], "the canary directory")
+        equal(os.listdir(CANARY), [], "the canary directory")
         drop(k, FAKE + "through-link")
     finally:
-        os.rmdir("/tmp/krun-canary")
+        os.rmdir(CANARY)
 
 
 @test
 def entries_that_lead_out_of_the_layer_write_nothing_there(k):  # T30
-    victim, target = "/tmp/krun-canary-file", "/tmp/krun-canary-target"
+    victim, target = CANARY + "-file", CANARY + "-target"
     rows = {"dotdot": lambda t: t.file("../../../../../../.." + victim, "x"),
             "absolute": lambda t: t.file(victim, "x"),
-            "link": lambda t: t.link("l", "/tmp").file("l/krun-canary-file", "x"),
+            "link": lambda t: t.link("l", os.path.dirname(victim)).file("l/krun-canary-file", "x"),
             "hard link": lambda t: t.hard_link("h", target).file("h", "x"),
             "hard link up": lambda t: t.hard_link("h", "../../../../../.." + target).file("h", "x")}
     with open(target, "w") as f:
