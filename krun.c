@@ -15653,9 +15653,10 @@ static int archive_begin(archive_view *ar, error *e)
     if (ar->is_directory) return 0;
     source *plain = decompress_open(&d, fd_source_open(&file, ARCHIVE_FD), e);
     if (!plain) return -1;
-    while (d.kind != PLAIN && (got = plain->read(plain, chunk, sizeof chunk, e)) > 0)
+    while (d.kind != PLAIN && got >= 0 && (got = plain->read(plain, chunk, sizeof chunk, e)) > 0)
         if (write_all(ARCHIVE_SPOOL, chunk, (size_t)got) < 0)
-            got = fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "write the unpacked archive");
+            got = fail_sys(e, GRPC_RESOURCE_EXHAUSTED,
+                           "write the unpacked archive to the root directory");
     if (d.kind != PLAIN) ar->fd = ARCHIVE_SPOOL;
     decompress_close(&d);
     return got < 0 ? -1 : archive_index_tar(ar, e);
@@ -17286,7 +17287,7 @@ static int sink_add(blob_sink *s, const uint8_t *p, size_t n, error *e)
     fault_point("pull.bytes");
     if (s->file >= 0 && write_all(s->file, p, n) < 0)
         return fail_sys(e, errno == ENOSPC ? GRPC_RESOURCE_EXHAUSTED : GRPC_INTERNAL,
-                        "write the blob to disk");
+                        "write it to blobs/");
     return sink_count(s, p, n, e);
 }
 
@@ -18552,8 +18553,47 @@ static int pull_show(pull_state *p, error *e)
     return 0;
 }
 
+/* How many bytes of layer i's blob have still to come to this disk. */
+static uint64_t pull_missing(const pull_state *p, size_t i)
+{
+    struct stat st;
+    char part[LAYER_NAME + 8];
+    image_store *s = p->store;
+    const Descriptor *d = &p->manifest.layers.p[i];
+    for (size_t k = 0; k < i; k++)
+        if (slice_eq(p->manifest.layers.p[k].digest, d->digest)) return 0;
+    pthread_mutex_lock(&s->lock);
+    const store_layer *l = *layer_slot(s, id_hex(p->config.diff_ids.p[i]));
+    bool here = l && !l->damaged[0];
+    pthread_mutex_unlock(&s->lock);
+    snprintf(part, sizeof part, "%.*s.part", PR(id_hex(d->digest)));
+    bool begun = fstatat(s->blobs_fd, part, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode);
+    return here ? 0 : d->size - (begun ? MIN((uint64_t)st.st_size, d->size) : 0);
+}
+
+/* Refuses what cannot fit: layers take at least as much room as their blobs, which are compressed,
+ * and to find that out by filling the disk would hurt all others that write to it. That more is
+ * needed than this says shows when the disk is full: the pull fails then, and all of it goes. -1:
+ * RESOURCE_EXHAUSTED. */
+static int pull_room(const pull_state *p, error *e)
+{
+    struct statfs fs;
+    uint64_t need = 0;
+    for (size_t i = 0; i < p->manifest.layers.n; i++) {
+        uint64_t more = pull_missing(p, i);
+        need = more > UINT64_MAX - need ? UINT64_MAX : need + more;
+    }
+    if (fstatfs(p->store->layers_fd, &fs) < 0 || !fs.f_blocks) return 0; /* it does not say */
+    uint64_t unit = (uint64_t)(fs.f_frsize ? fs.f_frsize : fs.f_bsize);
+    if (need / unit < (uint64_t)fs.f_bavail || !need) return 0;
+    return fail_with(e, GRPC_RESOURCE_EXHAUSTED, ENOSPC,
+                     "the layers to fetch have %" PRIu64 " bytes, as they are sent, and in "
+                     "%s/layers %" PRIu64 " are free",
+                     need, p->store->o.root_path, (uint64_t)fs.f_bavail * unit);
+}
+
 /* The whole of a pull, once its source is there. The order is that of the price: what is refused by
- * the manifest or by image-verify costs no layer. */
+ * the manifest, by image-verify or for want of room costs no layer. */
 static int pull_run(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], error *e)
 {
     const helper_terms terms = { p->cancel_fd, helper_cpu(0) };
@@ -18563,7 +18603,7 @@ static int pull_run(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], err
     if (pull_config(p, e) < 0 || pull_show(p, e) < 0) return -1;
     if (image_may_come(p->store, p->manifest.config->digest, e) < 0) return -1;
     p->here = pull_is_here(p);
-    if (pull_layers(p, e) < 0) return -1;
+    if (pull_room(p, e) < 0 || pull_layers(p, e) < 0) return -1;
     return pull_record(p, w, id, e);
 }
 

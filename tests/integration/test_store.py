@@ -1,6 +1,7 @@
 """The image store on disks that fill up, lose what was not synced and are written to by others: what is
 damaged is never used, what was acknowledged is there, and nothing is left of what failed."""
 import glob
+import gzip
 import json
 import os
 import re
@@ -339,6 +340,75 @@ def on_a_disk_of_1_MiB_a_pull_says_so_and_works_when_there_is_room(k):  # T59
     name = k.fake.put(image, "onemib")
     small = Small(k, "-t", "tmpfs", "-o", "size=1m", "small")
     full_then_room(small, lambda: small.remount("size=64m"), image, name)
+
+
+@restarts
+@test
+def what_cannot_fit_is_refused_before_a_layer_of_it_comes(k):  # R9
+    """By what the manifest says; what is there or has begun to come counts as there."""
+    trees = [Tree().file("small", "1"), Tree().file("large", os.urandom(10 << 20))]
+    image = Image(trees, {"Cmd": ["/none"]}, compress=lambda tar: tar)
+    name = k.fake.put(image, "nofit")
+    path = images.write_tar(images.oci_files(image, "example.test/nofit:1"), k.directory + "/nofit.tar")
+    small = Small(k, "-t", "tmpfs", "-o", "size=8m", "small")
+    with small as krun:
+        krun.start()
+        k.fake.requests.clear()
+        text = f"the layers to fetch have {sum(map(len, image.layers))} bytes, as they are sent, and in "
+        holds(f"{krun.root}/layers", no_room(krun, name, text), "the message")
+        equal([r for r in k.fake.requests for b in image.layers if images.digest(b) in str(r)], [], "layers asked for")
+        done = krun.cli("load", path, check_status=False)
+        holds(text, done.stderr.decode(), "what a load prints")
+        holds("No space left", done.stderr.decode(), "what a load prints")
+        equal((leftovers(krun), os.listdir(krun.root + "/blobs")), ([], []), "what is left")
+        small.remount("size=64m")
+        krun.cli("load", path)
+        small.remount("size=16m")
+        equal(krun.pull(name), image.id, "a pull of what is there, on a disk that is as good as full")
+
+
+@restarts
+@test
+def a_load_that_fills_the_disk_says_so_and_leaves_nothing(k):  # R9
+    """In the spool of a compressed archive; in a layer."""
+    image = Image([Tree().file("zeros", bytes(20 << 20))], {"Cmd": ["/none"]})
+    small = Small(k, "-t", "tmpfs", "-o", "size=8m", "small")
+    docker = images.write_tar(images.docker_files(image, ["example.test/fills:1"]), k.directory + "/docker.tar")
+    with open(docker, "rb") as f, open(docker + ".gz", "wb") as to:
+        to.write(gzip.compress(f.read(), 1))
+    oci = images.write_tar(images.oci_files(image, "example.test/fills:1"), k.directory + "/oci.tar")
+    with small as krun:
+        krun.start()
+        for path, step in ((docker + ".gz", "unpacked archive"), (oci, "zeros")):
+            said = krun.cli("load", path, check_status=False).stderr.decode()
+            for part in (step, path, "No space left"):
+                holds(part, said, "what is printed")
+            until("nothing is left", lambda: not leftovers(krun) and not os.listdir(krun.root + "/blobs") and
+                  not os.listdir(krun.root + "/trash"))
+        small.remount("size=64m")
+        krun.cli("load", docker + ".gz")
+
+
+@restarts
+@test
+def a_save_that_fills_the_disk_says_so_and_leaves_nothing(k):  # R9
+    image = Image([Tree().file("zeros", bytes(20 << 20))], {"Cmd": ["/none"]})
+    name = k.fake.put(image, "saved")
+    k.pull(name)
+    full = k.directory + "/full"
+    os.makedirs(full)
+    subprocess.check_call(["mount", "-t", "tmpfs", "-o", "size=8m", "full", full])
+    try:
+        for path in ("/a.tar", "/dev/full"):
+            path = full + path if path != "/dev/full" else path
+            done = k.cli("save", "-o", path, name, check_status=False)
+            check(done.returncode, "the exit status")
+            holds("No space left", done.stderr.decode(), "what is printed")
+            holds(path, done.stderr.decode(), "what is printed")
+        equal(os.listdir(full), [], "what is left")
+    finally:
+        subprocess.check_call(["umount", full])
+        os.rmdir(full)
 
 
 @restarts
