@@ -651,6 +651,19 @@ static void fault_point(const char *step)
     }
 }
 
+/* A bound of `ns` for what may never end, or a pause until it is tried again. A test of what comes
+ * when it has passed may have them shorter: KRUN_HASTE=10 divides them by ten. For tests only: a
+ * healthy plugin or monitor that is slow would be given up with it. */
+static _Atomic int bound_divisor;
+static int64_t bound_of(int64_t ns)
+{
+    if (!bound_divisor) {
+        const char *haste = getenv("KRUN_HASTE");
+        bound_divisor = haste && atoi(haste) > 0 ? atoi(haste) : 1;
+    }
+    return ns / bound_divisor;
+}
+
 /* == 2. Files, processes, events =============================================================
  *
  * What krun asks of the kernel everywhere: open a path inside a tree that its owner may be changing
@@ -23325,7 +23338,7 @@ enum {
     MONITOR_CGROUP_FD = 6
 };
 #define MONITOR_CALL_PATIENCE (120 * NS_PER_SEC)
-#define MONITOR_QUICK_PATIENCE (10 * NS_PER_SEC) /* for an answer that waits for nothing */
+#define MONITOR_QUICK_PATIENCE bound_of(10 * NS_PER_SEC) /* for an answer that waits for nothing */
 #define MONITOR_SEND_PATIENCE 10 /* seconds that a stopped monitor can hold up a connect or send */
 
 /* -- both ends: frames ------------------------------------------------------------------------- */
@@ -24829,7 +24842,7 @@ enum {
     CNI_IPS_MAX = 32
 };
 #define CNI_UNDO_PATIENCE (60 * NS_PER_SEC) /* a DEL after a failed ADD has a time of its own */
-#define CNI_GRACE (10 * NS_PER_SEC) /* for a plugin to end whose work nobody wants any more */
+#define CNI_GRACE bound_of(10 * NS_PER_SEC) /* for a plugin to end that serves nobody now */
 #define CNI_KILL_PATIENCE (5 * NS_PER_SEC)
 
 /* A network: the chain of plugins of one configuration file. All of it is the arena's. */
@@ -26499,12 +26512,12 @@ static int spec_container(const spec_context *x, ContainerRecord *rec, error *e)
 enum { STATE_MAX = 16 * MIB, STATE_VERSION = RECORD_VERSION };
 #define MONITOR_PATIENCE (120 * NS_PER_SEC)
 #define PLUGIN_PATIENCE (240 * NS_PER_SEC)
-#define LAUNCH_PATIENCE (10 * NS_PER_SEC) /* of a stop, with a start that stands still */
+#define LAUNCH_PATIENCE bound_of(10 * NS_PER_SEC) /* of a stop, with a start that stands still */
 #define KILL_PATIENCE (60 * NS_PER_SEC)
 #define FOLLOW_PATIENCE (2 * NS_PER_SEC)  /* for a monitor's first word; it may also come later */
-#define START_PATIENCE (10 * NS_PER_SEC)  /* of a whole start, for all that does not end */
+#define START_PATIENCE bound_of(10 * NS_PER_SEC) /* of a start, for all that does not end */
 #define WAIT_BLIND (100 * NS_PER_MS)      /* between two looks, without a descriptor to wait on */
-#define OWED_PAUSE (5 * NS_PER_SEC)       /* from a failed DEL to the next; doubled each time, to */
+#define OWED_PAUSE bound_of(5 * NS_PER_SEC) /* from a failed DEL to the next; then doubled, to */
 #define OWED_PAUSE_MAX (600 * NS_PER_SEC)
 enum { OWED_THREADS = 4 };                /* so one plugin that hangs does not hold up the others */
 

@@ -1,5 +1,6 @@
 """Pod networks through real CNI plugins (bridge, host-local, portmap) and through one of ours that
 writes down how it was called and fails on request."""
+import functools
 import ipaddress
 import json
 import os
@@ -43,7 +44,12 @@ exit $status
 """
 
 
+# A plugin that nobody waits for any more has two seconds to end, not ten; a failed DEL is sent again after one.
+HASTE = {"KRUN_HASTE": "5"}
+
+
 def setup(k):
+    k.environment = dict(HASTE)
     k.write_cni()
     k.calls = k.directory + "/calls"
     os.makedirs(k.calls)
@@ -450,12 +456,12 @@ def what_is_owed_outlives_the_daemon(k):
 def a_daemon_that_dies_between_the_two_records_of_what_is_owed_owes_it(k):
     for removed in (False, True):
         with_stubborn(k, "fail-DEL")
-        k.environment = {"KRUN_FAULT": "pod.owed:1"}
+        k.environment = {**HASTE, "KRUN_FAULT": "pod.owed:1"}
         k.restart()
         pod = k.own_network_pod()
         name = "RemovePodSandbox" if removed else "StopPodSandbox"
         check(k.cri.begin(name, pod_sandbox_id=pod.id).exception(), "the daemon died")
-        k.environment = {}
+        k.environment = dict(HASTE)
         forget(k, "fail-DEL")
         k.restart()
         settled(k)
@@ -466,10 +472,10 @@ def a_daemon_that_dies_between_the_two_records_of_what_is_owed_owes_it(k):
 @test
 def a_half_made_pod_is_owed_its_DEL_and_does_not_hold_up_the_start(k):
     with_stubborn(k, "fail-DEL")
-    k.environment = {"KRUN_FAULT": "pod.connected:1"}
+    k.environment = {**HASTE, "KRUN_FAULT": "pod.connected:1"}
     k.restart()
     k.cri.begin("RunPodSandbox", config=own_network(k)).exception()
-    k.environment = {}
+    k.environment = dict(HASTE)
     equal(len(k.reserved_addresses()), 1, "addresses of the half-made pod")
     forget(k, "fail-DEL")
     tell(k, "slow-DEL")
@@ -559,6 +565,20 @@ def what_is_owed_is_given_up_once_no_configuration_names_the_network(k):
 
 # -- a plugin does not outlive whoever undoes its work ----------------------------------------------
 
+def patient(function):
+    """A test of a plugin that ends in time has all the time that there is."""
+    @functools.wraps(function)
+    def run(k):
+        k.environment = {}
+        k.restart()
+        try:
+            function(k)
+        finally:
+            k.environment = dict(HASTE)
+            k.restart()
+    return restarts(run)
+
+
 def daemon_dies_in_an_ADD(k, number):
     """Ends the daemon while a plugin's ADD waits; a new one serves. Gives the pod's id."""
     with_stubborn(k, "slow-ADD")
@@ -578,8 +598,8 @@ def the_undo_came_after(k):
     check(not running("stubborn"), "no plugin is left")
 
 
-@restarts
 @test
+@patient
 def an_ADD_whose_daemon_was_killed_ends_before_its_DEL(k):
     pod = daemon_dies_in_an_ADD(k, signal.SIGKILL)
     the_undo_came_after(k)
@@ -605,8 +625,8 @@ def an_ADD_that_hangs_and_whose_daemon_was_killed_is_killed_and_undone(k):
     the_undo_came_after(k)
 
 
-@restarts
 @test
+@patient
 def a_DEL_whose_daemon_was_killed_ends_before_the_next_one(k):
     with_stubborn(k, "slow-DEL")
     pod = k.own_network_pod()
@@ -622,6 +642,7 @@ def a_DEL_whose_daemon_was_killed_ends_before_the_next_one(k):
 
 
 @test
+@patient
 def an_ADD_whose_caller_hangs_up_may_finish_what_it_has_begun(k):
     with_stubborn(k, "slow-ADD")
     call = k.cri.begin("RunPodSandbox", config=own_network(k))
@@ -635,6 +656,7 @@ def an_ADD_whose_caller_hangs_up_may_finish_what_it_has_begun(k):
 
 
 @test
+@patient
 def what_a_plugin_that_was_killed_leaves_running_ends_before_the_DEL(k):
     with_stubborn(k, "orphan-ADD")
     refused("INTERNAL", lambda: k.cri.RunPodSandbox(config=own_network(k)), "stubborn")
