@@ -22694,11 +22694,15 @@ static int birth_score(const birth *b, error *e)
     return b->spec ? security_oom_score(file, b->spec->oom_score_adj, e) : 0;
 }
 
-/* clone3(2); it returns as fork(2) does. */
-static pid_t birth_clone(const birth *b, uint64_t more)
+/* clone3(2); it returns as fork(2) does.
+ * told  NULL, or where the kernel writes the new process's number before that process runs. Who
+ *       calls may be killed before it could do so itself; the kernel is not cut short there. */
+static pid_t birth_clone(const birth *b, uint64_t more, pid_t *told)
 {
     int cgroup = b->fds[BIRTH_CGROUP];
-    struct k_clone_args how = { .flags = b->flags | more | (cgroup < 0 ? 0 : K_CLONE_INTO_CGROUP),
+    struct k_clone_args how = { .flags = b->flags | more | (told ? CLONE_PARENT_SETTID : 0) |
+                                         (cgroup < 0 ? 0 : K_CLONE_INTO_CGROUP),
+                                .parent_tid = (uint64_t)(uintptr_t)told,
                                 .exit_signal = more & CLONE_PARENT ? 0 : SIGCHLD,
                                 .cgroup = cgroup < 0 ? 0 : (uint64_t)cgroup };
     return (pid_t)syscall(SYS_clone3, &how, sizeof how);
@@ -22714,7 +22718,7 @@ static int birth_builder(birth *b, error *e)
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
         return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "socketpair");
     OWNED_FD builder = ends[0], child = ends[1];
-    pid_t pid = birth_clone(b, CLONE_NEWNS);
+    pid_t pid = birth_clone(b, CLONE_NEWNS, NULL);
     if (pid < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "clone3");
     if (pid == 0) {
         error why = { 0 };
@@ -22761,9 +22765,10 @@ static int birth_launcher(void *arg)
     birth *b = arg;
     fault_point("init.launcher");
     if (birth_prepare(b, &b->failure) < 0) _exit(1);
-    b->pid = birth_clone(b, CLONE_PARENT);
-    if (b->pid == 0) birth_run(b);
-    if (b->pid < 0) fail_sys(&b->failure, GRPC_RESOURCE_EXHAUSTED, "clone3");
+    pid_t child = birth_clone(b, CLONE_PARENT, &b->pid);
+    if (child == 0) birth_run(b);
+    fault_point("init.launched");
+    if (child < 0) fail_sys(&b->failure, GRPC_RESOURCE_EXHAUSTED, "clone3");
     _exit(0);
 }
 
@@ -22798,7 +22803,7 @@ static int birth_start(birth *b, init_started *out, error *e)
     b->fds[BIRTH_REPORT] = theirs;
     if (b->pidns >= 0) {
         if (birth_launch(b, e) < 0) return -1;
-    } else if ((b->pid = birth_clone(b, 0)) == 0) {
+    } else if ((b->pid = birth_clone(b, 0, NULL)) == 0) {
         error why = { 0 };
         if (birth_prepare(b, &why) == 0) birth_run(b);
         init_tell(b->fds[BIRTH_REPORT], &why, -1);

@@ -423,6 +423,20 @@ def what_is_killed_on_its_way_into_a_container_has_failed(k):
 
 @restarts
 @test
+def a_command_whose_launcher_is_killed_right_after_its_birth_is_not_forgotten(k):
+    k.environment = {"KRUN_FAULT": "init.launched:1"}
+    k.restart()
+    k.environment = {}
+    container = k.pod().start(*COUNT)
+    equal(container.run("sh", "-c", "exit 7").exit_code, 7, "exit code of the first command")
+    equal(container.run("true").exit_code, 0, "exit code of the next one")
+    container.stop(0)  # a process that nobody reaps would hold up the end of the PID namespace
+    equal(container.exited().exit_code, 137, "exit code")
+    k.restart()
+
+
+@restarts
+@test
 def a_monitor_that_dies_as_it_starts_fails_the_pod_and_nothing_waits_for_it(k):
     for fault in ("monitor.start:1", "monitor.listens:1"):
         k.environment = {"KRUN_FAULT": fault}
