@@ -17,7 +17,7 @@
  *   8  Protobuf                       bytes to C structs and back, driven by tables
  *   9  The CRI's messages             every message as a struct and a table; krun's own records
  *  10  HPACK and HTTP/2               frames, streams, windows, compressed headers
- *  11  gRPC, server and client        calls, deadlines, workers
+ *  11  gRPC server                    calls, deadlines, workers
  *  12  Names, addresses, HTTP         image references, URLs, DNS, HTTP/1.1
  *  13  Registries                     logins, redirects, mirrors: the fetch role
  *  14  Readers of images              manifests, layers, archives: read, unpack, archive
@@ -9931,7 +9931,7 @@ static void h2_gone_away(h2 *h)
     h2_put_goaway(h, h->last_id, H2_NO_ERROR, "shutting down");
 }
 
-/* == 11. gRPC, server and client =============================================================
+/* == 11. gRPC server ==========================================================================
  *
  * A gRPC call is one HTTP/2 stream: a POST whose path names the method, the request as DATA (a byte
  * that says "not compressed", the length in 4 bytes, the message), the reply in the same form, and
@@ -9939,20 +9939,21 @@ static void h2_gone_away(h2 *h)
  *
  * The server has one thread for the protocol, that of the event loop. A method is a row of a table
  * that also says where its handler runs: on the loop (it only looks at memory) or on a worker of
- * one of three pools, by what it waits for. So calls that wait for hours (a grace period, a
- * command) can use up neither the threads of those that would end them nor of those that are quick;
- * and not the connections either, for some are kept free of them. A large message is read and
- * written on a worker too: else all would wait for one list of 12 MiB. A handler is straight-line
- * blocking code; it is asked to stop by grpc_cancel_fd, and its slot is free when it has ended, not
- * when its client has gone (CVE-2023-44487). The client at the end of the chapter is for krun's own
- * command line.
+ * one of six pools, by what it waits for. So calls that wait for hours (a grace period, a command,
+ * a registry) can use up neither the threads of those that would end them nor of those that are
+ * quick, nor of each other; and not the connections either, for some are kept free of them. Nor
+ * does one connection get all threads of a pool (grpc_may_run). A large message is read and written
+ * on a worker too: else all would wait for one list of 12 MiB. A handler is straight-line blocking
+ * code; it is asked to stop by grpc_cancel_fd, and its slot is free when it has ended, not when its
+ * client has gone (CVE-2023-44487). The client is in chapter 28.
  *
  * Defined by  github.com/grpc/grpc: doc/PROTOCOL-HTTP2.md, doc/statuscodes.md
  * Uses        1, 2 (loop), 8 (pb_decode, pb_encode), 10
- * Gives       grpc_method, grpc_call, grpc_serve, grpc_shutdown, grpc_send, grpc_invoke
+ * Gives       grpc_method, grpc_call, grpc_serve, grpc_shutdown, grpc_send
  * Bounds      a message 16 MiB; 1024 connections (a quarter of RLIMIT_NOFILE if that is less), 7 of
- *             8 with calls that wait, 250 calls each; 64 MiB of messages in memory beside the
- *             handlers' own; 10 s for a greeting, 30 s for half a frame, request or reply */
+ *             8 with calls that wait; 250 calls each, 8192 together; 64 MiB of messages in memory
+ *             beside the handlers' own; 10 s for a greeting, 30 s for half a frame, request or
+ *             reply */
 
 enum {
     GRPC_MESSAGE_MAX = 16 * MIB,
@@ -9960,8 +9961,11 @@ enum {
     GRPC_ARENA_MAX = 64 * MIB,    /* what one call's request may decode to, and its handler take */
     GRPC_SPARE = 4 * MIB,         /* more of them, for messages of at most GRPC_BRIEF_MAX */
     GRPC_CONNS_MAX = 1024, GRPC_ACCEPTS = 16,
+    GRPC_CALLS_MAX = 8192,        /* open ones of all connections; 1 KiB each before its message */
+    GRPC_CALLS_KEPT = 4,          /* and so many are any connection's, however many there are */
     GRPC_TURNS = 200,             /* 10 ms each, in which another daemon that starts is done */
     GRPC_CONNS_KEPT = 8,          /* one connection in so many takes no call that waits */
+    GRPC_FAIR = 4,                /* one may have so many times what is left for the others */
     GRPC_BRIEF_MAX = 64 * KIB,    /* a longer message is a worker's to read or write */
     GRPC_STACK = 256 * KIB,
     GRPC_READ = 128 * KIB,        /* one recv(2) */
@@ -9984,11 +9988,14 @@ typedef struct grpc_server grpc_server;
 typedef int grpc_handler(grpc_call *call, const void *in, void *out, error *e);
 
 /* Where a handler runs, by what it may wait for: nothing; a file or the kernel; a disk, a program
- * or a monitor, within patience of our own; and as long as somebody outside likes. */
-enum grpc_where { GRPC_ON_LOOP, GRPC_SHORT, GRPC_LONG, GRPC_WAITING };
-enum { GRPC_POOLS = GRPC_WAITING };
+ * or a monitor, within patience of our own; and, from GRPC_WAITING on, as long as somebody outside
+ * likes. Of these there are kinds: the end of a grace period, a command, a registry, all else. */
+enum grpc_where { GRPC_ON_LOOP, GRPC_SHORT, GRPC_LONG, GRPC_WAITING, GRPC_STOPPING, GRPC_COMMAND,
+                  GRPC_PULLING };
+enum { GRPC_POOLS = GRPC_PULLING, GRPC_KINDS = GRPC_POOLS + 1 - GRPC_WAITING };
 
-/* One RPC. One that `streams` is WAITING, leaves *out alone and calls grpc_send for each reply. */
+/* One RPC. One that `streams` is one that waits, leaves *out alone and calls grpc_send for each
+ * reply. */
 typedef struct {
     const char *path; /* "/runtime.v1.RuntimeService/Version" */
     const pb_message *in, *out;
@@ -10006,7 +10013,7 @@ typedef struct {
                                      "/runtime.v1alpha2." and "/runtime.v1."; or NULL */
     void *user;                   /* each call's */
     size_t max_message, max_buffered; /* 0: as above */
-    unsigned workers[GRPC_POOLS], max_conns;
+    unsigned workers[GRPC_POOLS], max_conns, max_calls;
 } grpc_options;
 
 /* -- a message on the wire --------------------------------------------------------------------- */
@@ -10090,7 +10097,7 @@ struct grpc_call {
     enum grpc_phase phase;
     bool is_post, is_grpc, bad_timeout, compressed; /* what the header fields said */
     bool begun;                                     /* our first header block is out */
-    bool waits;                                     /* it counts among conn->waiting */
+    bool waits;                                     /* it counts among conn->waiting, ->kind */
     bool paid;                                      /* `charged` has the reply already */
     timer due;
     size_t charged; /* to server->buffered */
@@ -10102,15 +10109,26 @@ struct grpc_call {
     bool queued, sending, cancelled;
     int cancel_fd; /* -1 until it is asked for */
     pthread_cond_t sent;
-    grpc_call *next, *prev; /* in the pool's queue */
+    grpc_call *next, *prev; /* in its lane */
 };
 
-/* Threads that come when there is work and go when there is none; guarded by server->lock. */
+/* The calls of one connection in one pool: those that wait for a thread, oldest first, and how many
+ * have one. Guarded by server->lock. */
+typedef struct grpc_lane {
+    grpc_call *first, *last;
+    unsigned running;
+    struct grpc_lane *next, *prev; /* the pool's ring of lanes in which a call waits */
+} grpc_lane;
+
+/* Threads that come when there is work and go when there is none; guarded by server->lock. Lanes
+ * are served in turns, so that who asks much waits, and not who comes after. */
 typedef struct {
     grpc_server *server;
     pthread_cond_t work;
-    grpc_call *first, *last;
-    unsigned queued, idle, threads, max;
+    grpc_lane *turn;               /* the one to be served next */
+    unsigned running;              /* calls that have a thread */
+    unsigned idle, woken, started; /* threads that sleep; that have been called and are not here */
+    unsigned threads, max;
 } grpc_pool;
 
 typedef struct grpc_conn {
@@ -10122,7 +10140,9 @@ typedef struct grpc_conn {
     int64_t since, part_since, out_since; /* accepted; `part` began; the socket last took bytes */
     buf part;         /* the beginning of a frame */
     unsigned calls;   /* that are not freed yet: this struct outlives them */
-    unsigned waiting; /* of those that have a stream: the WAITING ones */
+    unsigned waiting; /* of those that have a stream: those that wait, in all and by kind */
+    unsigned kind[GRPC_KINDS];
+    grpc_lane lane[GRPC_POOLS];
     bool leaving, gone; /* we have said that we end: first and second step */
     bool closed;
     h2 h2;
@@ -10137,8 +10157,9 @@ struct grpc_server {
     timer retry;
     grpc_conn *conns; /* newest first */
     unsigned nconns, nwaiting; /* all; those with a call that waits */
+    unsigned nkind[GRPC_KINDS]; /* those with one of this kind */
     size_t ncalls, buffered;
-    size_t carried; /* bytes of messages since free memory was last given back */
+    size_t carried; /* bytes of calls and messages since free memory was last given back */
     timer thrift;
     uint8_t *scratch; /* GRPC_READ bytes, used within one event */
     int64_t stop_at;  /* shutting down: until then */
@@ -10152,30 +10173,74 @@ struct grpc_server {
 
 /* -- worker threads ---------------------------------------------------------------------------- */
 
-static void grpc_enqueue(grpc_pool *p, grpc_call *c)
+static grpc_pool *grpc_pool_of(const grpc_call *c)
 {
+    return &c->server->pool[c->where - GRPC_SHORT];
+}
+
+static grpc_lane *grpc_lane_of(const grpc_call *c) { return &c->conn->lane[c->where - GRPC_SHORT]; }
+
+static void grpc_enqueue(grpc_pool *p, grpc_call *c) /* at the end of its lane */
+{
+    grpc_lane *l = grpc_lane_of(c);
     c->queued = true;
     c->next = NULL;
-    c->prev = p->last;
-    if (p->last) p->last->next = c;
-    else p->first = c;
-    p->last = c;
-    p->queued++;
+    c->prev = l->last;
+    l->last = c;
+    if (c->prev) {
+        c->prev->next = c;
+        return;
+    }
+    l->first = c;
+    if (!p->turn) p->turn = l->next = l->prev = l;
+    l->next = p->turn;
+    l->prev = p->turn->prev;
+    l->prev->next = l;
+    p->turn->prev = l;
 }
 
 static void grpc_dequeue(grpc_pool *p, grpc_call *c)
 {
+    grpc_lane *l = grpc_lane_of(c);
     c->queued = false;
     if (c->prev) c->prev->next = c->next;
-    else p->first = c->next;
+    else l->first = c->next;
     if (c->next) c->next->prev = c->prev;
-    else p->last = c->prev;
-    p->queued--;
+    else l->last = c->prev;
+    if (l->first) return;
+    if (p->turn == l) p->turn = l->next == l ? NULL : l->next;
+    l->prev->next = l->next;
+    l->next->prev = l->prev;
 }
 
-static grpc_pool *grpc_pool_of(const grpc_call *c)
+/* Whether a connection may have one more of the pool's threads. One can have half of them, with
+ * others beside it less; the last quarter is for those that have none yet. Calls may hang, so what
+ * is not kept free would not be had when it is needed. */
+static bool grpc_may_run(const grpc_pool *p, const grpc_lane *l)
 {
-    return &c->server->pool[c->where - GRPC_SHORT];
+    if (!l->running) return p->running < p->max;
+    return p->running + l->running / 2 < p->max - p->max / 4;
+}
+
+/* The call that is to have a thread next, in its queue still. NULL: there is none, or only of
+ * connections that have their share of threads already. */
+static grpc_call *grpc_pick(const grpc_pool *p)
+{
+    const grpc_lane *l = p->turn;
+    while (l && !grpc_may_run(p, l)) {
+        l = l->next;
+        if (l == p->turn) return NULL;
+    }
+    return l ? l->first : NULL;
+}
+
+static void grpc_take(grpc_pool *p, grpc_call *c) /* off its queue, for the thread that calls */
+{
+    grpc_lane *l = grpc_lane_of(c);
+    p->turn = l->next;
+    grpc_dequeue(p, c);
+    l->running++;
+    p->running++;
 }
 
 /* Decodes the request, if that has not been done. On any thread. */
@@ -10223,39 +10288,10 @@ static void grpc_run(grpc_call *c)
     grpc_conclude(c, m->streams ? 0 : grpc_encode(m->out, c->out, max, &c->reply, &c->status));
 }
 
-/* The next call for this worker, or NULL if there was none for a while. server->lock is held. */
-static grpc_call *grpc_next(grpc_pool *p)
-{
-    int64_t until = clock_mono() + GRPC_WORKER_IDLE;
-    struct timespec t = { (time_t)(until / NS_PER_SEC), (long)(until % NS_PER_SEC) };
-    p->idle++;
-    for (int r = 0; !p->first && !p->server->ending && r != ETIMEDOUT;)
-        r = pthread_cond_timedwait(&p->work, &p->server->lock, &t);
-    p->idle--;
-    grpc_call *c = p->first;
-    if (c) grpc_dequeue(p, c);
-    return c;
-}
-
-static void *grpc_worker(void *pool)
-{
-    grpc_pool *p = pool;
-    grpc_server *s = p->server;
-    pthread_mutex_lock(&s->lock);
-    for (grpc_call *c; (c = grpc_next(p));) {
-        pthread_mutex_unlock(&s->lock);
-        grpc_run(c);
-        loop_post(s->loop, &c->ended);
-        pthread_mutex_lock(&s->lock);
-    }
-    p->threads--;
-    pthread_cond_signal(&s->thread_gone);
-    pthread_mutex_unlock(&s->lock);
-    return NULL;
-}
+static void *grpc_worker(void *pool);
 
 /* Signals are the main thread's: a worker has them all blocked from its first instruction. */
-static bool grpc_start_worker(grpc_pool *p)
+static void grpc_start_worker(grpc_pool *p)
 {
     pthread_attr_t attr;
     pthread_t id;
@@ -10268,9 +10304,67 @@ static bool grpc_start_worker(grpc_pool *p)
     bool started = pthread_create(&id, &attr, grpc_worker, p) == 0;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attr);
-    if (started) p->threads++;
-    return started;
+    p->threads += started;
+    p->started += started;
 }
+
+/* Finds a thread for a call that waits and may have one: server->lock is held. */
+static void grpc_offer(grpc_pool *p)
+{
+    if (!grpc_pick(p)) return;
+    if (!p->idle && p->threads < p->max) grpc_start_worker(p);
+    if (!p->idle) return;
+    p->idle--;
+    p->woken++;
+    pthread_cond_signal(&p->work);
+}
+
+/* The next call for this worker, or NULL if there was none for a while. server->lock is held. What
+ * one call leaves free may be enough for more than one: the next thread is woken by this one. */
+static grpc_call *grpc_next(grpc_pool *p)
+{
+    int64_t until = clock_mono() + GRPC_WORKER_IDLE;
+    struct timespec t = { (time_t)(until / NS_PER_SEC), (long)(until % NS_PER_SEC) };
+    grpc_call *c;
+    for (int r = 0; !(c = grpc_pick(p)) && !p->server->ending && r != ETIMEDOUT;) {
+        p->idle++;
+        r = pthread_cond_timedwait(&p->work, &p->server->lock, &t);
+        if (p->woken) p->woken--;
+        else p->idle--;
+    }
+    if (!c) return NULL;
+    grpc_take(p, c);
+    if (!p->woken && !p->started) grpc_offer(p);
+    return c;
+}
+
+/* Between the return of a handler and the letter that says so, for that lets the loop free both
+ * call and connection. */
+static void grpc_leave(grpc_pool *p, grpc_call *c)
+{
+    grpc_lane_of(c)->running--;
+    p->running--;
+    loop_post(p->server->loop, &c->ended);
+}
+
+static void *grpc_worker(void *pool)
+{
+    grpc_pool *p = pool;
+    grpc_server *s = p->server;
+    pthread_mutex_lock(&s->lock);
+    p->started--;
+    for (grpc_call *c; (c = grpc_next(p));) {
+        pthread_mutex_unlock(&s->lock);
+        grpc_run(c);
+        pthread_mutex_lock(&s->lock);
+        grpc_leave(p, c);
+    }
+    p->threads--;
+    pthread_cond_signal(&s->thread_gone);
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}
+
 
 /* Hands a call to its pool. False if there is no thread at all and none can be made. */
 static bool grpc_submit(grpc_call *c)
@@ -10278,10 +10372,9 @@ static bool grpc_submit(grpc_call *c)
     grpc_pool *p = grpc_pool_of(c);
     pthread_mutex_lock(&c->server->lock);
     grpc_enqueue(p, c);
-    if (p->queued > p->idle && p->threads < p->max) grpc_start_worker(p);
+    grpc_offer(p);
     bool served = p->threads > 0;
     if (!served) grpc_dequeue(p, c);
-    pthread_cond_signal(&p->work);
     pthread_mutex_unlock(&c->server->lock);
     return served;
 }
@@ -10379,13 +10472,13 @@ static void grpc_answer(grpc_call *c, int http, const error *status)
     else h2_headers(s, buf_view(&block), true);
 }
 
-/* Many messages at once, whole or half sent, have made the heap large. When they are gone it is to
- * be small again, on a machine that has 64 MiB; not after each, for that takes time. */
+/* Many calls or messages at once, whole or half sent, have made the heap large. When they are gone
+ * it is to be small again, on a machine that has 64 MiB; not after each, for that takes time. */
 static void grpc_thrift(timer *t)
 {
     grpc_server *s = OWNER(t, grpc_server, thrift);
     error e;
-    if (s->buffered >= GRPC_THRIFT &&
+    if (s->buffered + s->ncalls * (sizeof(grpc_call) + sizeof(h2_stream)) >= GRPC_THRIFT &&
         loop_arm(s->loop, t, clock_mono() + GRPC_THRIFT_PAUSE, &e) == 0)
         return;
     memory_give_back();
@@ -10640,10 +10733,22 @@ static void grpc_due(timer *t)
     grpc_flush(k);
 }
 
+/* Whether one of a few that share `max` may take one more: it has `own`, they have `all`. One alone
+ * can get four of five parts, a second four of what is left: who comes next still finds some. */
+static bool grpc_fair(size_t own, size_t all, size_t max)
+{
+    return all < max && own < GRPC_FAIR * (max - all);
+}
+
+/* Refuses what is too much; a client that is told so by RST_STREAM asks again. A call counts from
+ * its first frame: half of one costs nothing to send. */
 static bool grpc_on_open(h2_stream *s)
 {
     grpc_conn *k = s->conn->owner;
-    grpc_call *c = k->calls < H2_STREAMS ? malloc(sizeof *c) : NULL;
+    bool fits = k->calls < GRPC_CALLS_KEPT ||
+                (k->calls < H2_STREAMS &&
+                 grpc_fair(k->calls, k->server->ncalls, k->server->o.max_calls));
+    grpc_call *c = fits ? malloc(sizeof *c) : NULL;
     if (!c) return false;
     *c = (grpc_call){ .arena = arena_make(GRPC_ARENA_MAX), .user = k->server->o.user,
                       .server = k->server, .conn = k, .stream = s, .cancel_fd = -1,
@@ -10653,6 +10758,7 @@ static bool grpc_on_open(h2_stream *s)
     s->owner = c;
     k->calls++;
     k->server->ncalls++;
+    grpc_note_carried(k->server, sizeof *c + sizeof *s);
     return true;
 }
 
@@ -10724,12 +10830,13 @@ static int grpc_admit(grpc_call *c, error *e)
         if (grpc_take_request(c, e) < 0) return -1;
         c->where = m->place(c->in);
     }
-    if (c->where != GRPC_WAITING) return 0;
-    if (!k->waiting && s->nwaiting >= grpc_waiting_max(&s->o))
-        return fail(e, GRPC_RESOURCE_EXHAUSTED, "%u connections have calls that wait: no more of "
-                    "them until some have ended", s->nwaiting);
-    s->nwaiting += !k->waiting;
-    k->waiting++;
+    if (c->where < GRPC_WAITING) return 0;
+    size_t kind = c->where - GRPC_WAITING;
+    if (!k->waiting && !grpc_fair(s->nkind[kind], s->nwaiting, grpc_waiting_max(&s->o)))
+        return fail(e, GRPC_RESOURCE_EXHAUSTED, "%u connections have calls that wait, %u of them "
+                    "for the same: no more until some have ended", s->nwaiting, s->nkind[kind]);
+    s->nwaiting += !k->waiting++;
+    s->nkind[kind] += !k->kind[kind]++;
     c->waits = true;
     return 0;
 }
@@ -10784,13 +10891,20 @@ static void grpc_on_drained(h2_stream *s)
     pthread_mutex_unlock(&c->server->lock);
 }
 
+static void grpc_waits_no_more(grpc_call *c)
+{
+    size_t kind = c->where - GRPC_WAITING;
+    c->server->nwaiting -= !--c->conn->waiting;
+    c->server->nkind[kind] -= !--c->conn->kind[kind];
+}
+
 static void grpc_on_closed(h2_stream *s, uint32_t code)
 {
     grpc_call *c = s->owner;
     (void)code;
     if (!c) return;
     c->stream = NULL;
-    if (c->waits && --c->conn->waiting == 0) c->server->nwaiting--;
+    if (c->waits) grpc_waits_no_more(c);
     loop_disarm(c->server->loop, &c->due);
     if (c->phase == GRPC_HANDLED) grpc_cancel(c);
     grpc_release(c);
@@ -11013,7 +11127,7 @@ static int grpc_send(grpc_call *c, const void *out, error *e)
 {
     grpc_server *s = c->server;
     buf reply = { 0 };
-    assert(c->method->streams && c->where == GRPC_WAITING);
+    assert(c->method->streams && c->where >= GRPC_WAITING);
     if (grpc_encode(c->method->out, out, s->o.max_message, &reply, e) < 0) return -1;
     pthread_mutex_lock(&s->lock);
     bool post = !c->cancelled;
@@ -11132,7 +11246,9 @@ static void grpc_shutdown(grpc_server *s, int64_t deadline, void (*stopped)(grpc
  * that follows. *o is copied; what it points to must stay. The server, or NULL and *e. */
 static grpc_server *grpc_serve(loop *l, const grpc_options *o, error *e)
 {
-    static const unsigned workers[GRPC_POOLS] = { 32, 256, 512 };
+    /* From GRPC_SHORT on. One connection's 250 calls fit into its half of LONG and of STOPPING: a
+     * node that is drained stops hundreds of containers at once. */
+    static const unsigned workers[GRPC_POOLS] = { 32, 512, 64, 512, 256, 96 };
     grpc_server *s = calloc(1, sizeof *s);
     uint8_t *scratch = malloc(GRPC_READ);
     if (!s || !scratch) {
@@ -11145,248 +11261,16 @@ static grpc_server *grpc_serve(loop *l, const grpc_options *o, error *e)
                         .listener = { -1, grpc_accept } };
     if (!s->o.max_message) s->o.max_message = GRPC_MESSAGE_MAX;
     if (!s->o.max_buffered) s->o.max_buffered = GRPC_BUFFERED_MAX;
+    if (!s->o.max_calls) s->o.max_calls = GRPC_CALLS_MAX;
     if (!s->o.max_conns) s->o.max_conns = grpc_share(GRPC_CONNS_MAX, 4);
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->thread_gone, NULL);
     for (size_t i = 0; i < COUNT(s->pool); i++)
-        grpc_pool_open(&s->pool[i], s, o->workers[i] ? o->workers[i] : grpc_share(workers[i], 8));
+        grpc_pool_open(&s->pool[i], s, o->workers[i] ? o->workers[i] : grpc_share(workers[i], 16));
     s->listener.fd = grpc_listen(o->socket_path, &s->socket, e);
     if (s->listener.fd >= 0 && loop_watch(l, &s->listener, EPOLLIN, e) == 0) return s;
     grpc_server_free(s);
     return NULL;
-}
-
-/* -- the client -------------------------------------------------------------------------------- */
-
-/* One connection, used by one thread for one call at a time. */
-typedef struct grpc_client {
-    int fd;
-    h2 h2;
-    buf part; /* the beginning of a frame */
-    /* the call under way */
-    const struct grpc_request *request;
-    grpc_inbox inbox;
-    arena *arena;
-    bool done, answered; /* its stream is closed; k->status says how it went */
-    size_t messages;
-    int http;
-    error status;
-} grpc_client;
-
-/* A call to be made. If `each` is set, the reply is a stream: it is given every message, which
- * lives until it returns, and ends the call with a -1 and *e. */
-typedef struct grpc_request {
-    const char *path;
-    const pb_message *in_msg, *out_msg;
-    const void *in;
-    void *out;          /* zeroed by the caller; not used with `each` */
-    int64_t timeout_ns; /* 0: none */
-    int (*each)(void *user, const void *out, error *e);
-    void *user;
-} grpc_request;
-
-/* Hangs up and frees. */
-static void grpc_hangup(grpc_client *k)
-{
-    if (!k) return;
-    close_fd(&k->fd);
-    h2_free(&k->h2);
-    buf_free(&k->part);
-    buf_free(&k->inbox.body);
-    free(k);
-}
-
-static slice grpc_unquote(slice text, char *out) /* %XX; *out has room for all of `text` */
-{
-    size_t n = 0;
-    for (slice byte, hex; slice_take(&text, 1, &byte); n++) {
-        uint64_t value = byte.p[0];
-        hex = (slice){ text.p, MIN(text.n, (size_t)2) };
-        bool quoted = value == '%' && hex.n == 2 && parse_u64(hex, 16, 255, &value);
-        if (quoted) slice_take(&text, 2, &hex);
-        out[n] = (char)value;
-    }
-    return (slice){ (uint8_t *)out, n };
-}
-
-static void grpc_client_field(h2_stream *s, slice name, slice value)
-{
-    grpc_client *k = s->owner;
-    uint64_t n;
-    if (slice_is(name, ":status") && parse_u64(value, 10, 999, &n)) k->http = (int)n;
-    if (slice_is(name, "grpc-status")) {
-        k->answered = true;
-        k->status.code = parse_u64(value, 10, GRPC_UNAUTHENTICATED, &n) ? (int)n : GRPC_UNKNOWN;
-    }
-    if (slice_is(name, "grpc-message")) {
-        char text[H2_LIST_MAX];
-        OWNED_BUF harmless = { 0 };
-        text_escape(&harmless, grpc_unquote(value, text), sizeof k->status.text - 4);
-        snprintf(k->status.text, sizeof k->status.text, "%.*s", PR(buf_view(&harmless)));
-    }
-}
-
-static int grpc_client_message(grpc_client *k) /* a whole message is in the inbox */
-{
-    const grpc_request *r = k->request;
-    error *e = &k->status;
-    int done;
-    if (r->each) {
-        OWNED_ARENA mine = arena_make(GRPC_ARENA_MAX);
-        void *out = arena_alloc(&mine, r->out_msg->size);
-        done = !out ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory")
-                    : pb_decode(r->out_msg, buf_view(&k->inbox.body), &mine, out, e);
-        if (done >= 0) done = r->each(r->user, out, e);
-    } else { /* what is decoded points into the bytes, so they become the caller's too */
-        slice bytes = arena_copy(k->arena, buf_view(&k->inbox.body));
-        done = k->arena->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory")
-                             : pb_decode(r->out_msg, bytes, k->arena, r->out, e);
-    }
-    buf_free(&k->inbox.body);
-    k->inbox = (grpc_inbox){ 0 };
-    k->messages++;
-    return done;
-}
-
-static void grpc_client_data(h2_stream *s, slice data)
-{
-    grpc_client *k = s->owner;
-    while (data.n && !k->answered) {
-        int done = grpc_collect(&k->inbox, &data, GRPC_MESSAGE_MAX, &k->status);
-        if (done >= 0 && k->inbox.full) done = grpc_client_message(k);
-        if (done >= 0) continue;
-        k->answered = true;
-        h2_reset(s, H2_CANCEL);
-    }
-}
-
-static void grpc_client_headers(h2_stream *s, bool too_large) { (void)s, (void)too_large; }
-static void grpc_client_nothing(h2_stream *s) { (void)s; }
-
-static void grpc_client_closed(h2_stream *s, uint32_t code)
-{
-    grpc_client *k = s->owner;
-    if (!k) return;
-    k->done = true;
-    if (k->answered) return;
-    int grpc = code == H2_REFUSED_STREAM ? GRPC_UNAVAILABLE : code ? GRPC_INTERNAL : GRPC_UNKNOWN;
-    if (code) fail(&k->status, grpc, "the call was reset: HTTP/2 error %u", code);
-    else fail(&k->status, grpc, "the answer has no grpc-status: HTTP status %d", k->http);
-}
-
-static const h2_events grpc_client_events = {
-    .field = grpc_client_field, .headers = grpc_client_headers, .data = grpc_client_data,
-    .end = grpc_client_nothing, .drained = grpc_client_nothing, .closed = grpc_client_closed,
-};
-
-/* Connects to a gRPC server at a unix socket. The client, the caller's, or NULL and UNAVAILABLE. */
-static grpc_client *grpc_dial(const char *socket_path, error *e)
-{
-    struct sockaddr_un address;
-    if (grpc_address(socket_path, &address, e) < 0) return NULL;
-    OWNED_FD fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
-        bool denied = errno == EACCES || errno == EPERM; /* the socket is root's: chapter 29 */
-        fail_sys(e, GRPC_UNAVAILABLE, "cannot connect to %s", socket_path);
-        size_t n = strlen(e->text);
-        snprintf(e->text + n, sizeof e->text - n, ": %s",
-                 denied ? "must run as root" : "is krun serve running?");
-        return NULL;
-    }
-    grpc_client *k = calloc(1, sizeof *k);
-    if (!k) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory"), NULL;
-    k->fd = give_fd(&fd);
-    h2_init(&k->h2, true, &grpc_client_events, k);
-    return k;
-}
-
-static int grpc_client_write(grpc_client *k, error *e) /* what goes now */
-{
-    buf *out = &k->h2.out;
-    ssize_t n = send(k->fd, out->p, out->n, MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (n < 0 && errno != EAGAIN && errno != EINTR)
-        return fail_sys(e, GRPC_UNAVAILABLE, "the connection was lost");
-    if (n > 0) buf_drop(out, (size_t)n);
-    return 0;
-}
-
-/* Writes some of what is to be written, reads some of what has come, waits until it can do one. */
-static int grpc_client_turn(grpc_client *k, int64_t deadline, error *e)
-{
-    uint8_t bytes[32 * KIB];
-    h2 *h = &k->h2;
-    h->now = clock_mono();
-    h2_pump(h);
-    if (h->out.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
-    struct pollfd p = { k->fd, (short)(POLLIN | (h->out.n ? POLLOUT : 0)), 0 };
-    if (poll(&p, 1, clock_poll_ms(deadline)) < 0)
-        return errno == EINTR ? 0 : fail_sys(e, GRPC_INTERNAL, "poll");
-    if (deadline && clock_mono() >= deadline)
-        return fail(e, GRPC_DEADLINE_EXCEEDED, "no answer within %.3g s",
-                    (double)k->request->timeout_ns / (double)NS_PER_SEC);
-    if (p.revents & POLLOUT && grpc_client_write(k, e) < 0) return -1;
-    if (!(p.revents & (POLLIN | POLLHUP | POLLERR))) return 0;
-    ssize_t n = recv(k->fd, bytes, sizeof bytes, MSG_DONTWAIT);
-    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return 0;
-    if (n < 0) return fail_sys(e, GRPC_UNAVAILABLE, "the connection was lost");
-    if (n == 0) return fail(e, GRPC_UNAVAILABLE, "the server has hung up");
-    buf_add(&k->part, bytes, (size_t)n);
-    if (k->part.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
-    buf_drop(&k->part, h2_feed(h, buf_view(&k->part)));
-    return h->failed ? fail(e, GRPC_UNAVAILABLE, "the server breaks HTTP/2") : 0;
-}
-
-static h2_stream *grpc_client_begin(grpc_client *k, error *e)
-{
-    const grpc_request *r = k->request;
-    OWNED_BUF block = { 0 }, message = { 0 };
-    char timeout[24];
-    int64_t ms = MIN((r->timeout_ns + NS_PER_MS - 1) / NS_PER_MS, INT64_C(99999999));
-    if (grpc_encode(r->in_msg, r->in, GRPC_MESSAGE_MAX, &message, e) < 0) return NULL;
-    k->h2.now = clock_mono();
-    h2_stream *s = h2_open(&k->h2);
-    if (!s) return fail(e, GRPC_UNAVAILABLE, "the server takes no more calls"), NULL;
-    s->owner = k;
-    hpack_put_indexed(&block, HPACK_POST);
-    hpack_put_indexed(&block, HPACK_HTTP);
-    hpack_put_named(&block, HPACK_PATH, slice_of(r->path));
-    hpack_put_named(&block, HPACK_AUTHORITY, SLICE("localhost"));
-    hpack_put_named(&block, HPACK_CONTENT_TYPE, SLICE("application/grpc"));
-    hpack_put(&block, "te", SLICE("trailers"));
-    snprintf(timeout, sizeof timeout, "%" PRId64 "m", ms);
-    if (r->timeout_ns) hpack_put(&block, "grpc-timeout", slice_of(timeout));
-    h2_headers(s, buf_view(&block), false);
-    h2_send(s, &message, true);
-    return s;
-}
-
-/* Makes a call and waits for its end. *out and what it points to live as long as `a`. 0, or -1 and
- * *e: what the server said, UNAVAILABLE if the connection is lost, DEADLINE_EXCEEDED. */
-static int grpc_invoke(grpc_client *k, const grpc_request *r, arena *a, error *e)
-{
-    k->request = r;
-    k->arena = a;
-    k->done = k->answered = false;
-    k->messages = 0;
-    k->status = (error){ 0 };
-    k->inbox = (grpc_inbox){ 0 };
-    int64_t deadline = r->timeout_ns ? clock_mono() + r->timeout_ns : 0;
-    h2_stream *s = grpc_client_begin(k, e);
-    if (!s) return -1;
-    int going = 0;
-    while (!k->done && going == 0) going = grpc_client_turn(k, deadline, e);
-    bool lost = !k->done;
-    k->answered = true;
-    if (lost) h2_reset(s, H2_CANCEL);
-    h2_pump(&k->h2);
-    error lesser;
-    if (k->h2.out.n) grpc_client_write(k, &lesser); /* a reset must not wait for the next call */
-    buf_free(&k->inbox.body);
-    if (lost) return -1;
-    *e = k->status;
-    if (e->code == GRPC_OK && !r->each && k->messages != 1)
-        return fail(e, GRPC_INTERNAL, "the answer is %zu messages", k->messages);
-    return e->code == GRPC_OK ? 0 : -1;
 }
 
 /* == 12. Names, addresses, HTTP =============================================================
@@ -29834,7 +29718,7 @@ static int service_stop(grpc_call *c, const void *in, void *out, error *e)
  * wait for the same container. */
 static enum grpc_where stop_place(const void *in)
 {
-    return ((const StopContainerRequest *)in)->timeout <= 0 ? GRPC_LONG : GRPC_WAITING;
+    return ((const StopContainerRequest *)in)->timeout <= 0 ? GRPC_LONG : GRPC_STOPPING;
 }
 
 static int service_remove(grpc_call *c, const void *in, void *out, error *e)
@@ -30277,17 +30161,17 @@ static const service services[] = {
     { "StreamPodSandboxes",   GRPC_WAITING, service_stream_pods },
     { "CreateContainer",      GRPC_LONG,    service_create },
     { "StartContainer",       GRPC_LONG,    service_start },
-    { "StopContainer",        GRPC_WAITING, service_stop },
+    { "StopContainer",        GRPC_STOPPING, service_stop },
     { "RemoveContainer",      GRPC_LONG,    service_remove },
     { "ListContainers",       GRPC_ON_LOOP, service_list_containers },
     { "StreamContainers",     GRPC_WAITING, service_stream_containers },
     { "ContainerStatus",      GRPC_ON_LOOP, service_container_status },
     { "ReopenContainerLog",   GRPC_LONG,    service_reopen_log },
-    { "ExecSync",             GRPC_WAITING, service_exec_sync },
+    { "ExecSync",             GRPC_COMMAND, service_exec_sync },
     { "ListImages",           GRPC_ON_LOOP, service_list_images },
     { "StreamImages",         GRPC_WAITING, service_stream_images },
     { "ImageStatus",          GRPC_ON_LOOP, service_image_status },
-    { "PullImage",            GRPC_WAITING, service_pull },
+    { "PullImage",            GRPC_PULLING, service_pull },
     { "RemoveImage",          GRPC_LONG,    service_remove_image },
     { "ImageFsInfo",          GRPC_LONG,    service_image_fs },
 };
@@ -30326,7 +30210,7 @@ static const grpc_method services_own[] = {
     { .path = "/krun.v1.Krun/UntagImage", .in = &KrunUntagImageRequest_msg,
       .out = &KrunUntagImageResponse_msg, .where = GRPC_LONG, .run = service_untag_image },
     { .path = "/krun.v1.Krun/PullImage", .in = &PullImageRequest_msg,
-      .out = &KrunPullProgress_msg, .where = GRPC_WAITING, .streams = true,
+      .out = &KrunPullProgress_msg, .where = GRPC_PULLING, .streams = true,
       .run = service_pull_watched },
     { .path = "/krun.v1.Krun/CheckImages", .in = &KrunCheckImagesRequest_msg,
       .out = &KrunCheckImagesResponse_msg, .where = GRPC_WAITING, .run = service_check_images },
@@ -30359,8 +30243,243 @@ static void services_methods(arena *a, grpc_method out[SERVICES_METHODS])
  *
  * Defined by  cri.proto; the form of a container's log: kubernetes/design-proposals-archive,
  *             node/kubelet-cri-logging.md
- * Uses        1, 2, 3, 4, 9, 11                Gives  client_*
+ * Uses        1, 2, 3, 4, 8, 9, 10, 11         Gives  grpc_dial, grpc_invoke, client_*
  * Bounds      a reply of 16 MiB (chapter 11); a log line of 1 MiB */
+
+/* -- a gRPC client ----------------------------------------------------------------------------- */
+
+/* One connection, used by one thread for one call at a time. */
+typedef struct grpc_client {
+    int fd;
+    h2 h2;
+    buf part; /* the beginning of a frame */
+    /* the call under way */
+    const struct grpc_request *request;
+    grpc_inbox inbox;
+    arena *arena;
+    bool done, answered; /* its stream is closed; k->status says how it went */
+    size_t messages;
+    int http;
+    error status;
+} grpc_client;
+
+/* A call to be made. If `each` is set, the reply is a stream: it is given every message, which
+ * lives until it returns, and ends the call with a -1 and *e. */
+typedef struct grpc_request {
+    const char *path;
+    const pb_message *in_msg, *out_msg;
+    const void *in;
+    void *out;          /* zeroed by the caller; not used with `each` */
+    int64_t timeout_ns; /* 0: none */
+    int (*each)(void *user, const void *out, error *e);
+    void *user;
+} grpc_request;
+
+/* Hangs up and frees. */
+static void grpc_hangup(grpc_client *k)
+{
+    if (!k) return;
+    close_fd(&k->fd);
+    h2_free(&k->h2);
+    buf_free(&k->part);
+    buf_free(&k->inbox.body);
+    free(k);
+}
+
+static slice grpc_unquote(slice text, char *out) /* %XX; *out has room for all of `text` */
+{
+    size_t n = 0;
+    for (slice byte, hex; slice_take(&text, 1, &byte); n++) {
+        uint64_t value = byte.p[0];
+        hex = (slice){ text.p, MIN(text.n, (size_t)2) };
+        bool quoted = value == '%' && hex.n == 2 && parse_u64(hex, 16, 255, &value);
+        if (quoted) slice_take(&text, 2, &hex);
+        out[n] = (char)value;
+    }
+    return (slice){ (uint8_t *)out, n };
+}
+
+static void grpc_client_field(h2_stream *s, slice name, slice value)
+{
+    grpc_client *k = s->owner;
+    uint64_t n;
+    if (slice_is(name, ":status") && parse_u64(value, 10, 999, &n)) k->http = (int)n;
+    if (slice_is(name, "grpc-status")) {
+        k->answered = true;
+        k->status.code = parse_u64(value, 10, GRPC_UNAUTHENTICATED, &n) ? (int)n : GRPC_UNKNOWN;
+    }
+    if (slice_is(name, "grpc-message")) {
+        char text[H2_LIST_MAX];
+        OWNED_BUF harmless = { 0 };
+        text_escape(&harmless, grpc_unquote(value, text), sizeof k->status.text - 4);
+        snprintf(k->status.text, sizeof k->status.text, "%.*s", PR(buf_view(&harmless)));
+    }
+}
+
+static int grpc_client_message(grpc_client *k) /* a whole message is in the inbox */
+{
+    const grpc_request *r = k->request;
+    error *e = &k->status;
+    int done;
+    if (r->each) {
+        OWNED_ARENA mine = arena_make(GRPC_ARENA_MAX);
+        void *out = arena_alloc(&mine, r->out_msg->size);
+        done = !out ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory")
+                    : pb_decode(r->out_msg, buf_view(&k->inbox.body), &mine, out, e);
+        if (done >= 0) done = r->each(r->user, out, e);
+    } else { /* what is decoded points into the bytes, so they become the caller's too */
+        slice bytes = arena_copy(k->arena, buf_view(&k->inbox.body));
+        done = k->arena->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory")
+                             : pb_decode(r->out_msg, bytes, k->arena, r->out, e);
+    }
+    buf_free(&k->inbox.body);
+    k->inbox = (grpc_inbox){ 0 };
+    k->messages++;
+    return done;
+}
+
+static void grpc_client_data(h2_stream *s, slice data)
+{
+    grpc_client *k = s->owner;
+    while (data.n && !k->answered) {
+        int done = grpc_collect(&k->inbox, &data, GRPC_MESSAGE_MAX, &k->status);
+        if (done >= 0 && k->inbox.full) done = grpc_client_message(k);
+        if (done >= 0) continue;
+        k->answered = true;
+        h2_reset(s, H2_CANCEL);
+    }
+}
+
+static void grpc_client_headers(h2_stream *s, bool too_large) { (void)s, (void)too_large; }
+static void grpc_client_nothing(h2_stream *s) { (void)s; }
+
+static void grpc_client_closed(h2_stream *s, uint32_t code)
+{
+    grpc_client *k = s->owner;
+    if (!k) return;
+    k->done = true;
+    if (k->answered) return;
+    int grpc = code == H2_REFUSED_STREAM ? GRPC_UNAVAILABLE : code ? GRPC_INTERNAL : GRPC_UNKNOWN;
+    if (code) fail(&k->status, grpc, "the call was reset: HTTP/2 error %u", code);
+    else fail(&k->status, grpc, "the answer has no grpc-status: HTTP status %d", k->http);
+}
+
+static const h2_events grpc_client_events = {
+    .field = grpc_client_field, .headers = grpc_client_headers, .data = grpc_client_data,
+    .end = grpc_client_nothing, .drained = grpc_client_nothing, .closed = grpc_client_closed,
+};
+
+/* Connects to a gRPC server at a unix socket. The client, the caller's, or NULL and UNAVAILABLE. */
+static grpc_client *grpc_dial(const char *socket_path, error *e)
+{
+    struct sockaddr_un address;
+    if (grpc_address(socket_path, &address, e) < 0) return NULL;
+    OWNED_FD fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
+        bool denied = errno == EACCES || errno == EPERM; /* the socket is root's: chapter 29 */
+        fail_sys(e, GRPC_UNAVAILABLE, "cannot connect to %s", socket_path);
+        size_t n = strlen(e->text);
+        snprintf(e->text + n, sizeof e->text - n, ": %s",
+                 denied ? "must run as root" : "is krun serve running?");
+        return NULL;
+    }
+    grpc_client *k = calloc(1, sizeof *k);
+    if (!k) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory"), NULL;
+    k->fd = give_fd(&fd);
+    h2_init(&k->h2, true, &grpc_client_events, k);
+    return k;
+}
+
+static int grpc_client_write(grpc_client *k, error *e) /* what goes now */
+{
+    buf *out = &k->h2.out;
+    ssize_t n = send(k->fd, out->p, out->n, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n < 0 && errno != EAGAIN && errno != EINTR)
+        return fail_sys(e, GRPC_UNAVAILABLE, "the connection was lost");
+    if (n > 0) buf_drop(out, (size_t)n);
+    return 0;
+}
+
+/* Writes some of what is to be written, reads some of what has come, waits until it can do one. */
+static int grpc_client_turn(grpc_client *k, int64_t deadline, error *e)
+{
+    uint8_t bytes[32 * KIB];
+    h2 *h = &k->h2;
+    h->now = clock_mono();
+    h2_pump(h);
+    if (h->out.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
+    struct pollfd p = { k->fd, (short)(POLLIN | (h->out.n ? POLLOUT : 0)), 0 };
+    if (poll(&p, 1, clock_poll_ms(deadline)) < 0)
+        return errno == EINTR ? 0 : fail_sys(e, GRPC_INTERNAL, "poll");
+    if (deadline && clock_mono() >= deadline)
+        return fail(e, GRPC_DEADLINE_EXCEEDED, "no answer within %.3g s",
+                    (double)k->request->timeout_ns / (double)NS_PER_SEC);
+    if (p.revents & POLLOUT && grpc_client_write(k, e) < 0) return -1;
+    if (!(p.revents & (POLLIN | POLLHUP | POLLERR))) return 0;
+    ssize_t n = recv(k->fd, bytes, sizeof bytes, MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return 0;
+    if (n < 0) return fail_sys(e, GRPC_UNAVAILABLE, "the connection was lost");
+    if (n == 0) return fail(e, GRPC_UNAVAILABLE, "the server has hung up");
+    buf_add(&k->part, bytes, (size_t)n);
+    if (k->part.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory");
+    buf_drop(&k->part, h2_feed(h, buf_view(&k->part)));
+    return h->failed ? fail(e, GRPC_UNAVAILABLE, "the server breaks HTTP/2") : 0;
+}
+
+static h2_stream *grpc_client_begin(grpc_client *k, error *e)
+{
+    const grpc_request *r = k->request;
+    OWNED_BUF block = { 0 }, message = { 0 };
+    char timeout[24];
+    int64_t ms = MIN((r->timeout_ns + NS_PER_MS - 1) / NS_PER_MS, INT64_C(99999999));
+    if (grpc_encode(r->in_msg, r->in, GRPC_MESSAGE_MAX, &message, e) < 0) return NULL;
+    k->h2.now = clock_mono();
+    h2_stream *s = h2_open(&k->h2);
+    if (!s) return fail(e, GRPC_UNAVAILABLE, "the server takes no more calls"), NULL;
+    s->owner = k;
+    hpack_put_indexed(&block, HPACK_POST);
+    hpack_put_indexed(&block, HPACK_HTTP);
+    hpack_put_named(&block, HPACK_PATH, slice_of(r->path));
+    hpack_put_named(&block, HPACK_AUTHORITY, SLICE("localhost"));
+    hpack_put_named(&block, HPACK_CONTENT_TYPE, SLICE("application/grpc"));
+    hpack_put(&block, "te", SLICE("trailers"));
+    snprintf(timeout, sizeof timeout, "%" PRId64 "m", ms);
+    if (r->timeout_ns) hpack_put(&block, "grpc-timeout", slice_of(timeout));
+    h2_headers(s, buf_view(&block), false);
+    h2_send(s, &message, true);
+    return s;
+}
+
+/* Makes a call and waits for its end. *out and what it points to live as long as `a`. 0, or -1 and
+ * *e: what the server said, UNAVAILABLE if the connection is lost, DEADLINE_EXCEEDED. */
+static int grpc_invoke(grpc_client *k, const grpc_request *r, arena *a, error *e)
+{
+    k->request = r;
+    k->arena = a;
+    k->done = k->answered = false;
+    k->messages = 0;
+    k->status = (error){ 0 };
+    k->inbox = (grpc_inbox){ 0 };
+    int64_t deadline = r->timeout_ns ? clock_mono() + r->timeout_ns : 0;
+    h2_stream *s = grpc_client_begin(k, e);
+    if (!s) return -1;
+    int going = 0;
+    while (!k->done && going == 0) going = grpc_client_turn(k, deadline, e);
+    bool lost = !k->done;
+    k->answered = true;
+    if (lost) h2_reset(s, H2_CANCEL);
+    h2_pump(&k->h2);
+    error lesser;
+    if (k->h2.out.n) grpc_client_write(k, &lesser); /* a reset must not wait for the next call */
+    buf_free(&k->inbox.body);
+    if (lost) return -1;
+    *e = k->status;
+    if (e->code == GRPC_OK && !r->each && k->messages != 1)
+        return fail(e, GRPC_INTERNAL, "the answer is %zu messages", k->messages);
+    return e->code == GRPC_OK ? 0 : -1;
+}
+
+/* -- a client of the CRI ----------------------------------------------------------------------- */
 
 /* A caller of the CRI: one thread's. The replies' texts live in the arena. */
 typedef struct {

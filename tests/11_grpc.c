@@ -103,6 +103,7 @@ static const grpc_method probe_methods[] = {
     { "/t.v1.T/Thread", &Probe_msg, &Probe_msg, GRPC_ON_LOOP, false, probe_thread, NULL },
     { "/t.v1.T/Long", &Probe_msg, &Probe_msg, GRPC_LONG, false, probe_echo, NULL },
     { "/t.v1.T/Sleep", &Probe_msg, &Probe_msg, GRPC_WAITING, false, probe_sleep, probe_place },
+    { "/t.v1.T/Pull", &Probe_msg, &Probe_msg, GRPC_PULLING, false, probe_sleep, NULL },
     { "/t.v1.T/Stubborn", &Probe_msg, &Probe_msg, GRPC_LONG, false, probe_stubborn, NULL },
     { "/t.v1.T/Fail", &Probe_msg, &Probe_msg, GRPC_SHORT, false, probe_fail, NULL },
     { "/t.v1.T/Stream", &Probe_msg, &Probe_msg, GRPC_WAITING, true, probe_stream, NULL },
@@ -418,7 +419,7 @@ TEST(grpc_streams_that_are_reset_make_no_room_for_more_handlers) /* T13, below i
 
 TEST(grpc_cancels_what_a_vanished_client_has_asked_for)
 {
-    GRPC_TEST(t, .workers = { 0, 0, 4 });
+    GRPC_TEST(t, .workers = { 0, 0, 8 });
     OWNED_FD fd = raw_dial(&t);
     OWNED_BUF out = { 0 };
     buf_str(&out, h2_preface);
@@ -545,14 +546,16 @@ TEST(grpc_lets_the_longest_idle_connection_go_for_a_new_one)
     CHECK(!raw_hung_up(busy, 50));
 }
 
-/* A connection with one call of Sleep, for n milliseconds as protobuf has it in hexadecimal. */
-static int sleeping_dial(grpc_test *t, const char *n)
+/* A connection with one call, of Sleep or Pull, for n milliseconds as protobuf has it in
+ * hexadecimal. */
+static int sleeping_dial(grpc_test *t, const char *method, const char *n)
 {
-    char message[32];
+    char message[32], path[32];
     OWNED_BUF out = { 0 };
     int fd = greeted_dial(t, &out);
     snprintf(message, sizeof message, "%010zx10%s", 1 + strlen(n) / 2, n);
-    add_call(&out, 1, "/t.v1.T/Sleep", message);
+    snprintf(path, sizeof path, "/t.v1.T/%s", method);
+    add_call(&out, 1, path, message);
     CHECK_INT(write_all(fd, out.p, out.n), 0);
     return fd;
 }
@@ -563,26 +566,36 @@ TEST(grpc_connections_with_calls_that_wait_keep_nobody_out)
     GRPC_TEST(t, .max_conns = 16, .workers = { 2, 2, 16 });
     Probe p;
     grpc_hangup(t.client);
-    for (size_t i = 0; i < COUNT(waiting); i++) {
-        waiting[i] = sleeping_dial(&t, "e0d403"); /* a minute */
-        CHECK(soon(&probes_alive, (int)MIN(i + 1, (size_t)14)));
+    for (size_t i = 0; i < COUNT(waiting) - 2; i++) { /* of one kind at most 12 */
+        waiting[i] = sleeping_dial(&t, "Sleep", "e0d403"); /* a minute */
+        CHECK(soon(&probes_alive, (int)MIN(i + 1, (size_t)12)));
+    }
+    t.client = grpc_dial(t.path, &t.e);
+    CHECK_INT(ask(&t, "Sleep", (Probe){ .n = 1 }, &p, 30 * NS_PER_SEC), GRPC_RESOURCE_EXHAUSTED);
+    CHECK_INT(ask(&t, "Pull", (Probe){ .n = 1 }, &p, 30 * NS_PER_SEC), GRPC_OK);
+    grpc_hangup(t.client);
+    for (size_t i = COUNT(waiting) - 2; i < COUNT(waiting); i++) {
+        waiting[i] = sleeping_dial(&t, "Pull", "e0d403");
+        CHECK(soon(&probes_alive, (int)i - 1));
     }
     for (int i = 0; i < 50; i++) { /* each a client of its own, none of which hangs up */
-        if (i < 14) CHECK(!raw_hung_up(waiting[i], 0));
+        if (i < 12) CHECK(!raw_hung_up(waiting[i], 0));
         t.client = grpc_dial(t.path, &t.e);
         CHECK_INT(ask(&t, i % 2 ? "Long" : "Short", (Probe){ .n = 1 }, &p, 30 * NS_PER_SEC), GRPC_OK);
         CHECK_INT(ask(&t, "Sleep", (Probe){ 0 }, &p, 30 * NS_PER_SEC), GRPC_OK); /* a brief one */
-        CHECK_INT(ask(&t, "Sleep", (Probe){ .n = 1 }, &p, 30 * NS_PER_SEC), GRPC_RESOURCE_EXHAUSTED);
+        CHECK_INT(ask(&t, i % 4 < 2 ? "Sleep" : "Pull", (Probe){ .n = 1 }, &p, 30 * NS_PER_SEC),
+                  GRPC_RESOURCE_EXHAUSTED);
         if (i < 49) grpc_hangup(t.client);
     }
     CHECK_INT(probes_alive, 14);
     close(waiting[3]);
     CHECK(soon(&probes_alive, 13));
-    CHECK_INT(ask(&t, "Sleep", (Probe){ .n = 1 }, &p, 30 * NS_PER_SEC), GRPC_OK);
+    CHECK_INT(ask(&t, "Pull", (Probe){ .n = 1 }, &p, 30 * NS_PER_SEC), GRPC_OK);
     for (size_t i = 0; i < COUNT(waiting); i++)
         if (i != 3) close(waiting[i]);
     CHECK(soon(&probes_alive, 0));
     CHECK_INT(t.server->nwaiting, 0);
+    for (size_t i = 0; i < GRPC_KINDS; i++) CHECK_INT(t.server->nkind[i], 0);
 }
 
 TEST(grpc_a_client_that_has_just_come_is_not_taken_for_a_silent_one)
@@ -630,13 +643,92 @@ TEST(grpc_calls_that_wait_never_use_up_the_workers_of_others)
     for (uint32_t id = 1; id < 400; id += 2) /* a minute */
         add_call(&out, id, "/t.v1.T/Sleep", "000000000310e05d");
     CHECK_INT(write_all(fd, out.p, out.n), 0);
-    CHECK(soon(&probes_alive, 8));
+    CHECK(soon(&probes_alive, 4)); /* the other workers are none of this connection's */
     for (int i = 0; i < 20; i++) {
         CHECK_INT(ask(&t, "Short", (Probe){ .n = 1 }, &p, 30 * NS_PER_SEC), GRPC_OK);
         CHECK_INT(ask(&t, "Long", (Probe){ .n = 1 }, &p, 30 * NS_PER_SEC), GRPC_OK);
         CHECK_INT(ask(&t, "Sleep", (Probe){ 0 }, &p, 30 * NS_PER_SEC), GRPC_OK); /* a brief one */
     }
+    CHECK_INT(ask(&t, "Sleep", (Probe){ .n = 1 }, &p, NS_PER_SEC), GRPC_OK); /* another's */
+    int others[4];
+    for (size_t i = 0; i < COUNT(others); i++) others[i] = sleeping_dial(&t, "Sleep", "e0d403");
+    CHECK(soon(&probes_alive, 8));
     CHECK_INT(ask(&t, "Sleep", (Probe){ .n = 1 }, &p, 50 * NS_PER_MS), GRPC_DEADLINE_EXCEEDED);
+    CHECK_INT(ask(&t, "Pull", (Probe){ .n = 1 }, &p, NS_PER_SEC), GRPC_OK); /* of another kind */
+    for (size_t i = 0; i < COUNT(others); i++) close(others[i]);
+}
+
+/* So many streams are opened with a head alone. Returns how many the server has, once it has read
+ * them all: the PING behind them is answered. */
+static size_t half_calls(grpc_test *t, int fd, unsigned n)
+{
+    OWNED_BUF out = { 0 };
+    char reply[4096];
+    size_t have = 0;
+    for (uint32_t id = 1; id < 2 * n; id += 2) {
+        OWNED_BUF call = { 0 };
+        add_call(&call, id, "/t.v1.T/Sleep", "");
+        buf_add(&out, call.p, call.n - H2_HEAD); /* without its DATA */
+    }
+    add_frame(&out, H2_PING, 0, 0, SLICE("all read"));
+    CHECK_INT(write_all(fd, out.p, out.n), 0);
+    while (have < 8 || memcmp(reply + have - 8, "all read", 8) != 0) {
+        ssize_t more = recv(fd, reply + have % 2048, 2048, 0);
+        if (more <= 0) break;
+        have = have % 2048 + (size_t)more;
+    }
+    return t->server->ncalls;
+}
+
+TEST(grpc_open_calls_are_bounded_for_all_together) /* half sent, they are charged nothing */
+{
+    GRPC_TEST(t, .max_calls = 100);
+    OWNED_BUF out = { 0 };
+    Probe p;
+    OWNED_FD one = greeted_dial(&t, &out), two = greeted_dial(&t, &out), three = greeted_dial(&t, &out);
+    CHECK_INT(half_calls(&t, one, 200), 80);
+    CHECK_INT(half_calls(&t, two, 200), 96);
+    CHECK_INT(half_calls(&t, three, 200), 100);
+    int fds[5];
+    for (size_t i = 0; i < COUNT(fds); i++) {
+        fds[i] = greeted_dial(&t, &out);
+        CHECK_INT(half_calls(&t, fds[i], 200), 104 + 4 * i);
+    }
+    for (int i = 0; i < 3; i++)
+        CHECK_INT(ask(&t, i % 2 ? "Long" : "Loop", (Probe){ 0 }, &p, NS_PER_SEC), GRPC_OK);
+    for (size_t i = 0; i < COUNT(fds); i++) close(fds[i]);
+    close(one);
+    one = greeted_dial(&t, &out);
+    CHECK_INT(half_calls(&t, one, 10), 30);
+}
+
+/* One connection asks 200 times, then others once each: they have their turn before its next. */
+TEST(grpc_connections_are_served_in_turns)
+{
+    GRPC_TEST(t, .workers = { 0, 0, 1 });
+    OWNED_BUF out = { 0 };
+    OWNED_FD fd = greeted_dial(&t, &out);
+    Probe p;
+    for (uint32_t id = 1; id < 400; id += 2) add_call(&out, id, "/t.v1.T/Sleep", "00000000021032");
+    CHECK_INT(write_all(fd, out.p, out.n), 0); /* 50 ms each */
+    CHECK(soon(&probes_alive, 1));
+    for (int i = 0; i < 3; i++)
+        CHECK_INT(ask(&t, "Sleep", (Probe){ .n = 1 }, &p, 5 * NS_PER_SEC), GRPC_OK);
+}
+
+/* Threads that a burst has made serve the next one, and all of them are used. */
+TEST(grpc_every_worker_is_used)
+{
+    GRPC_TEST(t, .workers = { 0, 0, 32 });
+    for (int round = 0; round < 3; round++) {
+        int fds[32];
+        for (size_t i = 0; i < COUNT(fds); i++) fds[i] = sleeping_dial(&t, "Sleep", "e0d403");
+        CHECK(soon(&probes_alive, 32));
+        for (size_t i = 0; i < COUNT(fds); i++) close(fds[i]);
+        CHECK(soon(&probes_alive, 0));
+    }
+    for (size_t i = 0; i < GRPC_POOLS; i++) CHECK_INT(t.server->pool[i].running, 0);
+    CHECK(t.server->pool[GRPC_WAITING - GRPC_SHORT].threads <= 32);
 }
 
 TEST(grpc_bytes_that_wait_are_bounded_for_all_together) /* R14 */

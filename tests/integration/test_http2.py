@@ -646,6 +646,7 @@ def silent_and_slow_clients_are_hung_up_on(path):
 # -- many at once ----------------------------------------------------------------------------------
 
 STOP = "/runtime.v1.RuntimeService/StopContainer"
+PULL = "/runtime.v1.ImageService/PullImage"
 
 
 def stops(k, container, n, timeout=3600):
@@ -704,11 +705,72 @@ def six_hundred_stops_on_three_connections_leave_room_for_the_one_that_ends_them
 
 
 @test
+def a_thousand_pulls_and_ten_thousand_stops_that_hang_leave_room_for_each_other_and_for_an_exec(k):
+    mute = socket.create_server(("127.0.0.1", 0))  # a registry that never says anything
+    pull = pb.PullImageRequest(image=pb.ImageSpec(image=f"127.0.0.1:{mute.getsockname()[1]}/hangs:1"))
+    pod = k.pod()
+    container, other = pod.start(), pod.start()
+    stop = pb.StopContainerRequest(container_id=container.id, timeout=3600)
+    crowd = []
+    for method, ask, n in ((PULL, pull, 4), (STOP, stop, 48)):
+        sent = b"".join(call(stream, path=method, body=message(ask.SerializeToString()))
+                        for stream in range(1, 501, 2))
+        for _ in range(n):
+            c = Conn(k.socket)
+            c.send(sent + frame(PING, 0, 0, b"all read"))
+            c.until(lambda f: f[0] == PING)
+            crowd.append(c)
+    for _ in range(5):  # each a client of its own
+        cri = Cri(k.socket)
+        done = cri.ExecSync(container_id=other.id, cmd=["echo", "in"], timeout=20, _timeout=DEADLINE)
+        equal(done.stdout, b"in\n", "what an ExecSync beside them prints")
+        gone = cri.begin("PullImage", image={"image": "127.0.0.1:1/none:1"}, _timeout=DEADLINE).exception()
+        check(gone.code().name != "DEADLINE_EXCEEDED", "a pull beside them is answered")
+        cri.close()
+    other.stop(timeout=1)
+    equal(other.status().state, pb.CONTAINER_EXITED, "state of one that is stopped beside them")
+    for c in crowd:
+        c.close()
+    container.stop(timeout=0)
+    mute.close()
+
+
+def resident_MiB(k):
+    with open(f"/proc/{k.process.pid}/statm") as f:
+        return int(f.read().split()[1]) * 4 // 1024
+
+
+@test
+def fifty_thousand_half_calls_take_little_memory_and_leave_room_for_others(k):
+    """Their heads are sent, and no more of them: only their number is a bound."""
+    container, before, crowd = k.pod().start(), resident_MiB(k), []
+    for _ in range(200):
+        c = Conn(k.socket)
+        c.send(b"".join(opening(stream, path=STOP) for stream in range(1, 501, 2))
+               + frame(PING, 0, 0, b"all read"))
+        c.until(lambda f: f[0] == PING)
+        crowd.append(c)
+    check(resident_MiB(k) < before + 24, f"{resident_MiB(k) - before} MiB for half calls are too much")
+    served(k.socket)
+    holds(container.id[:12], k.cli("ps").stdout.decode(), "krun ps")
+    other = Cri(k.socket)
+    other.StopContainer(container_id=container.id, timeout=0)
+    equal(container.status().exit_code, 137, "exit code")
+    refused = [f[2] for f in crowd[-1].frames if f[0] == RST and f[3] == u32(REFUSED)]
+    check(len(refused) > 200, "what is refused may be asked again")
+    crowd[-1].send(frame(RST, 0, 1, u32(CANCEL)) + call(501))
+    equal(crowd[-1].end_of(501)[0]["grpc-status"], "0", "status of a call of one that has made room")
+    for c in crowd:
+        c.close()
+    other.close()
+    until("the memory goes back", lambda: resident_MiB(k) < before + 8, DEADLINE / 3)
+
+
+@test
 def memory_of_64_MiB_of_half_sent_messages_goes_back(k):
     """In any sizes, and although a connection that came last goes on."""
     def resident():
-        with open(f"/proc/{k.process.pid}/statm") as f:
-            return int(f.read().split()[1]) * 4 // 1024
+        return resident_MiB(k)
     before, stay = resident(), []
     for conns, streams, size in ((16, 4, 1000000), (50, 16, 60000), (50, 200, 5000), (50, 60, 16000)):
         open_now = [Conn(k.socket) for _ in range(conns)]
