@@ -112,7 +112,8 @@
  * all at once when its request is answered (arena), an error that is a sentence (error), a file
  * descriptor that closes itself (OWNED_FD), a clock, and the log.
  *
- * Gives  slice_*, buf_*, arena_*, fail, fail_sys, OWNED_FD, clock_*, log_*, parse_u64, text_escape
+ * Gives  slice_*, load_*, store_*, buf_*, arena_*, fail, fail_sys, fail_oom, OWNED_FD, clock_*,
+ *        log_*, parse_u64, text_escape
  * Bounds a slice never owns; an arena never gives more than its budget; an error text is 511 bytes
  *        */
 
@@ -143,6 +144,24 @@ static bool slice_eq(slice a, slice b)
 }
 
 static bool slice_is(slice s, const char *text) { return slice_eq(s, slice_of(text)); }
+
+/* In ASCII alone: tolower(3) would follow the locale. */
+static uint8_t ascii_lower(uint8_t c) { return c >= 'A' && c <= 'Z' ? c | 0x20 : c; }
+
+/* Equal but for the case of ASCII letters: so are names of hosts (RFC 4343) and of header fields
+ * compared. strncasecmp(3) would end at a NUL. */
+static bool slice_eq_nocase(slice a, slice b)
+{
+    size_t i = 0;
+    if (a.n != b.n) return false;
+    while (i < a.n && ascii_lower(a.p[i]) == ascii_lower(b.p[i])) i++;
+    return i == a.n;
+}
+
+static bool slice_is_nocase(slice s, const char *text)
+{
+    return slice_eq_nocase(s, slice_of(text));
+}
 
 static bool slice_starts(slice s, const char *prefix)
 {
@@ -175,6 +194,13 @@ static bool slice_take(slice *s, size_t n, slice *out)
     return true;
 }
 
+/* What follows the first n bytes of `s`, which has at least as many. */
+static slice slice_skip(slice s, size_t n)
+{
+    assert(n <= s.n);
+    return (slice){ n ? s.p + n : s.p, s.n - n };
+}
+
 /* Splits *s at the first `sep`: what is before it comes back, *s is what follows. Without a `sep`
  * all of *s comes back and *s is empty; call it while (s.n). */
 static slice slice_cut(slice *s, uint8_t sep)
@@ -190,7 +216,7 @@ static bool byte_in(uint8_t byte, const char *set) { return byte && strchr(set, 
 
 static slice slice_trim(slice s) /* without the spaces, tabs and line ends around it */
 {
-    while (s.n && byte_in(s.p[0], " \t\r\n")) s = (slice){ s.p + 1, s.n - 1 };
+    while (s.n && byte_in(s.p[0], " \t\r\n")) s = slice_skip(s, 1);
     while (s.n && byte_in(s.p[s.n - 1], " \t\r\n")) s.n--;
     return s;
 }
@@ -212,6 +238,43 @@ static bool parse_u64(slice s, unsigned base, uint64_t max, uint64_t *out)
     }
     *out = value;
     return true;
+}
+
+/* -- numbers in bytes: "be" has the highest byte first, as networks do, "le" the lowest -------- */
+
+static uint16_t load_be16(const uint8_t *p) { return (uint16_t)(p[0] << 8 | p[1]); }
+static uint32_t load_be32(const uint8_t *p)
+{
+    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+}
+static void store_be16(uint8_t *p, uint16_t v)
+{
+    p[0] = (uint8_t)(v >> 8);
+    p[1] = (uint8_t)v;
+}
+static void store_be32(uint8_t *p, uint32_t v)
+{
+    for (int i = 0; i < 4; i++) p[i] = (uint8_t)(v >> (24 - 8 * i));
+}
+static void store_be64(uint8_t *p, uint64_t v)
+{
+    store_be32(p, (uint32_t)(v >> 32));
+    store_be32(p + 4, (uint32_t)v);
+}
+
+static uint32_t load_le32(const uint8_t *p)
+{
+    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+static uint64_t load_le64(const uint8_t *p)
+{
+    uint64_t v;
+    memcpy(&v, p, sizeof v);
+    return __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? v : __builtin_bswap64(v);
+}
+static void store_le32(uint8_t *p, uint32_t v)
+{
+    for (int i = 0; i < 4; i++) p[i] = (uint8_t)(v >> (8 * i));
 }
 
 /* -- errors: a gRPC code for the caller, an errno for the machine, a sentence for a person ----- */
@@ -268,6 +331,12 @@ __attribute__((format(printf, 4, 5))) static int fail_with(error *e, int code, i
 }
 #define fail(e, code, ...) fail_with((e), (code), 0, __VA_ARGS__)
 #define fail_sys(e, code, ...) fail_with((e), (code), errno, __VA_ARGS__)
+
+/* Memory is short, or what one request may take of it. `what` wanted it. */
+static int fail_oom(error *e, const char *what)
+{
+    return fail(e, GRPC_RESOURCE_EXHAUSTED, "%s: out of memory", what);
+}
 
 /* Puts the step that was under way before the text of *e, and returns -1: a caller names what it
  * was doing, the callee has named what went wrong. Code and errno stay. */
@@ -359,7 +428,10 @@ static void *arena_alloc(arena *a, size_t n)
         if (b) *b = (struct block){ .older = a->newest, .size = size };
         if (b) a->newest = b;
     }
-    if (!fits || !b) return a->oom = true, NULL;
+    if (!fits || !b) {
+        a->oom = true;
+        return NULL;
+    }
     void *p = (char *)b->data + b->used;
     b->used += need;
     a->left -= need;
@@ -372,7 +444,10 @@ static char *arena_str(arena *a, slice s)
 {
     static char none[1];
     char *copy = s.n < SIZE_MAX ? arena_alloc(a, s.n + 1) : NULL;
-    if (!copy) return none[0] = '\0', none;
+    if (!copy) {
+        none[0] = '\0';
+        return none;
+    }
     if (s.n) memcpy(copy, s.p, s.n);
     return copy;
 }
@@ -406,7 +481,8 @@ static bool buf_reserve(buf *b, size_t more) /* room for `more` bytes after b->n
     size_t want = b->cap ? b->cap : 256;
     while (want - b->n < more && want <= SIZE_MAX / 4) want *= 2;
     uint8_t *p = b->oom || want - b->n < more ? NULL : realloc(b->p, want);
-    if (!p) return b->oom = true, false;
+    b->oom = !p;
+    if (!p) return false;
     b->p = p;
     b->cap = want;
     return true;
@@ -456,7 +532,11 @@ static void buf_free(buf *b)
 /* -- text that came from outside --------------------------------------------------------------- */
 
 /* The length of the UTF-8 character at the front of `s`, 0 if there is none: no over-long form, no
- * surrogate, nothing past U+10FFFF (RFC 3629, section 4). */
+ * surrogate, nothing past U+10FFFF (RFC 3629, section 4).
+ *
+ *      E2       82       AC       three bytes: the first begins with 1110, the others with 10
+ *   1110 0010 10 000010 10 101100
+ *        0010    000010    101100    what is left, U+20AC: the euro sign */
 static size_t utf8_char(slice s)
 {
     if (!s.n) return 0;
@@ -494,7 +574,7 @@ static bool utf8_valid(slice s)
  * control characters and bytes that are not UTF-8 become \xNN, a cut text ends in "...". */
 static void text_escape(buf *b, slice s, size_t max)
 {
-    for (size_t n, used = 0; s.n; s = (slice){ s.p + n, s.n - n }, used += n) {
+    for (size_t n, used = 0; s.n; s = slice_skip(s, n), used += n) {
         n = utf8_char(s);
         if (used + MAX(n, 1) > max) { buf_str(b, "..."); return; }
         bool plain = n > 1 ? !(n == 2 && s.p[0] == 0xC2 && s.p[1] < 0xA0)
@@ -556,7 +636,7 @@ static _Atomic(enum log_level) log_least = LOG_INFO; /* set at start, and by a r
 
 enum {
     LOG_TEXT = 1000,      /* escaped it is at most PIPE_BUF: then a write is whole (pipe(7)) */
-    LOG_PATIENCE_MS = 20  /* for a reader of stderr who is slow; then lines are lost, and counted */
+    LOG_TIMEOUT_MS = 20   /* for a reader of stderr who is slow; then lines are lost, and counted */
 };
 
 /* Lines of a thread that holds a lock wait until it has let go: a write may take time. */
@@ -571,7 +651,7 @@ static void log_write(slice line)
     char sorry[TIME_TEXT + 80], time[TIME_TEXT];
     struct pollfd p = { .fd = STDERR_FILENO, .events = POLLOUT };
     pthread_mutex_lock(&turn);
-    bool taken = poll(&p, 1, lost ? 0 : LOG_PATIENCE_MS) != 0;
+    bool taken = poll(&p, 1, lost ? 0 : LOG_TIMEOUT_MS) != 0;
     if (taken && lost) {
         clock_text(clock_wall(), time);
         snprintf(sorry, sizeof sorry, "%s WARN  %u lines are lost here: nobody read them\n", time,
@@ -838,7 +918,7 @@ static int make_dir_inside(int root, const char *path, mode_t mode, error *e)
         done = slice_cut(&rest, '/');
         if (!done.n || slice_is(done, ".")) continue;
         if (done.n > NAME_MAX)
-            return errno = ENAMETOOLONG, fail_sys(e, GRPC_INVALID_ARGUMENT, "mkdir %s", path);
+            return fail_with(e, GRPC_INVALID_ARGUMENT, ENAMETOOLONG, "mkdir %s", path);
         snprintf(name, sizeof name, "%.*s", PR(done));
         if (!slice_is(done, "..") && mkdirat(at, name, mode) < 0 && errno != EEXIST)
             return fail_sys(e, GRPC_INTERNAL, "mkdir %s", path);
@@ -862,34 +942,37 @@ static bool fd_is_on(int fd, long magic)
 
 /* -- records ----------------------------------------------------------------------------------- */
 
+static int file_read_into(int at, const char *path, size_t max, buf *text, error *e)
+{
+    OWNED_FD fd = openat(at, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    struct stat st;
+    int missing = errno == ENOENT ? GRPC_NOT_FOUND : GRPC_INTERNAL;
+    if (fd < 0) return fail_sys(e, missing, "open %s", path);
+    if (fstat(fd, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat %s", path);
+    if (!S_ISREG(st.st_mode))
+        return fail(e, GRPC_INVALID_ARGUMENT, "%s is not a regular file", path);
+    for (;;) { /* files of /proc say they are empty, so the end is where read(2) says it is */
+        if (!buf_reserve(text, 4 * KIB)) return fail_oom(e, path);
+        ssize_t n = read(fd, text->p + text->n, MIN(text->cap - text->n, max + 1 - text->n));
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return fail_sys(e, GRPC_INTERNAL, "read %s", path);
+        if (n == 0) return 0;
+        text->n += (size_t)n;
+        if (text->n > max)
+            return fail(e, GRPC_RESOURCE_EXHAUSTED, "%s is larger than %zu bytes", path, max);
+    }
+}
+
 /* Reads a whole file of at most `max` bytes into the arena; it is followed by a NUL that its n does
  * not count. A NULL slice on failure (an empty file has a p): NOT_FOUND, RESOURCE_EXHAUSTED (longer
  * than max), INVALID_ARGUMENT (no regular file; O_NONBLOCK so that a FIFO in its place cannot hang
  * us) or INTERNAL. */
 static slice file_read(int at, const char *path, size_t max, arena *a, error *e)
 {
-    static const slice none = { NULL, 0 };
-    OWNED_FD fd = openat(at, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    struct stat st;
-    int missing = errno == ENOENT ? GRPC_NOT_FOUND : GRPC_INTERNAL;
-    if (fd < 0) return fail_sys(e, missing, "open %s", path), none;
-    if (fstat(fd, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat %s", path), none;
-    if (!S_ISREG(st.st_mode))
-        return fail(e, GRPC_INVALID_ARGUMENT, "%s is not a regular file", path), none;
     OWNED_BUF text = { 0 };
-    for (;;) { /* files of /proc say they are empty, so the end is where read(2) says it is */
-        if (!buf_reserve(&text, 4 * KIB)) break;
-        ssize_t n = read(fd, text.p + text.n, MIN(text.cap - text.n, max + 1 - text.n));
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return fail_sys(e, GRPC_INTERNAL, "read %s", path), none;
-        if (n == 0) break;
-        text.n += (size_t)n;
-        if (text.n > max)
-            return fail(e, GRPC_RESOURCE_EXHAUSTED, "%s is larger than %zu bytes", path, max), none;
-    }
-    slice copy = text.oom ? none : arena_copy(a, buf_view(&text));
-    if (text.oom || a->oom)
-        return fail(e, GRPC_RESOURCE_EXHAUSTED, "read %s: out of memory", path), none;
+    if (file_read_into(at, path, max, &text, e) < 0) return (slice){ NULL, 0 };
+    slice copy = arena_copy(a, buf_view(&text));
+    if (a->oom) fail_oom(e, path);
     return copy;
 }
 
@@ -1077,7 +1160,10 @@ static bool dir_is_empty(int fd) /* false also if nobody can say */
 {
     int again = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), n = 0;
     DIR *d = again < 0 ? NULL : fdopendir(again);
-    if (!d) return close_fd(&again), false;
+    if (!d) {
+        close_fd(&again);
+        return false;
+    }
     while (n < 3 && readdir(d)) n++;
     closedir(d);
     return n < 3; /* "." and ".." */
@@ -1223,7 +1309,10 @@ static int tree_remove_some(int at, const char *name, uint64_t most, error *e)
 {
     removal r = { .top = name, .e = e };
     if (remove_name(at, name, 0)) return 0;
-    if (errno != EISDIR && errno != EPERM) return removal_keep(&r, ""), -1;
+    if (errno != EISDIR && errno != EPERM) {
+        removal_keep(&r, "");
+        return -1;
+    }
     for (int pass = 1;; pass++) { /* EPERM: immutable, perhaps a directory */
         uint64_t before = r.gone;
         r.forgot = false;
@@ -1391,12 +1480,12 @@ static int spawn(const spawn_args *s, pid_t *pid, error *e)
     pthread_sigmask(SIG_SETMASK, &c->mask, NULL);
     munmap(stack, SPAWN_STACK);
     if (child < 0)
-        return errno = why, fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "spawn %s: clone", s->argv[0]);
+        return fail_with(e, GRPC_RESOURCE_EXHAUSTED, why, "spawn %s: clone", s->argv[0]);
     if (pid) *pid = child;
     if (!failed) return pidfd;
     while (waitid(P_PIDFD, (id_t)pidfd, NULL, WEXITED) < 0 && errno == EINTR) {}
     close(pidfd);
-    return errno = failed, fail_sys(e, GRPC_INTERNAL, "execute %s", s->argv[0]);
+    return fail_with(e, GRPC_INTERNAL, failed, "execute %s", s->argv[0]);
 }
 
 /* Waits for a child by its pidfd until `deadline` (monotonic ns, 0 for ever) and reaps it.
@@ -1569,7 +1658,7 @@ static int loop_arm(loop *l, timer *t, int64_t at, error *e)
     if (l->ntimers + 2 > l->heap_cap) {
         size_t cap = MAX(l->heap_cap * 2, (size_t)64);
         timer **heap = realloc(l->heap, cap * sizeof *heap);
-        if (!heap) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a timer");
+        if (!heap) return fail_oom(e, "timer");
         l->heap = heap;
         l->heap_cap = cap;
     }
@@ -1680,7 +1769,7 @@ static bool guess_fold(slice text, guess_word *out)
     for (size_t i = 0; i < text.n; i++) {
         if (byte_in(text.p[i], "-_")) continue;
         if (out->n == GUESS_MAX) return false;
-        out->p[out->n++] = (uint8_t)tolower(text.p[i]);
+        out->p[out->n++] = ascii_lower(text.p[i]);
     }
     return true;
 }
@@ -1918,12 +2007,15 @@ static bool json_items(json_reader *r, json *v, char close)
 
 static bool json_value(json_reader *r, json *v)
 {
-    bool object = json_take(r, '{');
+    bool object = json_take(r, '{'), array = !object && json_take(r, '[');
     v->line = r->line + 1;
-    if (object) return v->kind = JSON_OBJECT, json_items(r, v, '}');
-    if (json_take(r, '[')) return v->kind = JSON_ARRAY, json_items(r, v, ']');
-    if (json_take(r, '"')) return v->kind = JSON_STRING, json_read_string(r, &v->text);
-    return json_word(r, v);
+    if (object || array) {
+        v->kind = object ? JSON_OBJECT : JSON_ARRAY;
+        return json_items(r, v, object ? '}' : ']');
+    }
+    if (!json_take(r, '"')) return json_word(r, v);
+    v->kind = JSON_STRING;
+    return json_read_string(r, &v->text);
 }
 
 /* The tree of a whole JSON text; the arena's. NULL: INVALID_ARGUMENT with the place, whose line is
@@ -1982,7 +2074,7 @@ static void json_string(buf *out, slice s)
 {
     static const char from[] = "\"\\\b\f\n\r\t", into[] = "\"\\bfnrt";
     buf_byte(out, '"');
-    for (size_t n; s.n; s = (slice){ s.p + MAX(n, 1), s.n - MAX(n, 1) }) {
+    for (size_t n; s.n; s = slice_skip(s, MAX(n, 1))) {
         n = utf8_char(s);
         const char *special = s.p[0] ? strchr(from, s.p[0]) : NULL;
         if (n == 0) buf_str(out, "\xEF\xBF\xBD");
@@ -2032,9 +2124,15 @@ static bool toml_fail(toml_reader *r, const char *what)
     return false;
 }
 
+static bool toml_no_memory(toml_reader *r)
+{
+    fail_oom(r->e, r->file);
+    return false;
+}
+
 static bool toml_starts(const toml_reader *r, const char *word)
 {
-    return slice_starts((slice){ r->text.p + r->at, r->text.n - r->at }, word);
+    return slice_starts(slice_skip(r->text, r->at), word);
 }
 
 static bool toml_take(toml_reader *r, const char *word)
@@ -2075,9 +2173,8 @@ static toml_node *toml_add(toml_reader *r, toml_node *parent, json value, enum t
     toml_node *node = arena_alloc(r->a, sizeof *node);
     bool crowded = parent->value.kind == JSON_OBJECT && parent->value.n >= TOML_KEYS;
     if (!node || crowded || parent->depth >= TEXT_DEPTH) {
-        toml_fail(r, crowded ? "too many keys in one table"
-                     : node  ? "nested too deep"
-                             : "out of memory");
+        if (!node) toml_no_memory(r);
+        else toml_fail(r, crowded ? "too many keys in one table" : "nested too deep");
         return NULL;
     }
     value.line = toml_line(r);
@@ -2102,13 +2199,18 @@ static bool toml_escape(toml_reader *r, buf *out, bool multiline) /* `at` is aft
     const char *found = c ? strchr(from, c) : NULL;
     uint32_t code;
     uint8_t bytes[4];
-    if (found) return r->at++, buf_byte(out, (uint8_t)into[found - from]), true;
+    if (found) {
+        r->at++;
+        buf_byte(out, (uint8_t)into[found - from]);
+        return true;
+    }
     if (c == 'u' || c == 'U') {
         r->at++;
         if (!text_hex(r->text, &r->at, c == 'u' ? 4 : 8, &code) || code > 0x10FFFF ||
             (code & ~0x7FFU) == 0xD800)
             return toml_fail(r, "not a Unicode character");
-        return buf_add(out, bytes, utf8_put(code, bytes)), true;
+        buf_add(out, bytes, utf8_put(code, bytes));
+        return true;
     }
     toml_blanks(r); /* a backslash at the end of a line joins it with the next text */
     if (!multiline || !(toml_starts(r, "\n") || toml_starts(r, "\r\n")))
@@ -2150,7 +2252,7 @@ static bool toml_read_string(toml_reader *r, const char *quotes, slice *out)
         else buf_byte(&text, c), r->at++;
     }
     *out = arena_copy(r->a, buf_view(&text));
-    return r->a->oom || text.oom ? toml_fail(r, "out of memory") : true;
+    return r->a->oom || text.oom ? toml_no_memory(r) : true;
 }
 
 /* A string with its quotes. Keys may be quoted too, but not over several lines. */
@@ -2184,7 +2286,14 @@ static bool toml_key(toml_reader *r, slice *out)
         *out = arena_copy(r->a, bare);
     }
     toml_blanks(r);
-    return r->a->oom ? toml_fail(r, "out of memory") : true;
+    return r->a->oom ? toml_no_memory(r) : true;
+}
+
+static bool toml_set_bool(json *v, bool value)
+{
+    v->kind = JSON_BOOL;
+    v->boolean = value;
+    return true;
 }
 
 /* Integers, true and false. What TOML has besides (floats, dates) no key of ours takes. */
@@ -2192,14 +2301,14 @@ static bool toml_word(toml_reader *r, json *v)
 {
     slice word = toml_bare(r, "+-_.:");
     if (slice_is(word, "true") || slice_is(word, "false"))
-        return v->kind = JSON_BOOL, v->boolean = word.n == 4, true;
+        return toml_set_bool(v, word.n == 4);
     bool minus = slice_starts(word, "-");
-    slice rest = minus || slice_starts(word, "+") ? (slice){ word.p + 1, word.n - 1 } : word;
+    slice rest = slice_skip(word, minus || slice_starts(word, "+"));
     unsigned base = slice_starts(rest, "0x")   ? 16
                     : slice_starts(rest, "0o") ? 8
                     : slice_starts(rest, "0b") ? 2
                                                : 10;
-    if (base != 10) rest = (slice){ rest.p + 2, rest.n - 2 };
+    if (base != 10) rest = slice_skip(rest, 2);
     char digits[72] = "";
     size_t n = 0;
     bool good = rest.n > 0 && rest.n < sizeof digits && (base == 10 || rest.p == word.p + 2) &&
@@ -2213,7 +2322,7 @@ static bool toml_word(toml_reader *r, json *v)
         return toml_fail(r, "not a value: expected a string, an integer, true, false, [ or {");
     v->kind = JSON_NUMBER;
     v->text = slice_of(arena_printf(r->a, "%s%" PRIu64, minus && size ? "-" : "", size));
-    return r->a->oom ? toml_fail(r, "out of memory") : true;
+    return r->a->oom ? toml_no_memory(r) : true;
 }
 
 static bool toml_value(toml_reader *r, toml_node *parent, slice key); /* a value in a value */
@@ -2283,7 +2392,10 @@ static toml_node *toml_header_table(toml_reader *r, toml_node *parent, slice key
     json table = { .kind = JSON_OBJECT, .key = key }, list = { .kind = JSON_ARRAY, .key = key };
     if (!one_of_many) {
         if (!child) return toml_add(r, parent, table, TOML_HEADER);
-        if (child->maker == TOML_PREFIX) return child->maker = TOML_HEADER, child;
+        if (child->maker == TOML_PREFIX) {
+            child->maker = TOML_HEADER;
+            return child;
+        }
     } else {
         if (!child) child = toml_add(r, parent, list, TOML_HEADERS);
         if (!child) return NULL;
@@ -2307,12 +2419,18 @@ static toml_node *toml_header(toml_reader *r, toml_node *root)
             child = toml_header_table(r, table, key, one_of_many);
             return child && toml_line_end(r) ? child : NULL;
         }
-        if (!toml_take(r, ".")) return toml_fail(r, "expected '.' or ']'"), NULL;
+        if (!toml_take(r, ".")) {
+            toml_fail(r, "expected '.' or ']'");
+            return NULL;
+        }
         json prefix = { .kind = JSON_OBJECT, .key = key };
         child = toml_child(table, key);
         if (!child) child = toml_add(r, table, prefix, TOML_PREFIX);
         if (!child) return NULL;
-        if (child->maker == TOML_VALUE) return toml_fail(r, "this key has a value already"), NULL;
+        if (child->maker == TOML_VALUE) {
+            toml_fail(r, "this key has a value already");
+            return NULL;
+        }
         if (child->maker == TOML_HEADERS) child = child->last; /* of an array of tables: the last */
     }
 }
@@ -2329,15 +2447,19 @@ static bool toml_finish(toml_node *node, arena *a) /* at most TEXT_DEPTH calls d
     return node->value.items;
 }
 
-/* The tree of a TOML text, an object; the arena's. NULL: INVALID_ARGUMENT, "file:line: ...". */
+/* The tree of a TOML text, an object; the arena's. NULL: INVALID_ARGUMENT, "file:line: ...";
+ * RESOURCE_EXHAUSTED. */
 static json *toml_parse(slice text, const char *file, arena *a, error *e)
 {
     toml_reader r = { .text = text, .file = file, .a = a, .e = e };
     toml_node *root = arena_alloc(a, sizeof *root), *table = root;
-    if (!root) return fail(e, GRPC_RESOURCE_EXHAUSTED, "%s: out of memory", file), NULL;
-    for (size_t n; r.at < text.n; r.at += n)
-        if (!(n = utf8_char((slice){ text.p + r.at, text.n - r.at })))
-            return toml_fail(&r, "not UTF-8"), NULL;
+    size_t n = 0;
+    for (; root && r.at < text.n && (n = utf8_char(slice_skip(text, r.at))); r.at += n) {}
+    if (!root || r.at < text.n) {
+        if (root) toml_fail(&r, "not UTF-8");
+        else toml_no_memory(&r);
+        return NULL;
+    }
     r.at = 0;
     root->value.kind = JSON_OBJECT;
     toml_take(&r, "\xEF\xBB\xBF"); /* some editors write a byte order mark */
@@ -2349,8 +2471,9 @@ static json *toml_parse(slice text, const char *file, arena *a, error *e)
         else if (!toml_line_end(&r)) return NULL;
         if (!table) return NULL;
     }
-    if (!toml_finish(root, a)) return toml_fail(&r, "out of memory"), NULL;
-    return &root->value;
+    if (toml_finish(root, a)) return &root->value;
+    toml_no_memory(&r);
+    return NULL;
 }
 
 /* == 4. Hashes and encodings =================================================================
@@ -2383,20 +2506,6 @@ static const uint32_t sha256_k[64] = {
     0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
 };
-
-static uint32_t load_be32(const uint8_t *p)
-{
-    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
-}
-static void store_be32(uint8_t *p, uint32_t v)
-{
-    for (int i = 0; i < 4; i++) p[i] = (uint8_t)(v >> (24 - 8 * i));
-}
-static void store_be64(uint8_t *p, uint64_t v)
-{
-    store_be32(p, (uint32_t)(v >> 32));
-    store_be32(p + 4, (uint32_t)v);
-}
 
 static uint32_t rotr32(uint32_t v, int n) { return v >> n | v << (32 - n); }
 
@@ -2557,7 +2666,7 @@ static bool sha_fill(uint8_t *block, size_t size, size_t used, slice *in)
 {
     size_t n = MIN(size - used, in->n);
     if (n) memcpy(block + used, in->p, n);
-    *in = (slice){ in->p + n, in->n - n };
+    *in = slice_skip(*in, n);
     return used + n == size;
 }
 
@@ -2569,7 +2678,7 @@ static void sha256_add(sha256 *s, const void *p, size_t n)
     if (!n || (used && !sha_fill(s->block, 64, used, &in))) return;
     if (used) sha256_blocks(s->h, s->block, 1);
     sha256_blocks(s->h, in.p, in.n / 64);
-    in = (slice){ in.p + in.n / 64 * 64, in.n % 64 };
+    in = slice_skip(in, in.n / 64 * 64);
     sha_fill(s->block, 64, 0, &in);
 }
 
@@ -2608,7 +2717,7 @@ static void crc32_fill(void)
 static uint32_t crc32_bytes_portable(uint32_t crc, const uint8_t *p, size_t n)
 {
     for (; n >= 8; p += 8, n -= 8) {
-        crc ^= (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+        crc ^= load_le32(p);
         crc = crc32_table[7][crc & 255] ^ crc32_table[6][crc >> 8 & 255] ^
               crc32_table[5][crc >> 16 & 255] ^ crc32_table[4][crc >> 24] ^ crc32_table[3][p[4]] ^
               crc32_table[2][p[5]] ^ crc32_table[1][p[6]] ^ crc32_table[0][p[7]];
@@ -2719,7 +2828,7 @@ static const char base64_alphabet[] =
 
 static void base64_encode(slice s, buf *out)
 {
-    for (size_t n; s.n; s = (slice){ s.p + n, s.n - n }) {
+    for (size_t n; s.n; s = slice_skip(s, n)) {
         n = MIN(s.n, 3);
         uint32_t v =
             (uint32_t)s.p[0] << 16 | (n > 1 ? (uint32_t)s.p[1] << 8 : 0) | (n > 2 ? s.p[2] : 0);
@@ -2780,8 +2889,7 @@ static void sha256_text(slice a, slice b, slice c, char out[DIGEST_TEXT])
 static bool digest_valid(slice s)
 {
     uint8_t hash[32];
-    if (!slice_starts(s, "sha256:") || !hex_decode((slice){ s.p + 7, s.n - 7 }, hash, 32))
-        return false;
+    if (!slice_starts(s, "sha256:") || !hex_decode(slice_skip(s, 7), hash, 32)) return false;
     for (size_t i = 7; i < s.n; i++)
         if (s.p[i] >= 'A' && s.p[i] <= 'F') return false;
     return true;
@@ -2887,7 +2995,7 @@ static int reader_open(byte_reader *r, source *in, error *e)
 {
     uint8_t *bytes = calloc(1, READER_BYTES + 2 * READER_SLACK);
     *r = (byte_reader){ .in = in };
-    if (!bytes) return fail(e, GRPC_RESOURCE_EXHAUSTED, "read: out of memory");
+    if (!bytes) return fail_oom(e, "read");
     r->p = r->end = r->bytes = bytes + READER_SLACK;
     return 0;
 }
@@ -2915,13 +3023,6 @@ static int reader_fill(byte_reader *r, size_t need, error *e)
         r->end += n;
     }
     return 0;
-}
-
-static uint64_t load_le64(const uint8_t *p)
-{
-    uint64_t v;
-    memcpy(&v, p, sizeof v);
-    return __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? v : __builtin_bswap64(v);
 }
 
 enum { COPY_SLACK = 32 }; /* how far past its end a copy may write */
@@ -3002,7 +3103,14 @@ static uint32_t dist_symbol(unsigned s)
 
 static uint32_t clen_symbol(unsigned s) { return s << 16; }
 
-/* The codes of one block as lengths: RFC 1951, 3.2.2 makes the codes from these alone. */
+/* The codes of one block as lengths: RFC 1951, 3.2.2 makes the codes from these alone. Shorter
+ * codes come first, and those of one length are consecutive numbers in the order of their symbols:
+ *
+ *   symbol  length  code      table of width 3, by the next three bits (the first is the lowest)
+ *     A       2     10        000 B   001 A   010 B   011 C   100 B   101 A   110 B   111 D
+ *     B       1     0
+ *     C       3     110       B takes one bit, whatever the two after it are, so it has four of
+ *     D       3     111       the eight entries; A has two, C and D one each */
 typedef struct { const uint8_t *lengths; unsigned symbols, width; huff_symbol *entry; } huff_code;
 
 /* The next code of the same length, with its first bit lowest as the stream has it: adds one from
@@ -3035,8 +3143,9 @@ static bool huff_build(uint32_t *table, const huff_code *c)
     uint16_t sorted[LITLEN_SYMBOLS];
     for (unsigned s = 0; s < c->symbols; s++) count[c->lengths[s]]++;
     unsigned used = c->symbols - count[0], longest = HUFF_MAX;
-    count[0] = 0;
+    count[0] = 0; /* a length of 0: the symbol does not occur */
     if (!huff_complete(count, used, c)) return false;
+    /* The symbols in the order of their codes. */
     for (unsigned l = 1; l <= HUFF_MAX; l++) at[l + 1] = at[l] + count[l];
     for (unsigned s = 0; s < c->symbols; s++)
         if (c->lengths[s]) sorted[at[c->lengths[s]]++] = (uint16_t)s;
@@ -3047,6 +3156,7 @@ static bool huff_build(uint32_t *table, const huff_code *c)
         for (unsigned i = 0; i < size; i++) table[i] = HUFF_BAD | 1;
     for (unsigned i = 0; i < used; i++) {
         unsigned length = c->lengths[sorted[i]], skip = length > c->width ? c->width : 0;
+        /* All codes that are longer than the table is wide and begin alike share a second table. */
         if (skip && (code & (size - 1)) != prefix) {
             prefix = code & (size - 1);
             table[prefix] = HUFF_SUB | next << 16 | sub << 8 | c->width;
@@ -3071,7 +3181,13 @@ typedef struct { uint64_t bits; int count; } bitbuf;
 
 enum { DEFLATE_WINDOW = 32 * KIB, DEFLATE_MATCH = 258, INFLATE_OUT = DEFLATE_WINDOW + 96 * KIB };
 
-/*  GZIP_MEMBER --header--> DEFLATE_BLOCK <--its end-- DEFLATE_STORED, DEFLATE_CODES
+/* "aaaaa" as a block with the fixed codes, 4B 4C 04 02 00. Codes have their first bit first, all
+ * other numbers their lowest (RFC 1951, 3.1.1):
+ *
+ *   1     10         10010001   10010001   0000001       00000            0000000   00
+ *   last  1: fixed   'a'        'a'        257: 3 bytes  from 1 byte ago  256: end  to the byte
+ *
+ *  GZIP_MEMBER --header--> DEFLATE_BLOCK <--its end-- DEFLATE_STORED, DEFLATE_CODES
  *    ^    \                    |  \__________________________^
  *    |     \ no more           | after the last
  *    |      v                  v
@@ -3219,7 +3335,10 @@ static int inflate_fixed(inflate *z) /* RFC 1951, 3.2.6 */
 static int inflate_block(inflate *z, error *e)
 {
     uint32_t header, length;
-    if (z->last_block) return z->state = GZIP_TRAILER, 0;
+    if (z->last_block) {
+        z->state = GZIP_TRAILER;
+        return 0;
+    }
     if (bits_take(z, 3, &header, e) < 0) return -1;
     z->last_block = header & 1;
     if (header >> 1 == 1) return inflate_fixed(z);
@@ -3261,9 +3380,9 @@ static int inflate_bad_code(error *e, int bits_left)
     return inflate_fail(e, bits_left < 0 ? "the stream is cut off" : "a code that does not exist");
 }
 
-/* Decodes while there are eight bytes of input to load at once and room for a match, without a look
- * at either in between. 56 bits hold three symbols of which the last has extra bits (3 x 15 + 5),
- * or a distance (15 + 13). */
+/* Decodes while there are more than 16 bytes of input (each of two loads takes up to eight) and
+ * room for a match, without a look at either in between. 56 bits hold three symbols of which the
+ * last has extra bits (3 x 15 + 5), or a distance (15 + 13). */
 static int inflate_fast(inflate *z, error *e)
 {
     bitbuf b = z->b;
@@ -3366,12 +3485,13 @@ static int gzip_skip_text(inflate *z, error *e) /* up to a NUL */
 /* What follows the last member: nothing, or the zeros that fill a tape's block. */
 static int gzip_padding(inflate *z, error *e)
 {
-    for (;;) {
+    for (;; bits_drop(&z->b, 8)) {
         if (bits_fill(z, 8, e) < 0) return -1;
-        if (z->b.count < 8) return z->state = GZIP_END, 0;
+        if (z->b.count < 8) break;
         if (z->b.bits & 0xFF) return inflate_fail(e, "something else follows the stream");
-        bits_drop(&z->b, 8);
     }
+    z->state = GZIP_END;
+    return 0;
 }
 
 /* A member's header, RFC 1952, 2.3; or the end. */
@@ -3504,7 +3624,7 @@ static void xxh64_add(xxh64 *x, const uint8_t *p, size_t n)
     if (!n || (used && !sha_fill(x->stripe, 32, used, &in))) return;
     if (used) xxh64_stripes(x, x->stripe, 1);
     xxh64_stripes(x, in.p, in.n / 32);
-    in = (slice){ in.p + in.n / 32 * 32, in.n % 32 };
+    in = slice_skip(in, in.n / 32 * 32);
     sha_fill(x->stripe, 32, 0, &in);
 }
 
@@ -3643,7 +3763,7 @@ static bool fse_read_counts(slice *in, unsigned symbols, unsigned max_log, fse_c
         left -= count < 0 ? 1 : count;
         if (left < 1 || c->n >= symbols) return false;
         c->count[c->n++] = (int16_t)count;
-        /* More zeros follow */
+        /* After a count of zero, two bits at a time say how many zeros more; 3: and go on. */
         for (unsigned zeros = count ? 0 : 3, run = zeros; run == 3; c->n += run, at += 2) {
             run = bits_at(*in, at, 2);
             if (run > symbols - c->n) return false;
@@ -3663,6 +3783,7 @@ static void fse_build(fse_table *t, const fse_counts *c, fse_meaning *meaning) /
         next[s] = (uint16_t)(c->count[s] < 0 ? 1 : c->count[s]);
         if (c->count[s] < 0) symbol[--high] = (uint8_t)s;
     }
+    /* The step visits each cell once, and lays a symbol's cells far apart. */
     for (unsigned s = 0; s < c->n; s++)
         for (int i = 0; i < c->count[s]; i++) {
             symbol[at] = (uint8_t)s;
@@ -3776,6 +3897,7 @@ static bool huf_read(zstd *z, slice *in)
         for (unsigned i = 0; i < n; i++)
             weights[i] = i % 2 ? description.p[i / 2] & 15 : description.p[i / 2] >> 4;
     }
+    /* A weight w stands for 2^(w-1) entries of the table: a code of log + 1 - w bits. */
     for (unsigned i = 0; i < n; i++) {
         if (weights[i] > HUF_LOG) return false;
         sum += weights[i] ? 1U << (weights[i] - 1) : 0;
@@ -3784,6 +3906,7 @@ static bool huf_read(zstd *z, slice *in)
     unsigned log = 32 - (unsigned)__builtin_clz(sum), rest = (1U << log) - sum;
     if (rest & (rest - 1)) return false;
     weights[n++] = (uint8_t)(32 - __builtin_clz(rest));
+    /* Where each weight's entries begin: small weights, long codes, are first. */
     for (unsigned i = 0; i < n; i++)
         if (weights[i])
             start[weights[i] + 1 > HUF_LOG ? HUF_LOG + 1 : weights[i] + 1] += 1U
@@ -3975,7 +4098,7 @@ static bool zstd_run_sequences(zstd *z, zstd_cursor c, uint32_t n, slice *litera
         size_t match = c.match->base + (size_t)back_take(&b, c.match->extra);
         back_load(&b);
         size_t plain = c.literals->base + (size_t)back_take(&b, c.literals->extra);
-        if (n) {
+        if (n) { /* the last sequence is not followed by bits of a next state */
             zstd_advance(&z->fse[ZSTD_LITERALS], &c.literals, &b);
             zstd_advance(&z->fse[ZSTD_MATCHES], &c.match, &b);
             zstd_advance(&z->fse[ZSTD_OFFSETS], &c.offset, &b);
@@ -4056,7 +4179,7 @@ static int zstd_set_window(zstd *z, uint64_t window, error *e)
         free(z->ring);
         z->ring = malloc(first);
         z->ring_size = z->ring ? first : 0;
-        if (!z->ring) return fail(e, GRPC_RESOURCE_EXHAUSTED, "zstd: out of memory");
+        if (!z->ring) return fail_oom(e, "zstd");
     }
     z->given = z->out = z->ring;
     z->wrapped = z->ring;
@@ -4076,7 +4199,7 @@ static int zstd_make_room(zstd *z, error *e)
     }
     size_t size = MIN(2 * z->ring_size, whole);
     uint8_t *more = realloc(z->ring, size);
-    if (!more) return fail(e, GRPC_RESOURCE_EXHAUSTED, "zstd: out of memory");
+    if (!more) return fail_oom(e, "zstd");
     z->ring = z->wrapped = more;
     z->ring_size = size;
     z->out = more + used;
@@ -4130,7 +4253,10 @@ static int zstd_frame(zstd *z, error *e)
 {
     uint64_t magic;
     if (reader_fill(&z->in, 1, e) < 0) return -1;
-    if (z->in.p == z->in.end) return z->state = ZSTD_END, 0;
+    if (z->in.p == z->in.end) {
+        z->state = ZSTD_END;
+        return 0;
+    }
     if (zstd_input(z, 4, &magic, e) < 0) return -1;
     if (magic == 0xFD2FB528) return zstd_frame_header(z, e);
     if (magic >> 4 == 0x184D2A5) return zstd_skip(z, e);
@@ -4249,14 +4375,18 @@ static source *decompress_open(decompressor *d, source *in, error *e)
 {
     *d = (decompressor){ .source = { decompress_read } };
     if (reader_open(&d->in, in, e) < 0) return NULL;
-    if (reader_fill(&d->in, 4, e) < 0) return decompress_close(d), NULL;
+    if (reader_fill(&d->in, 4, e) < 0) {
+        decompress_close(d);
+        return NULL;
+    }
     slice head = { d->in.p, (size_t)(d->in.end - d->in.p) };
     bool skippable = head.n >= 4 && head.p[0] >> 4 == 5 && !memcmp(head.p + 1, "\x2A\x4D\x18", 3);
     d->kind = slice_starts(head, "\x1F\x8B") ? GZIP
               : slice_starts(head, "\x28\xB5\x2F\xFD") || skippable ? ZSTD : PLAIN;
     if (decompress_make(d)) return &d->source;
     decompress_close(d);
-    return fail(e, GRPC_RESOURCE_EXHAUSTED, "decompress: out of memory"), NULL;
+    fail_oom(e, "decompress");
+    return NULL;
 }
 
 /* -- on a thread of its own -------------------------------------------------------------------- */
@@ -4382,6 +4512,10 @@ static void ahead_close(ahead_source *a)
  *
  * The layer's directory becomes a lower directory of an overlay, which has its own words for what
  * is gone: a character device 0:0 hides a name, a directory marked opaque hides all below it.
+ *
+ *   entry in the archive      in the layer's directory      hidden of the layers below
+ *   etc/.wh.motd, empty       etc/motd, c 0:0               etc/motd
+ *   var/.wh..wh..opq, empty   var/, marked opaque           all that is in var
  *
  * Defined by  POSIX.1-2024 pax(1), "ustar Interchange Format"; GNU tar manual, appendix "Tar
  *             Internals"; OCI image-spec, layer.md; kernel Documentation/filesystems/overlayfs.rst
@@ -4527,7 +4661,7 @@ static int tar_read_all(tar_reader *t, uint64_t max, arena *a, slice *out, error
     slice piece;
     if (t->left > max) return tar_fail(e, "an entry is too long");
     uint8_t *p = arena_alloc(a, (size_t)t->left + 1);
-    if (!p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "tar: out of memory");
+    if (!p) return fail_oom(e, "tar");
     *out = (slice){ p, 0 };
     for (int got; (got = tar_data(t, UINT64_MAX, &piece, e)) != 0;) {
         if (got < 0) return -1;
@@ -4570,7 +4704,7 @@ static bool tar_pax_number(slice text, tar_optional *out)
 static bool tar_pax_time(slice text, struct timespec *out)
 {
     bool minus = slice_starts(text, "-");
-    if (minus) text = (slice){ text.p + 1, text.n - 1 };
+    text = slice_skip(text, minus);
     slice whole = slice_cut(&text, '.');
     uint64_t seconds = 0;
     long ns = 0, scale = 100000000;
@@ -4702,9 +4836,7 @@ static int tar_read_pax(tar_reader *t, tar_extra *x, error *e)
         if (!key.n || slice_has(key, 0)) return tar_fail(e, "a pax record without a key");
         if (tar_pax_record(t, x, key, rest, e) < 0) return -1;
     }
-    return t->a.oom || x->map.oom || x->xattrs.oom
-               ? fail(e, GRPC_RESOURCE_EXHAUSTED, "tar: out of memory")
-               : 0;
+    return t->a.oom || x->map.oom || x->xattrs.oom ? fail_oom(e, "tar") : 0;
 }
 
 /* -- reading: sparse files --------------------------------------------------------------------- */
@@ -4804,7 +4936,7 @@ static int tar_read_sparse(tar_reader *t, const tar_header *h, tar_extra *x, tar
     if (done < 0) return -1;
     const tar_piece *p = (const void *)arena_copy(&t->a, buf_view(&pieces)).p;
     size_t n = pieces.n / sizeof *p;
-    if (pieces.oom || t->a.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "tar: out of memory");
+    if (pieces.oom || t->a.oom) return fail_oom(e, "tar");
     for (size_t i = 0; i < n; i++) {
         if (p[i].at < end || p[i].n > size - MIN(size, p[i].at))
             return tar_fail(e, "the map of a sparse file is wrong");
@@ -4869,7 +5001,7 @@ static int tar_read_entry(tar_reader *t, const tar_header *h, tar_extra *x, tar_
     out->major = (uint32_t)major, out->minor = (uint32_t)minor;
     out->mtime = x->has_mtime ? x->mtime : (struct timespec){ .tv_sec = (time_t)mtime };
     if (!tar_xattrs_of(x, &t->a, out) || t->a.oom)
-        return fail(e, GRPC_RESOURCE_EXHAUSTED, "tar: out of memory");
+        return fail_oom(e, "tar");
     return out->type == '0' ? tar_read_sparse(t, h, x, out, e) : 0;
 }
 
@@ -5180,7 +5312,7 @@ static int unpack_set_xattrs(int fd, const tar_entry *entry, error *e)
 
 /* Owner, mode, attributes, time; in this order, for chown(2) clears the set-user-ID bits and the
  * file's capabilities, and all of them change the time of change only. */
-static int unpack_dress(int fd, const tar_entry *entry, error *e)
+static int unpack_attributes(int fd, const tar_entry *entry, error *e)
 {
     struct timespec times[2] = { entry->mtime, entry->mtime };
     if (fchown(fd, entry->uid, entry->gid) < 0) return fail_sys(e, GRPC_INTERNAL, "chown");
@@ -5248,7 +5380,7 @@ static int unpack_regular(unpacker *u, tar_reader *t, const tar_entry *entry, co
         fd = openat(u->parent, name, flags, 0600);
     }
     if (fd < 0) return fail_sys(e, GRPC_INTERNAL, "create");
-    return unpack_bytes_to(u, fd, t, entry, e) < 0 ? -1 : unpack_dress(fd, entry, e);
+    return unpack_bytes_to(u, fd, t, entry, e) < 0 ? -1 : unpack_attributes(fd, entry, e);
 }
 
 /* Makes a symbolic link, a device or a FIFO; -1 and errno. */
@@ -5316,7 +5448,7 @@ static int unpack_directory(unpacker *u, const tar_entry *entry, const tar_path 
         unpack_leave(u);
         OWNED_FD root = open_inside(u->root, ".", O_RDONLY | O_DIRECTORY, e);
         u->totals->root = true;
-        return root < 0 ? -1 : unpack_dress(root, entry, e);
+        return root < 0 ? -1 : unpack_attributes(root, entry, e);
     }
     struct stat st;
     int parent = unpack_enter(u, path->directory, e);
@@ -5334,7 +5466,7 @@ static int unpack_directory(unpacker *u, const tar_entry *entry, const tar_path 
     if (fd < 0) return fail_sys(e, GRPC_INTERNAL, "open");
     if (u->hides_lower && set_mark(fd, mark_opaque, e) < 0) return -1;
     unpack_unmark(u, fd);
-    return unpack_dress(fd, entry, e);
+    return unpack_attributes(fd, entry, e);
 }
 
 /* ".wh.NAME": NAME of the layers below is gone. What this layer itself has under that name stays,
@@ -5591,11 +5723,10 @@ typedef struct {
 
 enum { PACK_CHUNK = 64 * KIB };
 
-static int pack_no_memory(error *e) { return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory"); }
 
 static int pack_flush(packer *k, error *e)
 {
-    if (k->out.oom) return pack_no_memory(e);
+    if (k->out.oom) return fail_oom(e, "archive");
     int done = k->out.n ? k->to->write(k->to, buf_view(&k->out), e) : 0;
     k->out.n = 0;
     return done;
@@ -5652,7 +5783,7 @@ __attribute__((noinline)) static int pack_xattrs(int fd, arena *a, tar_entry *en
     }
     entry->xattrs = list;
     entry->nxattrs = count;
-    return names.oom || a->oom ? pack_no_memory(e) : 0;
+    return names.oom || a->oom ? fail_oom(e, "archive") : 0;
 }
 
 /* The bytes of a file, holes too. It cannot have changed: nobody writes to a layer. */
@@ -5660,7 +5791,7 @@ static int pack_bytes(packer *k, int fd, uint64_t size, error *e)
 {
     for (uint64_t left = size; left;) {
         if (k->out.n >= PACK_CHUNK && pack_flush(k, e) < 0) return -1;
-        if (!buf_reserve(&k->out, PACK_CHUNK)) return pack_no_memory(e);
+        if (!buf_reserve(&k->out, PACK_CHUNK)) return fail_oom(e, "archive");
         size_t room = PACK_CHUNK - k->out.n;
         ssize_t got = read(fd, k->out.p + k->out.n, (size_t)MIN(left, (uint64_t)room));
         if (got < 0 && errno == EINTR) continue;
@@ -5719,18 +5850,20 @@ static int pack_file(packer *k, int fd, const struct stat *st, error *e)
     pack_describe(k, st, &entry);
     if (!entry.type) return 0; /* a socket: no archive has one, so none can be here */
     pack_link *link = st->st_nlink > 1 ? pack_find_link(k, st->st_ino) : NULL;
-    if (st->st_nlink > 1 && !link) return pack_no_memory(e);
+    if (st->st_nlink > 1 && !link) return fail_oom(e, "archive");
     if (link && link->name) {
         entry.type = '1', entry.size = 0, entry.link = slice_of(link->name);
-        return tar_put_header(&k->out, &entry), 0;
+        tar_put_header(&k->out, &entry);
+        return 0;
     }
     if (link) *link = (pack_link){ st->st_ino, arena_str(&k->names, entry.name) }, k->nlinks++;
-    if (k->names.oom) return pack_no_memory(e);
+    if (k->names.oom) return fail_oom(e, "archive");
     if (entry.type == '0') return pack_open(k, &entry, e);
     ssize_t n = entry.type == '2' ? readlinkat(fd, "", target, sizeof target) : 0;
     if (n < 0) return fail_sys(e, GRPC_INTERNAL, "read the link");
     entry.link = (slice){ (uint8_t *)target, (size_t)n };
-    return tar_put_header(&k->out, &entry), 0;
+    tar_put_header(&k->out, &entry);
+    return 0;
 }
 
 /* The names in a directory, sorted: pointers in *list to what is the arena's. `directories`: those
@@ -5739,7 +5872,7 @@ static int pack_list(const packer *k, bool directories, arena *a, buf *list, err
 {
     int fd = open_inside(k->root, k->n ? k->path : ".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW, e);
     DIR *d = fd < 0 ? NULL : fdopendir(fd);
-    if (!d) return fd < 0 ? -1 : (close(fd), pack_no_memory(e));
+    if (!d) return fd < 0 ? -1 : (close(fd), fail_oom(e, "archive"));
     errno = 0;
     for (struct dirent *entry; (entry = readdir(d)); errno = 0) {
         const char *name = entry->d_name;
@@ -5750,8 +5883,8 @@ static int pack_list(const packer *k, bool directories, arena *a, buf *list, err
     }
     int why = errno;
     closedir(d);
-    if (why) return errno = why, fail_sys(e, GRPC_INTERNAL, "read the directory");
-    if (list->oom || a->oom) return pack_no_memory(e);
+    if (why) return fail_with(e, GRPC_INTERNAL, why, "read the directory");
+    if (list->oom || a->oom) return fail_oom(e, "archive");
     if (list->n) qsort(list->p, list->n / sizeof(char *), sizeof(char *), pack_compare);
     return 0;
 }
@@ -5765,8 +5898,10 @@ static int pack_one(packer *k, struct stat *st, error *e)
     if (fd < 0) return -1;
     if (fstat(fd, st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat");
     if (k->out.n >= PACK_CHUNK && pack_flush(k, e) < 0) return -1;
-    if (S_ISCHR(st->st_mode) && st->st_rdev == 0)
-        return pack_whiteout(k, k->path, slash ? (int)(slash - k->path) : 0, name), 0;
+    if (S_ISCHR(st->st_mode) && st->st_rdev == 0) {
+        pack_whiteout(k, k->path, slash ? (int)(slash - k->path) : 0, name);
+        return 0;
+    }
     if (!S_ISDIR(st->st_mode)) return pack_file(k, fd, st, e);
     pack_describe(k, st, &entry);
     return pack_open(k, &entry, e);
@@ -6218,8 +6353,8 @@ static void *pb_make_sub(const pb_field *f, void *at, arena *a, error *e)
 {
     void *sub = pb_get_sub(at);
     if (!sub) sub = arena_alloc(a, f->sub->size);
-    if (!sub) return fail(e, GRPC_RESOURCE_EXHAUSTED, "%s: no memory", f->sub->name), NULL;
-    memcpy(at, &sub, sizeof sub);
+    if (sub) memcpy(at, &sub, sizeof sub);
+    else fail_oom(e, f->sub->name);
     return sub;
 }
 
@@ -6275,7 +6410,8 @@ static int pb_unique(void *msg, const pb_field *f, arena *a, error *e)
 
 /* -- decoding ---------------------------------------------------------------------------------- */
 
-/* Takes a number of seven bits a byte, low bits first, the top bit set on all but the last. */
+/* Takes a number of seven bits a byte, low bits first, the top bit set on all but the last. 300 is
+ * AC 02: 1.0101100 0.0000010, so 0101100 + (0000010 << 7) = 44 + 256. */
 static bool pb_take_varint(slice *s, uint64_t *out)
 {
     uint64_t value = 0;
@@ -6285,7 +6421,7 @@ static bool pb_take_varint(slice *s, uint64_t *out)
         value |= (uint64_t)(byte & 0x7F) << (7 * i);
         if (byte >= 0x80) continue;
         *out = value;
-        *s = (slice){ s->p + i + 1, s->n - i - 1 };
+        *s = slice_skip(*s, i + 1);
         return true;
     }
     return false;
@@ -6822,7 +6958,7 @@ static int pb_read_integer(pb_reader *r, const pb_field *f, const json *v, void 
     bool wide = f->kind == PB_INT64 || f->kind == PB_UINT64;
     uint64_t size, max = is_signed ? (wide ? INT64_MAX : INT32_MAX) + (uint64_t)minus
                                    : wide ? UINT64_MAX : UINT32_MAX;
-    slice digits = number ? (slice){ v->text.p + minus, v->text.n - minus } : (slice){ NULL, 0 };
+    slice digits = number ? slice_skip(v->text, minus) : (slice){ NULL, 0 };
     if ((minus && !is_signed) || !parse_u64(digits, 10, max, &size))
         return pb_must_be(r, "a whole number that fits");
     pb_store(f, at, minus ? 0 - size : size);
@@ -6835,7 +6971,10 @@ static int pb_read_enum(pb_reader *r, const pb_field *f, const json *v, void *at
     OWNED_BUF names = { 0 };
     if (v->kind != JSON_STRING) return pb_read_integer(r, f, v, at);
     for (size_t i = 0; i < f->names->n; i++) {
-        if (slice_is(v->text, f->names->names[i])) return pb_store(f, at, i), 0;
+        if (slice_is(v->text, f->names->names[i])) {
+            pb_store(f, at, i);
+            return 0;
+        }
         buf_printf(&names, "%s%s", i == 0 ? "" : i + 1 < f->names->n ? ", " : " or ",
                    f->names->names[i]);
     }
@@ -6964,7 +7103,7 @@ static int pb_parse(pb_reader *r, const pb_message *m, slice text, void *out)
     if (msg && !failed && pb_read_object(r, m, tree, msg) < 0) failed = pb_wrong_at(r, tree);
     if (failed) return r->file ? fail_in(r->e, "%s:%u", r->file, r->line) : -1;
     if (!msg || pb_copy(m, msg, a, out) < 0)
-        return fail(r->e, GRPC_RESOURCE_EXHAUSTED, "%s: no memory", m->name);
+        return fail_oom(r->e, m->name);
     return 0;
 }
 
@@ -11352,8 +11491,8 @@ static bool host_split(slice text, slice *host, uint16_t *port)
         *host = (slice){ text.p + 1, (size_t)(end - text.p) - 1 };
         text = (slice){ end + 1, text.n - host->n - 2 };
         if (text.n && text.p[0] != ':') return false;
-        if (text.n) text = (slice){ text.p + 1, text.n - 1 };
-        else return host->n > 0;
+        if (!text.n) return host->n > 0;
+        text = slice_skip(text, 1);
     } else {
         bool has_port = slice_has(text, ':');
         *host = slice_cut(&text, ':');
@@ -11470,7 +11609,7 @@ static int image_ref_parse(slice text, arena *a, image_ref *out, error *e)
     out->domain = (slice){ out->name.p, out->domain.n }; /* in the arena, as all the rest */
     out->tag = arena_copy(a, out->tag);
     out->digest = arena_copy(a, out->digest);
-    if (a->oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image reference: out of memory");
+    if (a->oom) return fail_oom(e, "image reference");
     if (out->name.n > REF_NAME_MAX)
         return fail(e, GRPC_INVALID_ARGUMENT,
                     "image reference \"%s\": its name is longer than %d bytes", shown,
@@ -11508,17 +11647,29 @@ static const char *url_authority(const url_parts *u, char out[AUTHORITY_TEXT])
     return out;
 }
 
+/* [scheme "://"] [user "@"] rest: a URL in three parts, each may be empty. The last '@' ends the
+ * user, for people write passwords with '/', '?' and '@' that RFC 3986, 3.2.1 has escaped. */
+typedef struct { slice scheme, user, rest; bool has_user; } url_pieces;
+
+static url_pieces url_split(slice text)
+{
+    url_pieces u = { .rest = text };
+    slice after = text, before = slice_cut(&after, ':'); /* no scheme has a ':', a password may */
+    if (slice_starts(after, "//")) slice_take(&u.rest, before.n + 3, &u.scheme);
+    const uint8_t *at = u.rest.n ? memrchr(u.rest.p, '@', u.rest.n) : NULL;
+    u.has_user = at;
+    if (at) slice_take(&u.rest, (size_t)(at - u.rest.p), &u.user);
+    u.rest = slice_skip(u.rest, u.has_user);
+    return u;
+}
+
 /* A URL as errors and logs may have it: without the query, where storage services put signatures,
  * and without a user and password. */
 enum { URL_SHOWN = 160 };
 static const char *url_shown(slice text, char out[URL_SHOWN])
 {
-    slice rest = slice_cut(&text, '?'), scheme = { NULL, 0 };
-    const uint8_t *mark = rest.n ? memmem(rest.p, rest.n, "://", 3) : NULL;
-    if (mark) slice_take(&rest, (size_t)(mark - rest.p) + 3, &scheme);
-    const uint8_t *at = rest.n ? memrchr(rest.p, '@', rest.n) : NULL;
-    if (at) rest = (slice){ at + 1, rest.n - (size_t)(at - rest.p) - 1 };
-    snprintf(out, URL_SHOWN, "%.*s%.*s", PR(scheme), PR(rest));
+    url_pieces u = url_split(slice_cut(&text, '?'));
+    snprintf(out, URL_SHOWN, "%.*s%.*s", PR(u.scheme), PR(u.rest));
     return out;
 }
 
@@ -11548,7 +11699,7 @@ static int url_parse(slice text, arena *a, url_parts *out, error *e)
     if (!out->port) out->port = tls ? 443 : 80;
     snprintf(out->host, sizeof out->host, "%.*s", PR(host));
     out->path = arena_printf(a, "%s%.*s", path.n && path.p[0] == '/' ? "" : "/", PR(path));
-    return a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "URL: out of memory") : 0;
+    return a->oom ? fail_oom(e, "URL") : 0;
 }
 
 /* What `location` of a reply from `base` means: absolute, "//host/path" or "/path" (RFC 3986, 5.2;
@@ -11641,7 +11792,7 @@ static slice next_word(slice *line)
     size_t n = 0;
     while (n < line->n && line->p[n] != ' ' && line->p[n] != '\t') n++;
     slice word = { line->p, n };
-    *line = (slice){ line->p + n, line->n - n };
+    *line = slice_skip(*line, n);
     return word;
 }
 
@@ -11695,7 +11846,7 @@ static void hosts_find(slice text, const char *name, uint16_t port, ip_addresses
         snprintf(literal, sizeof literal, "%.*s", PR(ip));
         if (!address_parse(literal, port, &one)) continue;
         while ((word = next_word(&line)).n)
-            if (word.n == strlen(name) && !strncasecmp((const char *)word.p, name, word.n)) {
+            if (slice_is_nocase(word, name)) {
                 addresses_add(out, &one);
                 break;
             }
@@ -11762,10 +11913,11 @@ static bool dns_take_reply(slice reply, dns_question *q, uint16_t port, ip_addre
     slice head, skipped;
     if (reply.n < q->n || memcmp(reply.p, q->packet, 2) || !(reply.p[2] & 0x80)) return false;
     if (reply.p[4] != 0 || reply.p[5] != 1) return false;
-    if (strncasecmp((const char *)reply.p + 12, (const char *)q->packet + 12, q->n - 16) ||
-        memcmp(reply.p + q->n - 4, q->packet + q->n - 4, 4)) /* type and class */
-        return false;
-    unsigned records = reply.p[6] * 256U + reply.p[7], type;
+    const uint8_t *end = q->packet + q->n - 4; /* of the name; type and class follow */
+    slice asked = { q->packet + 12, q->n - 16 };
+    if (!slice_eq_nocase((slice){ reply.p + 12, asked.n }, asked) ||
+        memcmp(reply.p + q->n - 4, end, 4)) return false;
+    unsigned records = load_be16(reply.p + 6), type;
     unsigned rcode = reply.p[3] & 15;
     q->truncated = reply.p[2] & 2;
     q->answered = !q->truncated && (rcode == 0 || rcode == 3);
@@ -11773,8 +11925,8 @@ static bool dns_take_reply(slice reply, dns_question *q, uint16_t port, ip_addre
     slice_take(&reply, q->n, &skipped);
     for (; records; records--) {
         if (!dns_skip_name(&reply) || !slice_take(&reply, 10, &head)) break;
-        type = head.p[0] * 256U + head.p[1];
-        if (!slice_take(&reply, head.p[8] * 256U + head.p[9], &skipped)) break;
+        type = load_be16(head.p);
+        if (!slice_take(&reply, load_be16(head.p + 8), &skipped)) break;
         dns_add_record(skipped, type, port, out);
     }
     return true;
@@ -11800,9 +11952,12 @@ static int connect_address(const ip_address *to, int type, int64_t deadline)
     if (fd < 0) return -1;
     if (connect(fd, &to->any, address_size(to)) == 0) return give_fd(&fd);
     if (errno != EINPROGRESS) return -1;
-    if (!wait_fd(fd, POLLOUT, deadline)) return errno = ETIMEDOUT, -1;
-    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &why, &size) < 0) return -1;
-    return why ? (errno = why, -1) : give_fd(&fd);
+    if (!wait_fd(fd, POLLOUT, deadline)) why = ETIMEDOUT;
+    else if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &why, &size) < 0) why = errno;
+    if (!why) return give_fd(&fd);
+    close_fd(&fd);
+    errno = why;
+    return -1;
 }
 
 /* Reads n bytes of a non-blocking socket before the deadline. */
@@ -11826,11 +11981,10 @@ static void dns_over_tcp(const ip_address *server, dns_question *q, uint16_t por
     uint8_t framed[sizeof q->packet + 2], size[2];
     OWNED_FD fd = connect_address(server, SOCK_STREAM, deadline);
     if (fd < 0) return;
-    framed[0] = (uint8_t)(q->n >> 8);
-    framed[1] = (uint8_t)q->n;
+    store_be16(framed, (uint16_t)q->n);
     memcpy(framed + 2, q->packet, q->n);
     if (write_all(fd, framed, q->n + 2) < 0 || !read_by(fd, size, 2, deadline)) return;
-    size_t n = size[0] * 256U + size[1];
+    size_t n = load_be16(size);
     uint8_t *reply = malloc(n + 1);
     if (reply && read_by(fd, reply, n, deadline)) dns_take_reply((slice){ reply, n }, q, port, out);
     free(reply);
@@ -11903,7 +12057,10 @@ static int host_addresses(const url_parts *u, ip_addresses *out, error *e)
     ip_address one;
     OWNED_ARENA a = arena_make(2 * MIB);
     *out = (ip_addresses){ 0 };
-    if (address_parse(u->host, u->port, &one)) return addresses_add(out, &one), 0;
+    if (address_parse(u->host, u->port, &one)) {
+        addresses_add(out, &one);
+        return 0;
+    }
     if ((text = file_read(AT_FDCWD, "/etc/hosts", MIB, &a, &ignored)).p)
         hosts_find(text, u->host, u->port, out);
     if (!out->n && !strcasecmp(u->host, "localhost")) {
@@ -11975,12 +12132,6 @@ static bool address_in(const ip_address *ip, slice network)
     return !memcmp(a, b, whole) && (!more || (a[whole] ^ b[whole]) >> (8 - more) == 0);
 }
 
-static bool slice_ends_word(slice s, slice suffix) /* letters of both cases are the same */
-{
-    return s.n >= suffix.n &&
-           !strncasecmp((const char *)s.p + s.n - suffix.n, (const char *)suffix.p, suffix.n);
-}
-
 /* Whether one entry of NO_PROXY means this server; `ip` is its address if it was named by one. A
  * name means itself and all below it, ".name" and "*.name" only those below. */
 static bool no_proxy_entry(slice entry, const url_parts *u, const ip_address *ip)
@@ -11994,12 +12145,13 @@ static bool no_proxy_entry(slice entry, const url_parts *u, const ip_address *ip
     if (port && port != u->port) return false;
     if (address_literal(name, &one)) {
         if (!ip) return false;
-        address_bytes(ip, a), address_bytes(&one, b);
+        address_bytes(ip, a);
+        address_bytes(&one, b);
         return !memcmp(a, b, 16);
     }
     if (ip || !name.n) return false;
-    if (slice_starts(name, "*.")) name = (slice){ name.p + 1, name.n - 1 };
-    if (!slice_ends_word(host, name)) return false;
+    if (slice_starts(name, "*.")) name = slice_skip(name, 1);
+    if (host.n < name.n || !slice_eq_nocase(slice_skip(host, host.n - name.n), name)) return false;
     return name.p[0] == '.' || host.n == name.n || host.p[host.n - name.n - 1] == '.';
 }
 
@@ -12042,22 +12194,16 @@ static bool proxy_user(slice text, http_proxy *out)
 /* Parses what HTTP_PROXY holds: [http://][user:password@]host[:port][/]. */
 static int proxy_parse(slice text, http_proxy *out, error *e)
 {
-    slice rest = text;
+    url_pieces u = url_split(text);
     OWNED_ARENA a = arena_make(32 * KIB);
-    char shown[URL_SHOWN];
-    bool scheme = rest.n && memmem(rest.p, rest.n, "://", 3);
     *out = (http_proxy){ .at.host = "" };
-    if (scheme && !slice_starts(rest, "http://"))
-        return fail(e, GRPC_INVALID_ARGUMENT, "proxy %s: only http:// proxies are supported",
-                    url_shown(text, shown));
-    if (scheme) rest = (slice){ rest.p + 7, rest.n - 7 };
-    const uint8_t *at = rest.n ? memrchr(rest.p, '@', rest.n) : NULL;
-    slice user = { rest.p, at ? (size_t)(at - rest.p) : 0 };
-    if (at && !proxy_user(user, out))
-        return fail(e, GRPC_INVALID_ARGUMENT, "proxy %s: its user and password are malformed",
-                    url_shown(text, shown));
-    if (at) rest = (slice){ at + 1, rest.n - user.n - 1 };
-    slice authority = slice_cut(&rest, '/');
+    slice rest = u.rest, authority = slice_cut(&rest, '/');
+    if (u.scheme.n && !slice_is(u.scheme, "http://"))
+        return fail(e, GRPC_INVALID_ARGUMENT, "proxy %.*s%.*s: only http:// proxies are supported",
+                    PR(u.scheme), PR(authority));
+    if (u.has_user && !proxy_user(u.user, out))
+        return fail(e, GRPC_INVALID_ARGUMENT, "proxy %.*s: its user and password are malformed",
+                    PR(authority));
     char *url = arena_printf(&a, "http://%.*s/", PR(authority));
     if (url_parse(slice_of(url), &a, &out->at, e) < 0) return fail_in(e, "proxy");
     out->at.path = "/";
@@ -12086,9 +12232,9 @@ static bool proxy_there(const http_proxy *p) { return p->at.host[0]; }
 
 enum {
     HTTP_HEAD_MAX = 32 * KIB, HTTP_FIELDS = 100, HTTP_REDIRECTS = 10, HTTP_CONNS = 4,
-    HTTP_LITTLE = 16 * KIB /* bytes that count as progress */
+    HTTP_PROGRESS = 16 * KIB /* bytes that count as progress */
 };
-#define HTTP_STALL (30 * NS_PER_SEC) /* how long we wait, in all, for each HTTP_LITTLE bytes */
+#define HTTP_STALL (30 * NS_PER_SEC) /* how long we wait, in all, for each HTTP_PROGRESS bytes */
 #define HTTP_CONNECT (10 * NS_PER_SEC)
 
 /* What came and was not yet used is in[start..end). `waited` counts only time spent waiting for
@@ -12101,7 +12247,7 @@ typedef struct {
     http_proxy via;
     const void *trust; /* with whose settings it was made: for others it is another connection */
     int64_t waited;
-    size_t little, start, end;
+    size_t got, start, end;
     uint8_t in[HTTP_HEAD_MAX];
 } http_conn;
 
@@ -12133,8 +12279,8 @@ static ssize_t http_recv(http_conn *c, void *p, size_t n, error *e)
     for (;;) {
         ssize_t got = read(c->fd, p, n);
         if (got > 0) {
-            c->little += (size_t)got;
-            if (c->little >= HTTP_LITTLE) c->waited = 0, c->little = 0;
+            c->got += (size_t)got;
+            if (c->got >= HTTP_PROGRESS) c->waited = 0, c->got = 0;
             return got;
         }
         if (got == 0) return 0;
@@ -12144,7 +12290,7 @@ static ssize_t http_recv(http_conn *c, void *p, size_t n, error *e)
         bool ready = wait_fd(c->fd, POLLIN, before + MAX(HTTP_STALL - c->waited, NS_PER_MS));
         c->waited += clock_mono() - before;
         if (!ready || c->waited >= HTTP_STALL)
-            return fail(e, GRPC_UNAVAILABLE, "stalled: less than %d bytes in %d s", HTTP_LITTLE,
+            return fail(e, GRPC_UNAVAILABLE, "stalled: less than %d bytes in %d s", HTTP_PROGRESS,
                         (int)(HTTP_STALL / NS_PER_SEC));
     }
 }
@@ -12183,15 +12329,8 @@ static int http_until(http_conn *c, const char *mark, slice *out, error *e)
 static slice http_field(const http_reply *r, const char *name)
 {
     for (size_t i = 0; i < r->nfields; i++)
-        if (r->fields[i].key.n == strlen(name) &&
-            !strncasecmp((const char *)r->fields[i].key.p, name, r->fields[i].key.n))
-            return r->fields[i].value;
+        if (slice_is_nocase(r->fields[i].key, name)) return r->fields[i].value;
     return (slice){ NULL, 0 };
-}
-
-static bool slice_same_word(slice s, const char *word)
-{
-    return s.n == strlen(word) && !strncasecmp((const char *)s.p, word, s.n);
 }
 
 /* The next element of a field that is a list: all fields of its name are one list, and an element
@@ -12204,7 +12343,7 @@ static bool http_element(const http_reply *r, const char *name, http_place *at, 
             *out = slice_trim(slice_cut(&at->rest, ','));
             if (out->n) return true;
         }
-        while (at->field < r->nfields && !slice_same_word(r->fields[at->field].key, name))
+        while (at->field < r->nfields && !slice_is_nocase(r->fields[at->field].key, name))
             at->field++;
         if (at->field == r->nfields) return false;
         at->rest = r->fields[at->field++].value;
@@ -12237,17 +12376,19 @@ static int http_frame_body(http_reply *r, error *e)
     slice word;
     bool length;
     while (http_element(r, "connection", &connection, &word))
-        r->last = r->last || slice_same_word(word, "close");
-    if (r->status < 200 || r->status == 204 || r->status == 304) return r->ended = true, 0;
+        r->last = r->last || slice_is_nocase(word, "close");
+    r->ended = r->status < 200 || r->status == 204 || r->status == 304;
+    if (r->ended) return 0;
     if (http_length(r, &length, e) < 0) return -1;
     while (http_element(r, "transfer-encoding", &codings, &word)) {
-        if (r->chunked || length || !slice_same_word(word, "chunked"))
+        if (r->chunked || length || !slice_is_nocase(word, "chunked"))
             return fail(e, GRPC_UNKNOWN, "a Transfer-Encoding that is not chunked alone");
         r->chunked = true;
     }
     if (r->chunked) return 0;
-    if (!length) return r->until_close = r->last = true, 0;
-    r->ended = r->left == 0;
+    r->until_close = !length;
+    r->last = r->last || !length;
+    r->ended = length && r->left == 0;
     return 0;
 }
 
@@ -12283,7 +12424,7 @@ static int http_parse_head(slice head, arena *a, http_reply *r, error *e)
             return fail(e, GRPC_UNKNOWN, "a header field with a control character");
         r->fields[r->nfields++] = (pb_pair){ arena_copy(a, name), arena_copy(a, value) };
     }
-    if (a->oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a reply's header");
+    if (a->oom) return fail_oom(e, "the reply's header");
     bool v10 = slice_starts(line, "HTTP/1.0");
     if (http_frame_body(r, e) < 0) return -1;
     r->last = r->last || v10;
@@ -12305,7 +12446,9 @@ static int http_read_head(http_conn *c, arena *a, http_reply *r, error *e)
 }
 
 /* The end of the last chunk and the size line of the next, or the end and what trails it: RFC 9112,
- * section 7.1. */
+ * section 7.1. "krun" and 12 bytes more, in two chunks; sizes are hexadecimal, and a size of 0 is
+ * the end:  4 CRLF krun CRLF   c;name=value CRLF (12 bytes) CRLF   0 CRLF   Expires: 0 CRLF   CRLF
+ */
 static int http_next_chunk(http_conn *c, http_reply *r, error *e)
 {
     slice line;
@@ -12338,7 +12481,10 @@ static ssize_t http_body(http_conn *c, http_reply *r, uint8_t *p, size_t n, erro
     if (got < 0) return -1;
     if (got == 0 && !r->until_close)
         return fail(e, GRPC_UNAVAILABLE, "connection closed in mid-body");
-    if (r->until_close) return r->ended = got == 0, got;
+    if (r->until_close) {
+        r->ended = got == 0;
+        return got;
+    }
     r->left -= (uint64_t)got;
     r->ended = !r->left && !r->chunked;
     r->chunk_ends = !r->left && r->chunked;
@@ -12349,8 +12495,7 @@ static ssize_t http_body(http_conn *c, http_reply *r, uint8_t *p, size_t n, erro
 static int http_body_all(http_conn *c, http_reply *r, size_t max, buf *out, error *e)
 {
     for (;;) {
-        if (!buf_reserve(out, 4 * KIB))
-            return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a reply");
+        if (!buf_reserve(out, 4 * KIB)) return fail_oom(e, "the reply");
         ssize_t got = http_body(c, r, out->p + out->n, 4 * KIB, e);
         if (got <= 0) return (int)got;
         out->n += (size_t)got;
@@ -12380,7 +12525,7 @@ static int http_send(http_conn *c, slice bytes, error *e)
             continue;
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return fail_sys(e, GRPC_UNAVAILABLE, "send the request");
-        bytes = (slice){ bytes.p + n, bytes.n - (size_t)n };
+        bytes = slice_skip(bytes, (size_t)n);
     }
     return 0;
 }
@@ -12480,13 +12625,8 @@ enum {
 static bool frame_write(int fd, slice body)
 {
     uint8_t size[4];
-    for (int i = 0; i < 4; i++) size[i] = (uint8_t)(body.n >> (8 * i));
+    store_le32(size, (uint32_t)body.n);
     return body.n <= FRAME_MAX && write_all(fd, size, 4) == 0 && write_all(fd, body.p, body.n) == 0;
-}
-
-static uint32_t frame_size(const uint8_t p[4])
-{
-    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
 }
 
 /* Reads one frame into the arena. 1, 0 at the end of the stream, -1. The size is the other end's
@@ -12497,9 +12637,9 @@ static int frame_read(int fd, arena *a, slice *out)
     ssize_t got = read_all(fd, size, 4);
     if (got <= 0) return (int)got;
     uint8_t *p =
-        got == 4 && frame_size(size) <= FRAME_MAX ? arena_alloc(a, frame_size(size) + 1U) : NULL;
-    if (!p || read_all(fd, p, frame_size(size)) != (ssize_t)frame_size(size)) return -1;
-    *out = (slice){ p, frame_size(size) };
+        got == 4 && load_le32(size) <= FRAME_MAX ? arena_alloc(a, load_le32(size) + 1U) : NULL;
+    if (!p || read_all(fd, p, load_le32(size)) != (ssize_t)load_le32(size)) return -1;
+    *out = (slice){ p, load_le32(size) };
     return 1;
 }
 
@@ -12838,7 +12978,7 @@ static int tls_connect(const FetchSetup *s, const tls_peer *to, http_conn *c, er
     if (tls_arguments(s, to, &a, argv, e) < 0) return -1;
     tls_environment(to, under >= 0, &a, envp);
     const char *dir = to->trust->dir.n ? arena_str(&a, to->trust->dir) : NULL;
-    if (a.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "tls-helper: out of memory");
+    if (a.oom) return fail_oom(e, "tls-helper");
     if (!program_find(argv[0], TLS_PATH, program))
         return fail_sys(e, GRPC_FAILED_PRECONDITION, "tls-helper: program \"%s\"", argv[0]);
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
@@ -12867,7 +13007,7 @@ static int tls_connect(const FetchSetup *s, const tls_peer *to, http_conn *c, er
  * server is asked by http_ask too: it has no login and no redirects of its own. */
 
 enum { FETCH_HOSTS = 8, FETCH_TRIES = 4, TOKEN_MAX = MIB };
-#define FETCH_PATIENCE (30 * NS_PER_SEC) /* the longest Retry-After that is waited for */
+#define RETRY_AFTER_MAX (30 * NS_PER_SEC) /* the longest Retry-After that is waited for */
 
 /* A server, and what it wants to see in Authorization: "Bearer ..." or "Basic ...", NULL before it
  * has asked for something. `down` when it was given up in this session. */
@@ -13018,10 +13158,13 @@ static http_conn *fetch_open(fetch_session *f, const http_request *q, bool trust
     http_close(c);
     c->to = *q->to;
     c->trust = q->trust;
-    c->start = c->end = c->little = 0;
+    c->start = c->end = c->got = 0;
     c->waited = 0;
     *fresh = true;
-    if (fetch_connect(f, c, q, trusted, e) < 0) return http_close(c), NULL;
+    if (fetch_connect(f, c, q, trusted, e) < 0) {
+        http_close(c);
+        return NULL;
+    }
     (void)setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     return c;
 }
@@ -13095,7 +13238,7 @@ static http_conn *http_ask(fetch_session *f, const http_request *q, bool trusted
         if (!c) return NULL;
         http_write_request(q, &c->via, &out);
         c->waited = 0;
-        if (out.oom) fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a request");
+        if (out.oom) fail_oom(e, "request");
         else if (http_send(c, buf_view(&out), e) == 0 && http_read_head(c, f->a, r, e) == 0)
             return c;
         if (fresh) http_blame_carrier(c, e);
@@ -13146,13 +13289,13 @@ static void fetch_note_retry(fetch_session *f, const http_reply *r)
  * is public (distribution, spec/auth/token.md). But it is the registry that names the realm, so
  * which realm may see the password is for us to say (realm_trusted). */
 
-static void slice_skip(slice *s, const char *set) /* bytes of the set, at the front */
+static void challenge_skip(slice *s, const char *set) /* bytes of the set, at the front */
 {
-    while (s->n && byte_in(s->p[0], set)) *s = (slice){ s->p + 1, s->n - 1 };
+    while (s->n && byte_in(s->p[0], set)) *s = slice_skip(*s, 1);
 }
 
 /* Steps to the next ',' that stands in no quoted text. */
-static void slice_skip_item(slice *s)
+static void challenge_skip_item(slice *s)
 {
     slice byte;
     for (bool quoted = false; s->n && (quoted || s->p[0] != ',');) {
@@ -13168,20 +13311,20 @@ static void slice_skip_item(slice *s)
  * the scheme one word (a token68) may stand in the parameters' place. */
 static bool challenge_next(slice *rest, slice *scheme, slice *params)
 {
-    slice_skip(rest, ", \t");
+    challenge_skip(rest, ", \t");
     slice_take(rest, token_run(*rest), scheme);
     *params = (slice){ rest->p, 0 };
     for (bool first = true; scheme->n; first = false) {
         slice item = *rest, name;
-        slice_skip(&item, " \t");
+        challenge_skip(&item, " \t");
         bool comma = item.n && item.p[0] == ',';
-        slice_skip(&item, ", \t");
+        challenge_skip(&item, ", \t");
         slice after = item;
         slice_take(&after, token_run(after), &name);
-        slice_skip(&after, " \t");
+        challenge_skip(&after, " \t");
         bool parameter = name.n && after.n && after.p[0] == '=';
         if (!item.n || (!parameter && (comma || !first))) return true;
-        slice_skip_item(&item);
+        challenge_skip_item(&item);
         *rest = item;
         params->n = (size_t)(item.p - params->p);
     }
@@ -13193,9 +13336,8 @@ static slice challenge_get(slice params, const char *wanted, arena *a)
 {
     while (params.n) {
         slice name = slice_trim(slice_cut(&params, '='));
-        slice_skip(&params, " \t");
-        while (name.n && (name.p[0] == ',' || name.p[0] == ' '))
-            name = (slice){ name.p + 1, name.n - 1 };
+        challenge_skip(&params, " \t");
+        challenge_skip(&name, ", ");
         OWNED_BUF value = { 0 };
         size_t i = 0;
         bool quoted = params.n && params.p[0] == '"';
@@ -13204,8 +13346,8 @@ static slice challenge_get(slice params, const char *wanted, arena *a)
             buf_byte(&value, params.p[i]);
         }
         i = MIN(i + 1, params.n);
-        params = (slice){ params.p + i, params.n - i };
-        if (slice_same_word(name, wanted)) return arena_copy(a, slice_trim(buf_view(&value)));
+        params = slice_skip(params, i);
+        if (slice_is_nocase(name, wanted)) return arena_copy(a, slice_trim(buf_view(&value)));
     }
     return (slice){ NULL, 0 };
 }
@@ -13266,7 +13408,7 @@ static int token_parse(fetch_session *f, fetch_host *h, slice body, error *e)
     if (!tree || !token_valid(token))
         return fail(e, GRPC_UNAUTHENTICATED, "its reply holds no token");
     h->authorization = arena_printf(&f->session, "Bearer %.*s", PR(token));
-    return f->session.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a token") : 0;
+    return f->session.oom ? fail_oom(e, "token") : 0;
 }
 
 static bool status_redirects(int status)
@@ -13299,10 +13441,14 @@ static http_conn *token_ask(fetch_session *f, const http_request *q, const url_p
     for (int hops = 0; hops <= HTTP_REDIRECTS; hops++) {
         http_conn *c = http_ask(f, &one, !strcasecmp(at.host, registry->host), r, e);
         if (!c || q->form.n || !status_redirects(r->status)) return c;
-        if (fetch_redirect(f, c, r, &at, e) < 0) return http_close(c), NULL;
+        if (fetch_redirect(f, c, r, &at, e) < 0) {
+            http_close(c);
+            return NULL;
+        }
         one.authorization = url_same_server(&at, q->to) ? q->authorization : NULL;
     }
-    return fail(e, GRPC_UNKNOWN, "more than %d redirects", HTTP_REDIRECTS), NULL;
+    fail(e, GRPC_UNKNOWN, "more than %d redirects", HTTP_REDIRECTS);
+    return NULL;
 }
 
 /* Gets a token for pulling from the server that the challenge names (distribution's token
@@ -13335,8 +13481,10 @@ static int token_fetch(fetch_session *f, fetch_host *h, const url_parts *registr
                                   PR(query));
     http_conn *c = token_ask(f, &q, registry, &r, e);
     if (!c) return fail_in(e, "token server %s", url_text(&realm, shown));
-    if (http_body_all(c, &r, TOKEN_MAX, &body, e) < 0)
-        return http_close(c), fail_in(e, "token server %s", url_text(&realm, shown));
+    if (http_body_all(c, &r, TOKEN_MAX, &body, e) < 0) {
+        http_close(c);
+        return fail_in(e, "token server %s", url_text(&realm, shown));
+    }
     http_done(c, &r);
     fetch_note_retry(f, &r);
     int refused = status_code(r.status);
@@ -13361,11 +13509,11 @@ static int fetch_authorize(fetch_session *f, fetch_host *h, const url_parts *reg
     bool basic_wanted = false;
     for (size_t i = 0; i < r->nfields; i++) {
         slice rest = r->fields[i].value, scheme, params;
-        if (!slice_same_word(r->fields[i].key, "www-authenticate")) continue;
+        if (!slice_is_nocase(r->fields[i].key, "www-authenticate")) continue;
         while (challenge_next(&rest, &scheme, &params)) {
             bool realm = challenge_get(params, "realm", f->a).n;
-            if (slice_same_word(scheme, "bearer") && realm && !bearer.n) bearer = params;
-            if (slice_same_word(scheme, "basic")) basic_wanted = true;
+            if (slice_is_nocase(scheme, "bearer") && realm && !bearer.n) bearer = params;
+            if (slice_is_nocase(scheme, "basic")) basic_wanted = true;
         }
     }
     if (bearer.n) return token_fetch(f, h, registry, bearer, e);
@@ -13373,7 +13521,7 @@ static int fetch_authorize(fetch_session *f, fetch_host *h, const url_parts *reg
         return fail(e, GRPC_UNAUTHENTICATED,
                     "HTTP status 401: it wants credentials, and there are none for it");
     h->authorization = arena_printf(&f->session, "Basic %.*s", PR(basic));
-    return f->session.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for credentials") : 0;
+    return f->session.oom ? fail_oom(e, "credentials") : 0;
 }
 
 /* -- asking a registry ----------------------------------------------------------------------------
@@ -13414,7 +13562,7 @@ static int fetch_refused(fetch_session *f, http_conn *c, http_reply *r, error *e
     char wait[64] = "";
     int status = r->status;
     fetch_note_retry(f, r);
-    if (f->retry_after > FETCH_PATIENCE)
+    if (f->retry_after > RETRY_AFTER_MAX)
         snprintf(wait, sizeof wait, ", to be tried again after %" PRId64 " s",
                  f->retry_after / NS_PER_SEC);
     const char *words = refusal_text(f, c, r);
@@ -13444,13 +13592,23 @@ static http_conn *fetch_follow(fetch_session *f, fetch_host *h, const http_reque
         if (r->status == 401 && home && !logged_in) {
             http_close(c);
             logged_in = true;
-            if (fetch_authorize(f, h, &f->at, r, e) < 0) return fetch_by_proxy(c, e), NULL;
+            if (fetch_authorize(f, h, &f->at, r, e) < 0) {
+                fetch_by_proxy(c, e);
+                return NULL;
+            }
         } else if (status_redirects(r->status)) {
             hops++;
-            if (fetch_redirect(f, c, r, &f->at, e) < 0) return http_close(c), NULL;
-        } else return fetch_refused(f, c, r, e), NULL;
+            if (fetch_redirect(f, c, r, &f->at, e) < 0) {
+                http_close(c);
+                return NULL;
+            }
+        } else {
+            fetch_refused(f, c, r, e);
+            return NULL;
+        }
     }
-    return fail(e, GRPC_UNKNOWN, "more than %d redirects", HTTP_REDIRECTS), NULL;
+    fail(e, GRPC_UNKNOWN, "more than %d redirects", HTTP_REDIRECTS);
+    return NULL;
 }
 
 /* Comes back with a connection whose reply is 200 or 206 and whose body is to be read; or NULL, and
@@ -13492,7 +13650,7 @@ static int fetch_skip(fetch_task *task, const http_reply *r, uint64_t *skip, err
     bool rest = ranged && counted && r->left == task->ask.size - task->sent;
     if (r->status == 206 && !unit.n) from = rest ? task->sent : UINT64_MAX;
     else if (r->status == 206 &&
-             !(slice_same_word(unit, "bytes") &&
+             !(slice_is_nocase(unit, "bytes") &&
                parse_u64(slice_cut(&range, '-'), 10, UINT64_MAX, &from)))
         from = UINT64_MAX;
     *skip = task->sent - MIN(from, task->sent);
@@ -13568,7 +13726,8 @@ static int fetch_once(fetch_session *f, fetch_host *h, const url_parts *u, fetch
     if (!c) return -1;
     if ((manifest ? fetch_copy_manifest : fetch_copy)(c, &r, task, e) < 0) {
         if (!url_same_server(&f->at, u)) fail_in(e, "redirected to %s", url_text(&f->at, shown));
-        return http_close(c), -1;
+        http_close(c);
+        return -1;
     }
     slice type = http_field(&r, "content-type");
     task->media_type = slice_trim(slice_cut(&type, ';'));
@@ -13597,7 +13756,7 @@ static int fetch_from(fetch_session *f, fetch_host *h, fetch_task *task, error *
         if (fetch_once(f, h, &u, task, e) == 0) return 0;
         if (task->sent - before >= MIB) tries = 0;
         if (e->code != GRPC_UNAVAILABLE || ++tries >= FETCH_TRIES ||
-            f->retry_after > FETCH_PATIENCE)
+            f->retry_after > RETRY_AFTER_MAX)
             break;
         sleep_ns(MAX(f->retry_after, 100 * NS_PER_MS << (2 * (tries - 1))));
     }
@@ -14001,7 +14160,7 @@ static int registry_hosts(const char *dir, const image_ref *ref, arena *a, Fetch
     out->path = ref->path;
     out->hosts.n = 0;
     out->hosts.p = arena_alloc(a, FETCH_HOSTS * sizeof *out->hosts.p);
-    if (!out->hosts.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "hosts.toml: out of memory");
+    if (!out->hosts.p) return fail_oom(e, "hosts.toml");
     if (!server.n)
         server = slice_is(ref->domain, "docker.io") ? SLICE("registry-1.docker.io") : ref->domain;
     return hosts_all(&r, tree, server, e) < 0 ? fail_in(e, "%s/hosts.toml", r.dir) : 0;
@@ -14029,13 +14188,8 @@ static slice url_host(slice text, slice *path) /* without scheme; Docker Hub by 
     *path = text;
     slice host = slice_cut(path, '/');
     for (size_t i = 0; i < COUNT(hub); i++)
-        if (slice_same_word(host, hub[i])) return SLICE("docker.io");
+        if (slice_is_nocase(host, hub[i])) return SLICE("docker.io");
     return host;
-}
-
-static bool slice_same_letters(slice a, slice b)
-{
-    return a.n == b.n && slice_ends_word(a, b);
 }
 
 /* Whether the credentials of a request are for the image's registry: those that name a server are
@@ -14044,8 +14198,8 @@ static bool auth_is_for(const AuthConfig *auth, const FetchSetup *setup)
 {
     slice path, host = url_host(auth->server_address, &path);
     slice registry = setup->hosts.n ? setup->hosts.p[setup->hosts.n - 1].base : setup->domain;
-    return !auth->server_address.n || slice_same_letters(host, setup->domain) ||
-           slice_same_letters(host, url_host(registry, &path));
+    return !auth->server_address.n || slice_eq_nocase(host, setup->domain) ||
+           slice_eq_nocase(host, url_host(registry, &path));
 }
 
 static bool auth_is_empty(const AuthConfig *a)
@@ -14059,7 +14213,7 @@ static size_t auth_key_fits(slice key, const image_ref *ref)
 {
     slice path, host = url_host(key, &path);
     bool inside = path.n <= ref->path.n && slice_eq(path, (slice){ ref->path.p, path.n });
-    if (!slice_same_letters(host, ref->domain) || !inside) return 0;
+    if (!slice_eq_nocase(host, ref->domain) || !inside) return 0;
     if (path.n && path.n < ref->path.n && ref->path.p[path.n] != '/') return 0;
     return host.n + path.n;
 }
@@ -17069,7 +17223,7 @@ static int helper_receive(const helper *h, const pb_message *m, arena *a, void *
 {
     uint8_t size[4];
     if (helper_read(h, size, 4, e) < 0) return -1;
-    size_t n = frame_size(size);
+    size_t n = load_le32(size);
     uint8_t *p = n <= FRAME_MAX ? arena_alloc(a, n + 1) : NULL;
     if (!p)
         return fail(e, GRPC_RESOURCE_EXHAUSTED, "an answer of krun %s of %zu bytes", h->role, n);
@@ -17212,7 +17366,7 @@ static int source_get(const helper *from, const FetchRequest *q, blob_sink *to, 
     if (helper_send(from, &FetchRequest_msg, q, e) < 0) return -1;
     for (;;) {
         if (helper_read(from, size, 4, e) < 0) return -1;
-        size_t n = frame_size(size);
+        size_t n = load_le32(size);
         if (n == 0) break;
         if (n > CHUNK || to->bytes + n > q->size)
             return fail(e, GRPC_INTERNAL, "krun %s sends more than was asked for", from->role);
@@ -18532,7 +18686,7 @@ static int pull_tls_helper(const image_store *s, arena *a, FetchSetup *out, erro
 {
     slice text = slice_trim(slice_of(image_now(s)->tls_helper));
     out->tls_helper.p = arena_alloc(a, (text.n + 1) * sizeof *out->tls_helper.p);
-    if (!out->tls_helper.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "tls-helper: out of memory");
+    if (!out->tls_helper.p) return fail_oom(e, "tls-helper");
     while (text.n) {
         slice word = slice_cut(&text, ' ');
         if (word.n) out->tls_helper.p[out->tls_helper.n++] = word;

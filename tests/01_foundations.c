@@ -20,6 +20,34 @@ TEST(slice_cut_gives_the_parts_around_a_separator)
     CHECK_INT(s.n, 0);
 }
 
+TEST(slice_without_case_compares_every_byte)
+{
+    static const struct { slice a, b; bool same; } rows[] = {
+        { SLICE("Registry-1.Docker.IO"), SLICE("registry-1.docker.io"), true },
+        { SLICE(""), SLICE(""), true }, { SLICE("a"), SLICE("ab"), false },
+        { SLICE("a\0b"), SLICE("A\0c"), false }, /* strncasecmp ends at the NUL */
+        { SLICE("@["), SLICE("`{"), false },      /* the neighbours of the letters */
+        { SLICE("\xC4"), SLICE("\xE4"), false },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        CHECK_INT(slice_eq_nocase(rows[i].a, rows[i].b), rows[i].same);
+        CHECK_INT(slice_eq_nocase(rows[i].b, rows[i].a), rows[i].same);
+    }
+}
+
+TEST(numbers_in_bytes_have_the_order_that_their_name_says)
+{
+    static const uint8_t bytes[] = { 0x01, 0x23, 0x45, 0x67, 0x89, 0xAB, 0xCD, 0xEF };
+    uint8_t out[8];
+    CHECK(load_be16(bytes) == 0x0123 && load_be32(bytes) == 0x01234567);
+    CHECK(load_le32(bytes + 4) == 0xEFCDAB89 && load_le64(bytes) == UINT64_C(0xEFCDAB8967452301));
+    store_be16(out, load_be16(bytes)), store_be16(out + 2, load_be16(bytes + 2));
+    store_le32(out + 4, load_le32(bytes + 4));
+    CHECK(!memcmp(out, bytes, 8));
+    store_be64(out, UINT64_C(0x0123456789ABCDEF));
+    CHECK(!memcmp(out, bytes, 8));
+}
+
 TEST(slice_order_is_that_of_bytes_and_a_prefix_is_first)
 {
     CHECK(slice_cmp(SLICE("a"), SLICE("ab")) < 0);

@@ -287,6 +287,21 @@ TEST(toml_long_lines_and_deep_tables_are_bounded) /* T28 */
     CHECK_TEXT(slice_of(e.text), "f:4097: too many keys in one table");
 }
 
+/* Whoever wrote a good file must not be told that it is wrong. */
+TEST(toml_without_memory_is_not_called_invalid)
+{
+    size_t budgets[] = { 0, 256, 1024, 4096 };
+    for (size_t i = 0; i < COUNT(budgets); i++) {
+        OWNED_ARENA a = arena_make(budgets[i]);
+        OWNED_BUF text = { 0 };
+        error e = { 0 };
+        for (int k = 0; k < 200; k++) buf_printf(&text, "k%d = [\"\\u20ac\", 1, true]\n", k);
+        CHECK(!toml_parse(buf_view(&text), "f", &a, &e));
+        CHECK_INT(e.code, GRPC_RESOURCE_EXHAUSTED);
+        CHECK_TEXT(slice_of(e.text), "f: out of memory");
+    }
+}
+
 TEST(guess_finds_the_nearest_word_and_no_far_one)
 {
     static const char *const known[] = { "log-level", "log_path", "image", "images", "stop", "start", "run", "runp" };

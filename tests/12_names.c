@@ -487,6 +487,8 @@ TEST(proxy_takes_every_form_of_its_variable)
         { "http://u:secret%zz@proxy", NULL, NULL, 0 }, { "http://u:secret%4@proxy", NULL, NULL, 0 },
         { "http://u:secret@", NULL, NULL, 0 }, { "http://u:secret@proxy:99999", NULL, NULL, 0 },
         { "http://u:sec/ret@pro xy", NULL, NULL, 0 }, { "http://", NULL, NULL, 0 },
+        { "socks5://u:sec?ret@proxy", NULL, NULL, 0 }, { "http://u:sec?ret%zz@proxy", NULL, NULL, 0 },
+        { "u:p://q@proxy", "proxy", "Basic dTpwOi8vcQ==", 80 },
     };
     for (size_t i = 0; i < COUNT(rows); i++) {
         url_parts u;
