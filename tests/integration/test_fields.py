@@ -5,7 +5,9 @@ here fails the walk, so none can be forgotten.
   no    it is refused with its name; the requests below show it
   -     it says nothing to a runtime such as krun; README.md names it ("Fields without a meaning here")
 A field whose verdict is "no" or "-" is not walked into."""
+import contextlib
 import os
+import subprocess
 
 from harness import TOP, Failure, check, equal, merge, pb, refused, test
 
@@ -187,8 +189,27 @@ def message(call):
     raise Failure("it succeeded")
 
 
+@contextlib.contextmanager
+def a_kernel(k, selinux):
+    """Meanwhile /proc/filesystems is that of a kernel with SELinux, or of one without."""
+    with open("/proc/filesystems") as f:
+        lines = [line for line in f if "selinuxfs" not in line] + ["nodev\tselinuxfs\n"] * selinux
+    with open(k.directory + "/filesystems", "w") as f:
+        f.writelines(lines)
+    subprocess.check_call(["mount", "--bind", k.directory + "/filesystems", "/proc/filesystems"])
+    try:
+        yield
+    finally:
+        subprocess.check_call(["umount", "/proc/filesystems"])
+
+
 @test
 def what_is_not_built_is_refused_with_the_fields_name(k):
+    with a_kernel(k, selinux=True):
+        all_refusals(k)
+
+
+def all_refusals(k):
     _, refusals, _ = walk(table())
     pod, shown = k.pod(), {"LinuxSandboxSecurityContext.selinux_options"}
     for path, changes in of_containers(k).items():
@@ -204,6 +225,14 @@ def what_is_not_built_is_refused_with_the_fields_name(k):
     refused("UNIMPLEMENTED", lambda: k.pod(**security(namespace_options=SPACES)), "user namespaces")
     equal(sorted(shown), sorted(refusals), "refused fields that are shown")
     equal(len(k.cri.ListContainers().containers), 0, "containers")
+
+
+@test
+def labels_say_nothing_to_a_kernel_without_selinux(k):
+    labels = {"user": "u", "role": "r", "type": "spc_t", "level": "s0:c1,c2"}
+    with a_kernel(k, selinux=False):
+        pod = k.pod(**security(selinux_options=labels))
+        equal(pod.prints("echo", "runs", **security(selinux_options=labels)), "runs\n", "output")
 
 
 @test
