@@ -46,6 +46,7 @@ a { color: var(--link); text-decoration: none } a:hover { text-decoration: under
 pre a { color: inherit } :target { background: #fd08 }
 details { font-size: .8em; color: var(--soft); padding-left: .8em } details p { margin: .2em 0 }
 dt { font-weight: bold } dd { margin: 0 0 .3em 1.5em } td { padding: 0 1em 0 0; vertical-align: top }
+th { text-align: left; padding-top: .8em }
 nav { font-size: .9em } h2 { border-top: 1px solid var(--line); padding-top: .8em; margin-top: 2em }
 '''
 
@@ -353,6 +354,7 @@ class Book:
                 rows.clear()
 
         text = []
+        comment = re.sub(r'\n \*(?=\n \*\s+[IVX]+\.? )', '', comment)
         for line in comment.split('\n') + ['']:
             m = re.match(r' \*\s+(\d+)\s+(\S.*?)(?:\s{2,}(.*))?$', line)
             if m and int(m[1]) in self.numbers:
@@ -362,6 +364,8 @@ class Book:
                 chapter = self.numbers[int(m[1])]
                 rows.append(f'<tr><td>{m[1]}</td><td><a href="{chapter.file}">{html.escape(m[2])}</a></td>'
                             f'<td>{html.escape(m[3] or "")}</td></tr>\n')
+            elif (part := re.match(r' \*\s+([IVX]+)\.?\s+(\S.*)$', line)):
+                rows.append(f'<tr><th colspan="3">{part[1]}. {html.escape(part[2])}</th></tr>\n')
             else:
                 flush()
                 text.append(line)
