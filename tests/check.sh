@@ -6,7 +6,8 @@
 #   KRUN_TESTDATA=DIR   public test vectors, which are not part of the repository
 set -u
 cd "$(dirname "$0")/.." || exit 1
-export PATH="$PATH:/usr/sbin:/sbin"
+export PATH="$PATH:/usr/sbin:/sbin" HOME="${HOME:-/root}"
+umask 022
 cache=${KRUN_TEST_CACHE:-${HOME:-/root}/.cache/krun-tests}
 export KRUN_TEST_CACHE="$cache"
 [ "$(id -u)" = 0 ] || { echo "check: containers need root: sudo make check" >&2; exit 1; }

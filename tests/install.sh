@@ -10,7 +10,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 cache=${KRUN_TEST_CACHE:-${HOME:-/root}/.cache/krun-tests}
 go_wanted=1.26.2 # what conformance/go.mod says
 tools=sigs.k8s.io/cri-tools/cmd
-export DEBIAN_FRONTEND=noninteractive
+export DEBIAN_FRONTEND=noninteractive HOME="${HOME:-/root}"
+umask 022
 
 say() { echo "install: $*"; }
 die() { echo "install: $*" >&2; exit 1; }
@@ -97,6 +98,9 @@ without_services()
     return $status
 }
 
+# A new machine may be busy with updates of its own, and a mirror may hang up: apt waits, and tries again.
+apt() { apt-get -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@"; }
+
 install_packages()
 {
     [ "$missing" ] || return 0
@@ -105,9 +109,9 @@ install_packages()
     have_command apt-get || die "missing, and this is no Debian:$missing"
     say "packages:$missing"
     # shellcheck disable=SC2086
-    without_services apt-get -q -y install --no-install-recommends $missing >"$log" 2>&1 ||
-        { apt-get -q update >"$log" 2>&1 &&
-          without_services apt-get -q -y install --no-install-recommends $missing >"$log" 2>&1; } ||
+    without_services apt -y install --no-install-recommends $missing >"$log" 2>&1 ||
+        { apt update >"$log" 2>&1 &&
+          without_services apt -y install --no-install-recommends $missing >"$log" 2>&1; } ||
         { tail -n 20 "$log" >&2; die "apt-get cannot install:$missing"; }
 }
 

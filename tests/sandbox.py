@@ -65,6 +65,15 @@ def move_out(pid, tree):
         pass  # it has ended, and says why
 
 
+def environment(temporary):
+    """Without what this machine has set for its own programs: proxies, logins, krun's own settings for a
+    person; and with a locale in which files are UTF-8 and programs speak English."""
+    ours = {name: value for name, value in os.environ.items()
+            if not name.lower().endswith("_proxy") and not name.startswith(("LC_", "LANG", "CONTAINERS_"))
+            and name not in ("DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "KRUN_SOCKET", "XDG_RUNTIME_DIR")}
+    return {"HOME": "/root", **ours, "TMPDIR": temporary, "LC_ALL": "C.UTF-8"}
+
+
 def outside(command):
     """Makes the namespaces and waits. Our cgroup becomes the root of the sandbox's cgroup tree."""
     tree = cgroup2_mount()
@@ -79,8 +88,7 @@ def outside(command):
     arguments = ["unshare", "--mount", "--pid", "--net", "--cgroup", "--fork", "--kill-child",
                  "--mount-proc", "--propagation", "private", sys.executable, __file__, "--inside"]
     temporary = tempfile.mkdtemp(prefix="ks-")
-    sandbox = subprocess.Popen(arguments + command, preexec_fn=enter,
-                               env=dict(os.environ, TMPDIR=temporary))
+    sandbox = subprocess.Popen(arguments + command, preexec_fn=enter, env=environment(temporary))
     if top:
         wait_for(lambda: os.path.isdir(top + "/tests") or sandbox.poll() is not None)
         move_out(sandbox.pid, tree)
@@ -116,6 +124,7 @@ def inside(command):
     our caller ignores, as a shell has it for what it starts with `&`, mean here what they mean elsewhere."""
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+    os.umask(0o022)
     furnish()
     main = subprocess.Popen(command)
     while True:

@@ -169,6 +169,15 @@ static void find_vectors(void)
     snprintf(own_vectors_dir, sizeof own_vectors_dir, "%s/vectors", self);
 }
 
+/* What a machine has set for its own programs: their proxies, and who may read what they make. */
+static void forget_environment(void)
+{
+    static const char *const names[] = { "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
+                                         "http_proxy", "https_proxy", "all_proxy", "no_proxy" };
+    for (size_t i = 0; i < COUNT(names); i++) unsetenv(names[i]);
+    umask(022);
+}
+
 int main(int argc, char **argv)
 {
     int ran = 0, failed = 0;
@@ -182,6 +191,7 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     signal(SIGINT, SIG_DFL); /* a shell ignores it for what it starts with `&` */
     signal(SIGQUIT, SIG_DFL);
+    forget_environment();
     find_vectors();
     open_temp_base();
     for (test *t = tests_all; t; t = t->next) {
