@@ -65,6 +65,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <search.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -15382,7 +15383,13 @@ static int inherit_main(int argc, char **argv)
 typedef struct { slice name, link; uint64_t at, size; } archive_file;
 
 /* A blob: at `name` in the archive, `size` bytes from `at` on; or made by us: `made`. */
-typedef struct { char digest[DIGEST_TEXT]; slice name, made; uint64_t at, size; } archive_blob;
+typedef struct {
+    char digest[DIGEST_TEXT];
+    slice name, made;
+    uint64_t at, size;
+    dev_t device; /* of a directory's file, by whatever name */
+    ino_t inode;
+} archive_blob;
 
 enum { ARCHIVE_FD = 3, ARCHIVE_SPOOL = 4, ARCHIVE_FILES = 64 * KIB, ARCHIVE_BLOBS = 4096 };
 enum { ARCHIVE_IMAGES = 256, ARCHIVE_NAMES = 256 }; /* of one archive; of one image in it */
@@ -15530,13 +15537,15 @@ static archive_blob *archive_hash(archive_view *ar, slice name, error *e)
 {
     part_source part;
     hash_source hashed;
+    struct stat st;
     uint8_t hash[32];
     OWNED_FD opened = -1;
     if (archive_open(ar, name, &part, &opened, e) < 0) return NULL;
+    if (fstat(part.fd, &st) < 0) return fail_sys(e, GRPC_INTERNAL, "stat the archive"), NULL;
     uint64_t at = part.at;
     for (size_t i = 0; i < ar->nblobs; i++) {
         archive_blob *b = &ar->blobs[i];
-        if (b->name.n && (ar->is_directory ? slice_eq(b->name, name) : b->at == at)) return b;
+        if (b->name.n && b->at == at && b->inode == st.st_ino && b->device == st.st_dev) return b;
     }
     source *all = hash_source_open(&hashed, &part.source);
     if (source_drain(all, e) < 0) return NULL;
@@ -15546,6 +15555,7 @@ static archive_blob *archive_hash(archive_view *ar, slice name, error *e)
     b->name = name;
     b->at = at;
     b->size = hashed.bytes;
+    b->device = st.st_dev, b->inode = st.st_ino;
     return b;
 }
 
@@ -15823,7 +15833,7 @@ enum { BLOB_PART_LIFE = 24 * 60 * 60 };
 
 /* A layer, whole on disk unless `damaged` says what ails it. Guarded by the store's lock. */
 typedef struct store_layer {
-    struct store_layer *next;
+    struct store_layer *next, *next_kept;
     char name[LAYER_NAME];
     char blob[LAYER_NAME]; /* the digits of its blob's digest, if that is kept; or "" */
     unsigned users, containers; /* the second are among the first */
@@ -15905,7 +15915,7 @@ typedef struct image_store {
     pthread_mutex_t lock;    /* guards all that follows; never held across what can block */
     pthread_cond_t idle;     /* `threads` has become 0 */
     store_image *images;
-    store_layer *layers[STORE_BUCKETS];
+    store_layer *layers[STORE_BUCKETS], *kept[STORE_BUCKETS]; /* the second by their `blob` */
     flight *flights;
     uint64_t bytes, entries; /* of all layers */
     unsigned threads;
@@ -15918,19 +15928,47 @@ typedef struct image_store {
     void *(*empty)(void *);  /* the thread that sees to it: chapter 16 */
     image_settings *_Atomic settings; /* the newest; never changed once it is here */
     bool debris;             /* directories put aside may have become removable */
+    bool loose;              /* layers without a user may be in the table */
 } image_store;
 
 /* The built-in image: chapter 17 makes it, at each start and when it is pulled. */
 static const char self_name[] = "localhost/krun:self";
 
-static store_layer **layer_slot(image_store *s,
-                          slice name) /* names are hashes: their first digits spread them */
+static uint8_t store_bucket(slice name) /* names are hashes: their first digits spread them */
 {
     uint8_t bucket = 0;
     if (name.n >= 2) hex_decode((slice){ name.p, 2 }, &bucket, 1);
-    store_layer **at = &s->layers[bucket];
+    return bucket;
+}
+
+static store_layer **layer_slot(image_store *s, slice name)
+{
+    store_layer **at = &s->layers[store_bucket(name)];
     while (*at && !slice_is(name, (*at)->name)) at = &(*at)->next;
     return at;
+}
+
+/* Notes which blob of the layer is kept; empty: none. Under the lock. */
+static void layer_keep_blob(image_store *s, store_layer *l, slice blob)
+{
+    store_layer **at = &s->kept[store_bucket(slice_of(l->blob))];
+    while (*l->blob && *at && *at != l) at = &(*at)->next_kept;
+    if (*l->blob && *at) *at = l->next_kept;
+    snprintf(l->blob, sizeof l->blob, "%.*s", PR(blob));
+    if (!*l->blob) return;
+    at = &s->kept[store_bucket(slice_of(l->blob))];
+    l->next_kept = *at;
+    *at = l;
+}
+
+/* The next layer of which that blob is kept: there is one, but for records that lie. Under the
+ * lock. */
+static const store_layer *blob_next(const image_store *s, const char *blob,
+                                    const store_layer *after)
+{
+    const store_layer *l = after ? after->next_kept : s->kept[store_bucket(slice_of(blob))];
+    while (l && strcmp(l->blob, blob)) l = l->next_kept;
+    return l;
 }
 
 /* The layer of that name; a new one has no bytes and no users. NULL: out of memory. */
@@ -15976,7 +16014,7 @@ static store_layer *layer_add(image_store *s, slice name, const LayerRecord *r, 
     if (!l) return NULL;
     layer_measure(s, l, r);
     l->content = r->bytes;
-    snprintf(l->blob, sizeof l->blob, "%.*s", PR(id_hex(r->blob)));
+    layer_keep_blob(s, l, id_hex(r->blob));
     l->implied = r->implied > 0;
     l->has_root = r->has_root;
     for (size_t i = 0; i < r->unpacked_from.n; i++) layer_note_blob(l, r->unpacked_from.p[i]);
@@ -16010,7 +16048,7 @@ static void layer_release(image_store *s, slice name)
     store_layer *l = *layer_slot(s, name);
     if (!l) return;
     assert(l->users > 0);
-    l->users--;
+    if (--l->users == 0) s->loose = true;
 }
 
 /* What an image's files and its config hold, in bytes. Not what was sent: that is another figure
@@ -16364,15 +16402,18 @@ static bool layer_unused(const image_store *s, const store_layer *l)
     return !l->users && !f && (!l->awaited || l->awaited <= clock_mono());
 }
 
-/* Takes a layer that has no user out of the table. False: there is none. Under the lock. */
-static bool layer_take_unused(image_store *s, store_layer *out)
+/* Takes a layer that has no user out of the table. *from is where it looks first, and where it has
+ * found it: none is walked through again for each that goes. False: there is none. Under the
+ * lock. */
+static bool layer_take_unused(image_store *s, uint8_t *from, store_layer *out)
 {
-    for (size_t b = 0; b < STORE_BUCKETS; b++)
-        for (store_layer **at = &s->layers[b]; *at; at = &(*at)->next) {
+    for (size_t b = 0; b < STORE_BUCKETS; b++, ++*from)
+        for (store_layer **at = &s->layers[*from]; *at; at = &(*at)->next) {
             store_layer *l = *at;
             if (!layer_unused(s, l)) continue;
             *out = *l;
             layer_measure(s, l, NULL);
+            layer_keep_blob(s, l, (slice){ NULL, 0 });
             *at = l->next;
             free(l);
             return true;
@@ -16470,9 +16511,10 @@ static void *store_sweep(void *arg)
 {
     image_store *s = arg;
     store_layer gone;
+    uint8_t from = 0; /* it wraps at STORE_BUCKETS */
     pthread_mutex_lock(&s->lock);
     for (bool more = true; more && !s->closing;) {
-        if (layer_take_unused(s, &gone)) sweep_layer(s, &gone);
+        if (layer_take_unused(s, &from, &gone)) sweep_layer(s, &gone);
         else if (s->debris) sweep_debris(s);
         else more = false;
     }
@@ -16485,11 +16527,14 @@ static void *store_sweep(void *arg)
 /* Has unused layers removed in the background. Under the lock; after every release. */
 static void store_collect(image_store *s)
 {
-    bool work = s->debris;
-    if (!s->collecting || s->sweeping || s->closing) return;
+    bool work = s->debris, loose = false;
+    if (!s->collecting || s->sweeping || s->closing || (!s->loose && !work)) return;
     for (size_t b = 0; b < STORE_BUCKETS && !work; b++)
-        for (const store_layer *l = s->layers[b]; l && !work; l = l->next)
+        for (const store_layer *l = s->layers[b]; l && !work; l = l->next) {
+            loose = loose || !l->users;
             work = layer_unused(s, l);
+        }
+    s->loose = work || loose;
     if (work) s->sweeping = store_thread(s, store_sweep, s);
 }
 
@@ -16586,11 +16631,16 @@ static store_image *image_replace(image_store *s, const ImageRecord *record, err
     return made;
 }
 
-/* Adds to *list what of `more` is not in it. Its memory has room for both. */
-static void list_merge(slice *list, size_t *n, const slice *more, size_t nmore)
+/* Both lists as one, each name once; `old` has none twice, and may be long. The arena's; NULL: out
+ * of memory. */
+static slice *list_merge(arena *a, slice_list old, slice_list more, size_t *n)
 {
-    for (size_t i = 0; i < nmore; i++)
-        if (!list_has(list, *n, more[i])) list[(*n)++] = more[i];
+    slice *all = arena_alloc(a, (old.n + more.n + 1) * sizeof *all);
+    *n = all ? old.n : 0;
+    if (*n) memcpy(all, old.p, old.n * sizeof *all);
+    for (size_t i = 0; all && i < more.n; i++)
+        if (!list_has(all, *n, more.p[i])) all[(*n)++] = more.p[i];
+    return all;
 }
 
 /* What a record has of an import's file; NULL: nothing. */
@@ -16604,15 +16654,12 @@ static const ImportSource *import_find(const ImageRecord *r, slice name)
 /* The record with what an older one of the same image has more: names, pins. */
 static int record_merge(ImageRecord *r, const ImageRecord *old, arena *a, error *e)
 {
-    slice *tags = arena_alloc(a, (r->repo_tags.n + old->repo_tags.n + 1) * sizeof *tags);
-    slice *digests =
-        arena_alloc(a, (r->repo_digests.n + old->repo_digests.n + 1) * sizeof *digests);
-    size_t ntags = 0, ndigests = 0;
+    size_t ntags, ndigests;
+    slice *tags = list_merge(a, (slice_list){ old->repo_tags.p, old->repo_tags.n },
+                             (slice_list){ r->repo_tags.p, r->repo_tags.n }, &ntags);
+    slice *digests = list_merge(a, (slice_list){ old->repo_digests.p, old->repo_digests.n },
+                                (slice_list){ r->repo_digests.p, r->repo_digests.n }, &ndigests);
     if (!tags || !digests) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
-    list_merge(tags, &ntags, old->repo_tags.p, old->repo_tags.n);
-    list_merge(tags, &ntags, r->repo_tags.p, r->repo_tags.n);
-    list_merge(digests, &ndigests, old->repo_digests.p, old->repo_digests.n);
-    list_merge(digests, &ndigests, r->repo_digests.p, r->repo_digests.n);
     r->repo_tags.p = tags, r->repo_tags.n = ntags;
     r->repo_digests.p = digests, r->repo_digests.n = ndigests;
     r->pinned = r->pinned || old->pinned;
@@ -16638,10 +16685,12 @@ static int store_rewrite(image_store *s, const ImageRecord *r, error *e)
 }
 
 /* Takes the tags of `r` away from every other image: a tag names one. Under `writing`. The list is
- * read without `lock`: whoever changes it holds `writing` as well. */
+ * read without `lock`: whoever changes it holds `writing` as well. What is rewritten keeps its
+ * place in the list (image_replace). */
 static int store_move_tags(image_store *s, const ImageRecord *r, error *e)
 {
-    for (store_image *i = s->images; i; i = i->next) {
+    for (store_image **at = &s->images; *at; at = &(*at)->next) {
+        const store_image *i = *at;
         ImageRecord less = i->record;
         OWNED_ARENA a = arena_make(MIB);
         if (slice_eq(less.id, r->id)) continue;
@@ -16654,7 +16703,6 @@ static int store_move_tags(image_store *s, const ImageRecord *r, error *e)
                 less.repo_tags.p[less.repo_tags.n++] = i->record.repo_tags.p[n];
         if (less.repo_tags.n == i->record.repo_tags.n) continue;
         if (store_rewrite(s, &less, e) < 0) return -1;
-        return store_move_tags(s, r, e); /* the list has changed: look again */
     }
     return 0;
 }
@@ -17553,6 +17601,7 @@ static int layer_check(image_store *s, slice layer, int cancel_fd, error *e)
 typedef struct {
     image_store *store;
     const FetchSetup *setup;   /* NULL: the source is an archive, and one for all */
+    void **seen;               /* of its blobs, so far: layer_seen; NULL with a setup */
     flight *f;                 /* which those who want the image watch; NULL for an archive */
     helper source, reader;
     int cancel_fd;
@@ -17753,13 +17802,11 @@ static int spool_open_nameless(const image_store *s, blob_spool *b, error *e)
  * be taken for another layer, which only a config that lies asks for. */
 static bool blob_has_layer(image_store *s, const char *blob)
 {
-    bool found = false;
     pthread_mutex_lock(&s->lock);
-    for (size_t b = 0; b < STORE_BUCKETS && !found; b++)
-        for (const store_layer *l = s->layers[b]; l && !found; l = l->next)
-            found = !strcmp(l->blob, blob) && !l->damaged[0];
+    const store_layer *l = blob_next(s, blob, NULL);
+    while (l && l->damaged[0]) l = blob_next(s, blob, l);
     pthread_mutex_unlock(&s->lock);
-    return found;
+    return l;
 }
 
 /* Opens what there is of a blob, or begins it; `fresh` throws away what there is. The lock
@@ -18095,6 +18142,23 @@ static int layer_witness(const helper *from, const Descriptor *d, error *e)
                 sink.bytes, digest);
 }
 
+static int seen_cmp(const void *a, const void *b) { return memcmp(a, b, 64); }
+
+/* Whether this archive has shown already that its blob is this layer; `note`: it just has. Else an
+ * archive that lists one blob for each layer of all its images would have it read 32,768 times. A
+ * tree (tsearch(3)) of both digests. */
+static bool layer_seen(const pull_state *p, const layer_plan *l, bool note)
+{
+    uint8_t pair[64], *kept = NULL;
+    if (!p->seen || !hex_decode(id_hex(l->blob->digest), pair, 32) ||
+        !hex_decode(id_hex(l->diff_id), pair + 32, 32))
+        return false;
+    if (tfind(pair, p->seen, seen_cmp)) return true;
+    if (note && (kept = malloc(sizeof pair))) memcpy(kept, pair, sizeof pair);
+    if (kept && !tsearch(kept, p->seen, seen_cmp)) free(kept);
+    return note;
+}
+
 /* Writes into the layer's record that it was unpacked from this blob too. What cannot be written is
  * known as long as this daemon lives. */
 static void layer_remember(image_store *s, const layer_plan *l)
@@ -18131,7 +18195,9 @@ static int layer_prove(pull_state *p, helper *from, layer_plan *l, error *e)
     LayerRecord r;
     error ignored;
     bool known = layer_known_from(p, l);
-    if (known) return p->setup ? 0 : layer_witness(from, l->blob, e);
+    if ((known && p->setup) || layer_seen(p, l, false)) return 0;
+    if (known && layer_witness(from, l->blob, e) < 0) return -1;
+    if (known) return layer_seen(p, l, true), 0;
     progress_set(l->progress, KrunLayerState_DOWNLOADING);
     int failed = from->pidfd < 0 ? pull_source(p, from, e) : 0;
     if (!failed) failed = layer_fill(p, from, l, &r, e);
@@ -18139,6 +18205,7 @@ static int layer_prove(pull_state *p, helper *from, layer_plan *l, error *e)
     trash_put(p->store, p->store->layers_fd, l->partial, &ignored);
     if (failed) return -1;
     layer_remember(p->store, l);
+    layer_seen(p, l, true);
     return 1;
 }
 
@@ -18969,17 +19036,23 @@ typedef struct {
     int cancel_fd;
     const ImportSource *import; /* goes into the records; or NULL */
     helper from;
+    void *seen; /* of its blobs: layer_seen */
     arena *a;
     slice_list names, ids;
 } load_state;
 
+/* Adds to a list that nothing else adds to: it has room for a power of two. */
 static bool load_note(arena *a, slice_list *list, const slice *more, size_t n)
 {
-    slice *grown = arena_alloc(a, (list->n + n) * sizeof *grown);
-    for (size_t i = 0; grown && i < list->n + n; i++)
-        grown[i] = i < list->n ? list->p[i] : more[i - list->n];
-    if (grown) *list = (slice_list){ grown, list->n + n };
-    return grown;
+    size_t room = 8;
+    while (room < list->n) room *= 2;
+    slice *p = list->n && list->n + n <= room ? list->p : NULL;
+    while (!p && room < list->n + n) room *= 2;
+    if (!p && !(p = arena_alloc(a, room * sizeof *p))) return false;
+    if (list->n && p != list->p) memcpy(p, list->p, list->n * sizeof *p);
+    memcpy(p + list->n, more, n * sizeof *p);
+    *list = (slice_list){ p, list->n + n };
+    return true;
 }
 
 /* One image. The helper is lent to its pull, and taken back. A name with a digest is left out: the
@@ -19002,6 +19075,7 @@ static int load_one(load_state *l, const ArchiveImage *given, error *e)
     }
     pull_begin(&p, l->store, l->cancel_fd);
     p.source = l->from;
+    p.seen = &l->seen;
     int failed = pull_run(&p, &wish, id, e);
     p.source = helper_none;
     pull_end(&p);
@@ -19047,6 +19121,8 @@ static int load_run(load_state *l, error *e)
     int failed = helper_start(&l->from, "archive", (int[]){ archive_fd, spool }, terms, e) < 0 ||
                  load_all(l, e) < 0;
     helper_stop(&l->from);
+    tdestroy(l->seen, free);
+    l->seen = NULL;
     return failed ? fail_in(e, "load %s", path) : 0;
 }
 
@@ -19760,10 +19836,7 @@ static int open_clean(image_store *s, const char *name, error *e)
 static int open_blob(image_store *s, const char *name, error *e)
 {
     if (slice_ends(slice_of(name), ".part")) return blob_expire(s, name, e);
-    for (size_t b = 0; b < STORE_BUCKETS; b++)
-        for (const store_layer *l = s->layers[b]; l; l = l->next)
-            if (!strcmp(l->blob, name)) return 0;
-    if (s->unsure) return 0; /* it may be a newer layer's */
+    if (blob_next(s, name, NULL) || s->unsure) return 0; /* `unsure`: it may be a newer layer's */
     log_info("blobs/%s belongs to no layer and is removed", name);
     return store_clear(s, s->blobs_fd, name);
 }
@@ -19804,22 +19877,39 @@ static int open_image(image_store *s, const char *name, error *e)
     return 0;
 }
 
+/* That an image has a tag. */
+typedef struct { slice tag; const store_image *image; } tag_claim;
+
+static int tag_claim_cmp(const void *a, const void *b) /* of one tag the newer image's first */
+{
+    const tag_claim *x = a, *y = b;
+    int64_t old = x->image->record.created_at, new = y->image->record.created_at;
+    int tags = slice_cmp(x->tag, y->tag);
+    return tags ? tags : old != new ? (old < new) - (old > new)
+                                    : slice_cmp(x->image->record.id, y->image->record.id);
+}
+
 /* Two records claim a tag when a kill came between the new one's write and the old one's: the newer
  * one has it. */
 static void open_tags(image_store *s)
 {
     error e;
-    for (store_image *i = s->images; i; i = i->next)
-        for (store_image *other = i->next; other; other = other->next)
+    for (bool again = true; again;) {
+        OWNED_BUF claims = { 0 };
+        again = false;
+        for (const store_image *i = s->images; i; i = i->next)
             for (size_t n = 0; n < i->record.repo_tags.n; n++)
-                if (image_has_name(&other->record, i->record.repo_tags.p[n])) {
-                    const store_image *newer =
-                        i->record.created_at >= other->record.created_at ? i : other;
-                    if (store_move_tags(s, &newer->record, &e) == 0)
-                        return open_tags(s); /* the list has changed: look again */
-                    log_warn("%s", e.text);
-                    return;
-                }
+                buf_add(&claims, &(tag_claim){ i->record.repo_tags.p[n], i }, sizeof(tag_claim));
+        tag_claim *all = (void *)claims.p;
+        size_t n = claims.oom ? 0 : claims.n / sizeof *all;
+        if (n) qsort(all, n, sizeof *all, tag_claim_cmp);
+        for (size_t i = 1; i < n && !again; i++) {
+            const tag_claim *newer = &all[i - 1];
+            if (newer->image == all[i].image || !slice_eq(newer->tag, all[i].tag)) continue;
+            again = store_move_tags(s, &newer->image->record, &e) == 0; /* the list has changed */
+            if (!again) { log_warn("%s", e.text); return; }
+        }
+    }
 }
 
 /* Asks ext4 to put each directory made in this one into a block group of its own choice, as it does
@@ -19920,7 +20010,7 @@ static void images_collect(image_store *s)
 {
     pthread_mutex_lock(&s->lock);
     s->collecting = !s->unsure;
-    s->serving = true;
+    s->serving = s->loose = true;
     s->trash_all = s->trash_fd >= 0 && !dir_is_empty(s->trash_fd);
     trash_start(s);
     store_collect(s);
@@ -20000,12 +20090,11 @@ static int import_settle(image_store *s, slice name, const ImportSource *now, co
 {
     int changed = 0;
     pthread_mutex_lock(&s->writing);
-    for (const store_image *i = s->images; i && changed >= 0;) {
-        const ImageRecord *r = &i->record;
+    for (store_image **at = &s->images; *at && changed >= 0; at = &(*at)->next) {
+        const ImageRecord *r = &(*at)->record;
         const ImportSource *want = now && list_has(ids->p, ids->n, r->id) ? now : NULL;
         bool right = import_same(import_find(r, name), want);
         if (!right) changed = import_note(s, r, name, want, e) < 0 ? -1 : changed + 1;
-        i = right ? i->next : s->images; /* the list has changed: look again */
     }
     pthread_mutex_unlock(&s->writing);
     return changed;

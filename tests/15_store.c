@@ -659,3 +659,104 @@ TEST(a_layer_that_cannot_be_moved_to_the_trash_does_not_hold_up_the_end)
     CHECK_INT(files_in(&x, "layers"), 2); /* the built-in image's, and its record */
     store_down(&x);
 }
+
+/* -- work that grows no faster than what is sent ------------------------------------------------- */
+
+/* A record of that number, with one tag; in the list of images only. */
+static store_image *image_plant(store_fixture *x, int number, const char *tag, int64_t created)
+{
+    char id[DIGEST_TEXT];
+    snprintf(id, sizeof id, "sha256:%064x", number);
+    slice tags[] = { slice_of(tag) };
+    ImageRecord r = { .version = RECORD_VERSION, .id = slice_of(id), .repo_tags = { tags, 1 }, .created_at = created };
+    store_image *made = image_make(x->s, &r);
+    made->next = x->s->images;
+    return x->s->images = made;
+}
+
+TEST(tags_of_many_images_are_compared_in_little_more_than_linear_time)
+{
+    enum { MANY = 2000 };
+    store_fixture x;
+    char tag[64];
+    if (geteuid() != 0) SKIP("unpack needs root for chroot");
+    store_up(&x);
+    for (int i = 0; i < MANY; i++) {
+        snprintf(tag, sizeof tag, "example.test/%d:%d", i * 7919 % MANY, i);
+        image_plant(&x, i, tag, i);
+    }
+    comparisons = 0;
+    open_tags(x.s);
+    if (comparisons > 60 * MANY) fprintf(stderr, "%lu comparisons\n", comparisons);
+    CHECK(comparisons <= 60 * MANY);
+    CHECK(store_has(&x, "example.test/0:0"));
+    store_down(&x);
+}
+
+TEST(of_several_images_that_claim_a_tag_the_newest_has_it)
+{
+    store_fixture x;
+    if (geteuid() != 0) SKIP("unpack needs root for chroot");
+    store_up(&x);
+    for (int i = 1; i < 10; i++) image_plant(&x, i, i % 2 ? "example.test/odd:1" : "example.test/even:1", i == 5 ? 100 : i);
+    open_tags(x.s);
+    for (const store_image *i = x.s->images; i; i = i->next) {
+        bool keeps = slice_ends(i->record.id, "05") || slice_ends(i->record.id, "08") || image_has_name(&i->record, slice_of(self_name));
+        CHECK_INT(i->record.repo_tags.n, keeps);
+    }
+    CHECK_INT(files_in(&x, "images"), 1 + 7); /* those that lost theirs are written anew */
+    store_down(&x);
+}
+
+TEST(names_of_an_image_that_has_many_are_merged_in_linear_time)
+{
+    enum { MANY = 3000 };
+    static slice old[MANY], more[] = { { (const uint8_t *)"n7:1", 4 }, { (const uint8_t *)"new:1", 5 }, { (const uint8_t *)"new:1", 5 } };
+    OWNED_ARENA a = arena_make(4 * MIB);
+    size_t n;
+    for (int i = 0; i < MANY; i++) old[i] = slice_of(arena_printf(&a, "n%d:1", i));
+    comparisons = 0;
+    const slice *all = list_merge(&a, (slice_list){ old, MANY }, (slice_list){ more, COUNT(more) }, &n);
+    CHECK(comparisons < COUNT(more) * (MANY + 4));
+    CHECK_INT(n, MANY + 1);
+    CHECK_TEXT(all[0], "n0:1");
+    CHECK_TEXT(all[MANY], "new:1");
+}
+
+TEST(a_list_of_names_takes_memory_in_proportion)
+{
+    OWNED_ARENA a = arena_make(MIB);
+    slice_list list = { NULL, 0 };
+    slice two[] = { SLICE("a"), SLICE("b") };
+    for (int i = 0; i < 5000; i++) CHECK(load_note(&a, &list, two, 1 + i % 2));
+    CHECK_INT(list.n, 7500);
+    for (size_t i = 0; i < list.n; i++) CHECK_TEXT(list.p[i], i % 3 == 2 ? "b" : "a");
+}
+
+TEST(layers_are_found_by_the_blob_that_is_kept)
+{
+    image_store s = { 0 };
+    char names[3][LAYER_NAME], blobs[2][DIGEST_TEXT];
+    store_layer gone;
+    uint8_t from = 7;
+    for (int i = 0; i < 3; i++) snprintf(names[i], sizeof names[i], "%064x", 0xa0 + i);
+    for (int i = 0; i < 2; i++) snprintf(blobs[i], sizeof blobs[i], "sha256:ff%062x", i);
+    for (int i = 0; i < 3; i++) /* two say that the first blob is theirs, as only a record that lies does */
+        layer_add(&s, slice_of(names[i]), &(LayerRecord){ .blob = slice_of(blobs[i / 2]) }, i == 2);
+    const store_layer *one = blob_next(&s, blobs[0] + 7, NULL), *two = one ? blob_next(&s, blobs[0] + 7, one) : NULL;
+    CHECK(one && two && one != two && !blob_next(&s, blobs[0] + 7, two));
+    CHECK(blob_has_layer(&s, blobs[0] + 7));
+    layer_spoil(&s, *layer_slot(&s, slice_of(names[0])), "damage");
+    CHECK(blob_has_layer(&s, blobs[0] + 7));
+    layer_spoil(&s, *layer_slot(&s, slice_of(names[1])), "damage");
+    CHECK(!blob_has_layer(&s, blobs[0] + 7));
+    layer_add(&s, slice_of(names[0]), &(LayerRecord){ 0 }, 0); /* made anew, and its blob not kept */
+    one = blob_next(&s, blobs[0] + 7, NULL);
+    CHECK(one && !strcmp(one->name, names[1]) && !blob_next(&s, blobs[0] + 7, one));
+    for (int i = 0; i < 2; i++) CHECK(layer_take_unused(&s, &from, &gone) && strcmp(gone.name, names[2]) != 0);
+    CHECK(!layer_take_unused(&s, &from, &gone));
+    CHECK(!blob_next(&s, blobs[0] + 7, NULL) && blob_has_layer(&s, blobs[1] + 7));
+    layer_release(&s, slice_of(names[2]));
+    CHECK(s.loose && layer_take_unused(&s, &from, &gone));
+    CHECK(!blob_has_layer(&s, blobs[1] + 7));
+}

@@ -1323,6 +1323,56 @@ TEST(image_load_takes_a_layout_and_refuses_what_lies)
     store_down(&x);
 }
 
+/* What an archive has shown it is not asked for again: not by an image that lists it for each layer. */
+TEST(a_blob_that_an_archive_has_shown_is_not_read_again)
+{
+    error e = { 0 };
+    store_fixture x;
+    pull_state p;
+    void *seen = NULL;
+    char digest[DIGEST_TEXT], layer[DIGEST_TEXT], other[DIGEST_TEXT];
+    if (geteuid() != 0) SKIP("unpack needs root for chroot");
+    store_up(&x);
+    memset(digest, 'a', sizeof digest), memset(layer, 'b', sizeof layer), memset(other, 'c', sizeof other);
+    char *const all[] = { digest, layer, other };
+    for (int i = 0; i < 3; i++) memcpy(all[i], "sha256:", 7), all[i][DIGEST_TEXT - 1] = '\0';
+    Descriptor blob = { .digest = slice_of(digest), .size = 5 };
+    layer_plan l = layer_plan_of(slice_of(layer), &blob), another = layer_plan_of(slice_of(other), &blob);
+    pull_begin(&p, x.s, -1);
+    p.here = true; /* so the layer is known to come from that blob */
+    p.seen = &seen;
+    CHECK_INT(layer_prove(&p, &p.source, &l, &e), -1); /* there is nobody to show it */
+    layer_seen(&p, &l, true);
+    CHECK_INT(layer_prove(&p, &p.source, &l, &e), 0);
+    CHECK_INT(layer_prove(&p, &p.source, &another, &e), -1); /* the same blob as another layer */
+    tdestroy(seen, free);
+    pull_end(&p);
+    store_down(&x);
+}
+
+TEST(archive_hash_reads_a_file_once_whatever_it_is_called)
+{
+    error e = { 0 };
+    char dir[PATH_MAX], name[16];
+    archive_view ar = { .is_directory = true, .a = arena_make(MIB) };
+    OWNED_FD at = ar.fd = temp_dir(dir);
+    ar.blobs = arena_alloc(&ar.a, 4 * sizeof *ar.blobs);
+    CHECK_INT(file_replace(at, "layer.tar", SLICE("the same"), ATOMIC, &e), 0);
+    CHECK_INT(file_replace(at, "copy.tar", SLICE("the same"), ATOMIC, &e), 0);
+    const archive_blob *first = archive_hash(&ar, SLICE("layer.tar"), &e);
+    CHECK(first != NULL);
+    for (int i = 0; i < 6; i++) {
+        snprintf(name, sizeof name, "n%d", i);
+        CHECK_INT(i % 2 ? symlinkat("layer.tar", at, name) : linkat(at, "layer.tar", at, name, 0), 0);
+        CHECK(archive_hash(&ar, slice_of(name), &e) == first);
+    }
+    CHECK_INT(ar.nblobs, 1);
+    const archive_blob *copy = archive_hash(&ar, SLICE("copy.tar"), &e);
+    CHECK(copy && copy != first && !strcmp(copy->digest, first->digest));
+    arena_free(&ar.a);
+    tree_remove(AT_FDCWD, dir, &e);
+}
+
 /* A verifier of these lines; its path is in *path. */
 enum { VERIFIER_PATH = PATH_MAX + 16 };
 static void verifier_make(char path[VERIFIER_PATH], const char *script)
