@@ -35,7 +35,7 @@ LONG_CHAPTERS = {'Decompression', 'Tar and layers', 'Registries', 'Readers of im
                  'Pods and containers'}
 GUIDED_BODY = 25    # lines of a function, from which on comments must lead through it
 # How many such functions have none still. It only falls: whoever mends one lowers it.
-UNGUIDED = 56
+UNGUIDED = 53
 
 
 def blank(text):
