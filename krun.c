@@ -11386,9 +11386,9 @@ static void grpc_shutdown(grpc_server *s, int64_t deadline, void (*stopped)(grpc
  * that follows. *o is copied; what it points to must stay. The server, or NULL and *e. */
 static grpc_server *grpc_serve(loop *l, const grpc_options *o, error *e)
 {
-    /* From GRPC_SHORT on. One connection's 250 calls fit into its half of LONG and of STOPPING: a
-     * node that is drained stops hundreds of containers at once. */
-    static const unsigned workers[GRPC_POOLS] = { 32, 512, 64, 512, 256, 96 };
+    /* From GRPC_SHORT on. One connection's 250 calls fit into its half of LONG, STOPPING and
+     * COMMAND: a kubelet has but one, and stops or probes hundreds of containers at once. */
+    static const unsigned workers[GRPC_POOLS] = { 32, 512, 64, 512, 512, 96 };
     grpc_server *s = calloc(1, sizeof *s);
     uint8_t *scratch = malloc(GRPC_READ);
     if (!s || !scratch) {
