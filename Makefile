@@ -79,6 +79,9 @@ demo: krun
 # Kubernetes' own validation suite, unmodified, against this krun. As root.
 conformance: krun
 	tests/conformance/run.sh
+# Kubernetes' own node suite with its kubelet, unmodified, against this krun. As root.
+node-e2e: krun
+	tests/node-e2e/run.sh
 bench: krun
 	tests/bench/run.sh
 
@@ -117,4 +120,4 @@ clean:
 	rm -f tests/fuzz/fuzz-clang tests/fuzz/fuzz-gcc
 	rm -rf book
 
-.PHONY: cross unit fuzz check full book sizes structure warnings demo conformance bench crash protections embed install uninstall clean
+.PHONY: cross unit fuzz check full book sizes structure warnings demo conformance node-e2e bench crash protections embed install uninstall clean

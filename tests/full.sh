@@ -10,6 +10,7 @@ limit=14400 # four hours are a hang
 part "make check" make check
 step "In a virtual machine" env KRUN_VM_TIMEOUT=7200 tests/vm/run
 part "Conformance" make conformance
+part "Kubernetes' node suite" make node-e2e
 part "Three hundred rounds of kills" make crash ROUNDS=300
 part "Each protection has a test" make protections
 part "Fuzzing, five minutes a target" make fuzz FUZZ=300

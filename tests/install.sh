@@ -1,8 +1,8 @@
 #!/bin/sh
-# install.sh [check|vm|conformance|bench|cross]...: installs what these need and this machine lacks, from
+# install.sh [check|vm|conformance|node-e2e|bench|cross]...: installs what these need and this machine lacks, from
 # Debian's packages, and says what. With KRUN_NO_INSTALL=1 it only says, and fails. Default: check.
 #
-# crictl and critest are Go programs that want a newer Go than Debian's. Any Go can fetch that one:
+# crictl, critest and the node suite are Go programs that want a newer Go than Debian's. Any Go can fetch that one:
 # it is published as the module golang.org/toolchain, with a checksum like every module
 # has. Built programs are kept in $KRUN_TEST_CACHE, ~/.cache/krun-tests by default.
 set -eu
@@ -75,6 +75,16 @@ need_for_vm()
 }
 
 need_for_conformance() { need_for_check; }
+
+need_for_node_e2e()
+{
+    need_for_check
+    need bash-static have_command bash-static
+    need curl have_command curl
+    need netcat-openbsd have_command nc.openbsd
+    need hostname have_command hostname
+}
+
 need_for_bench() { need_for_check; need zstd have_command zstd; need zlib1g-dev test -e /usr/include/zlib.h; }
 
 need_for_cross()
@@ -145,18 +155,19 @@ find_go()
     echo "$cache/go/bin/go"
 }
 
-# build NAME PACKAGE GO-COMMAND...: a program of the Kubernetes project, unmodified, of the version that
-# conformance/go.mod names and with the sources whose hashes conformance/go.sum has.
+# build SUITE NAME PACKAGE GO-COMMAND...: a program of the Kubernetes project, unmodified, of the version that
+# SUITE/go.mod names and with the sources whose hashes SUITE/go.sum has. cgo=1: with the C compiler, too.
+cgo=0
 build()
 {
-    name=$1 package=$2
-    shift 2
+    suite=$1 name=$2 package=$3
+    shift 3
     [ ! -x "$cache/$name" ] || return 0
     [ "${KRUN_NO_INSTALL:-0}" != 1 ] || die "missing, and KRUN_NO_INSTALL=1 forbids to build: $name"
     go=$(find_go)
     say "$name, built by $go"
-    (cd "$here/conformance" && GOTOOLCHAIN=local GOFLAGS=-mod=readonly CGO_ENABLED=0 \
-        "$go" "$@" -trimpath -o "$cache/$name.new" "$package") >"$log" 2>&1 ||
+    (cd "$here/$suite" && GOTOOLCHAIN=local GOFLAGS=-mod=readonly CGO_ENABLED=$cgo \
+        "$go" "$@" -o "$cache/$name.new" "$package") >"$log" 2>&1 ||
         { tail -n 20 "$log" >&2; die "cannot build $name"; }
     mv "$cache/$name.new" "$cache/$name"
 }
@@ -169,6 +180,7 @@ for part; do
         check) need_for_check ;;
         vm) need_for_vm ;;
         conformance) need_for_conformance ;;
+        node-e2e) need_for_node_e2e ;;
         bench) need_for_bench ;;
         cross) need_for_cross ;;
         *) die "what is $part?" ;;
@@ -177,9 +189,20 @@ done
 install_packages
 for part; do
     case $part in
-        check | conformance) build crictl-1.36.0 $tools/crictl build ;;
+        check | conformance) build conformance crictl-1.36.0 $tools/crictl build -trimpath ;;
     esac
     case $part in
-        conformance) build critest-1.36.0 $tools/critest test -c ;;
+        conformance) build conformance critest-1.36.0 $tools/critest test -c -trimpath ;;
+        node-e2e)
+            # Without go vet: what it says of the suite is not ours to mend, and it reads all packages again.
+            # A static agnhost runs in images that have no libraries.
+            static="-s -w -linkmode external -extldflags -static"
+            cgo=1
+            build node-e2e e2e_node-1.36.3.test k8s.io/kubernetes/test/e2e_node test -c -vet=off -ldflags="-s -w"
+            build node-e2e kubelet-1.36.3 k8s.io/kubernetes/cmd/kubelet build -ldflags="-s -w"
+            build node-e2e agnhost-1.36.3 k8s.io/kubernetes/test/images/agnhost build -ldflags="$static"
+            build node-e2e ginkgo-2.28.1 github.com/onsi/ginkgo/v2/ginkgo build -ldflags="-s -w"
+            cgo=0
+            ;;
     esac
 done
