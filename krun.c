@@ -26726,23 +26726,51 @@ static void sorted_remove(sorted *s, slice key, const void *object)
  * the caller's cancellation at once. */
 typedef struct waiter { int event; struct waiter *next; } waiter;
 
-/*  MAKING --made--> CREATED --start--> STARTING --ran--> RUNNING --exit--> EXITED
- *                      |                  \--------------exit---------------/ |
- *                      \---remove--> REMOVING <-----------remove--------------/   */
+/* A container's life. container_move is all that changes its state, and by this table.
+ *
+ *   MAKING --made--> CREATED --start--> STARTING --ran--> RUNNING --stop--> STOPPING
+ *      |                |                   \               |               /
+ *      |                |                    \----exit---> EXITED <--exit-/
+ *      \----remove---> REMOVING <---------------remove------/
+ *
+ * STOPPING has been sent its stop signal. REMOVING is in no table any more: its memory stays until
+ * the last hold is gone. After a start of the daemon a container begins in MAKING, too, and what
+ * its directory and its monitor tell are the events; so CREATED can be told at once that it ran or has
+ * ended, and LEAVE takes one out of the tables that a newer krun may know what to do with.
+ *
+ * Who hears late hears what is known: the answer to a start and the link to the monitor tell the
+ * same, in either order, and of a monitor's death the link, the call under way and a stop learn.
+ * Such an event leaves the state as it is. The pairs with `no` cannot be:
+ *   MADE       but in MAKING: whoever makes it, or reads it back, does so once
+ *   MAKING     START, RAN, STOP, EXIT: no client has its ID, no monitor has been told of it
+ *   START      but in CREATED: container_start looks, with the container's turn
+ *   STOP       but in RUNNING and STOPPING: others have nothing to signal, container_end looks
+ *   REMOVE     of one that lives: container_remove and pod_remove end it first; in REMOVING: who
+ *              comes second finds it so, and leaves it
+ *   LEAVE      but in CREATED, RUNNING and EXITED: no call is served yet */
 enum box_state {
-    BOX_ILLEGAL, BOX_MAKING, BOX_CREATED, BOX_STARTING, BOX_RUNNING, BOX_EXITED, BOX_REMOVING,
-    BOX_STATES
+    BOX_ILLEGAL, BOX_MAKING, BOX_CREATED, BOX_STARTING, BOX_RUNNING, BOX_STOPPING, BOX_EXITED,
+    BOX_REMOVING, BOX_STATES
 };
-enum box_event { BOX_MADE, BOX_START, BOX_RAN, BOX_EXIT, BOX_REMOVE, BOX_EVENTS };
+enum box_event {
+    BOX_MADE, BOX_START, BOX_RAN, BOX_STOP, BOX_EXIT, BOX_REMOVE, BOX_LEAVE, BOX_EVENTS
+};
 static const uint8_t box_next[BOX_STATES][BOX_EVENTS] = {
-    /*                  MADE         START         RAN          EXIT        REMOVE */
-    [BOX_MAKING]    = { BOX_CREATED, BOX_ILLEGAL,  BOX_ILLEGAL, BOX_EXITED, BOX_REMOVING },
-    [BOX_CREATED]   = { BOX_ILLEGAL, BOX_STARTING, BOX_RUNNING, BOX_EXITED, BOX_REMOVING },
-    [BOX_STARTING]  = { BOX_ILLEGAL, BOX_ILLEGAL,  BOX_RUNNING, BOX_EXITED, BOX_ILLEGAL },
-    [BOX_RUNNING]   = { BOX_ILLEGAL, BOX_ILLEGAL,  BOX_RUNNING, BOX_EXITED, BOX_ILLEGAL },
-    [BOX_EXITED]    = { BOX_ILLEGAL, BOX_ILLEGAL,  BOX_EXITED,  BOX_EXITED, BOX_REMOVING },
-    [BOX_REMOVING]  = { BOX_ILLEGAL, BOX_ILLEGAL,  BOX_REMOVING, BOX_REMOVING, BOX_REMOVING },
+#define no BOX_ILLEGAL
+    /* MADE, START, RAN, STOP, EXIT, REMOVE, LEAVE */
+    [BOX_MAKING]   = { BOX_CREATED, no, no, no, no, BOX_REMOVING, no },
+    [BOX_CREATED]  = { no, BOX_STARTING, BOX_RUNNING, no, BOX_EXITED, BOX_REMOVING, BOX_REMOVING },
+    [BOX_STARTING] = { no, no, BOX_RUNNING, no, BOX_EXITED, no, no },
+    [BOX_RUNNING]  = { no, no, BOX_RUNNING, BOX_STOPPING, BOX_EXITED, no, BOX_REMOVING },
+    [BOX_STOPPING] = { no, no, BOX_STOPPING, BOX_STOPPING, BOX_EXITED, no, no },
+    [BOX_EXITED]   = { no, no, BOX_EXITED, no, BOX_EXITED, BOX_REMOVING, BOX_REMOVING },
+    [BOX_REMOVING] = { no, no, no, no, BOX_REMOVING, no, no },
+#undef no
 };
+static const char *const box_words[BOX_STATES] = { "illegal", "making",   "created", "starting",
+                                                   "running", "stopping", "exited",  "removing" };
+static const char *const box_event_words[BOX_EVENTS] = { "made", "start",  "ran",  "stop",
+                                                         "exit", "remove", "leave" };
 
 typedef struct pod pod;
 typedef struct runtime runtime;
@@ -26759,7 +26787,7 @@ typedef struct container {
     ContainerExit exit;      /* its texts are in `memory` */
     int64_t started_at;
     int32_t pid;
-    bool turn_taken, stop_sent;
+    bool turn_taken;         /* by who starts or removes it */
     unsigned holds;          /* callers that have a pointer to it over an unlocked stretch */
     waiter *waiters;
     error failure;           /* why making it failed, for whoever joined */
@@ -26866,15 +26894,6 @@ static void container_log_exit(const container *c)
                   x->reason.n ? ": " : "", PR(x->reason), x->message.n ? ": " : "", PR(x->message));
 }
 
-/* Moves the container through the table; an event that says nothing new leaves it where it is. */
-static void box_move(container *c, enum box_event event)
-{
-    enum box_state next = box_next[c->state][event];
-    assert(next != BOX_ILLEGAL);
-    c->state = next;
-    assert((c->state != BOX_RUNNING && c->state != BOX_EXITED) || c->record.id.n);
-}
-
 static void lock_state(runtime *r)
 {
     pthread_mutex_lock(&r->lock);
@@ -26896,6 +26915,42 @@ static void wake(waiter *list)
     uint64_t one = 1;
     for (waiter *w = list; w; w = w->next)
         if (write(w->event, &one, sizeof one) < 0) assert(errno == EAGAIN);
+}
+
+/* Its first process may be there, or is about to be. */
+static bool container_lives(const container *c)
+{
+    return c->state == BOX_STARTING || c->state == BOX_RUNNING || c->state == BOX_STOPPING;
+}
+
+static bool container_runs(const container *c)
+{
+    return c->state == BOX_RUNNING || c->state == BOX_STOPPING;
+}
+
+/* What holds in each state, beside what the table says. */
+static bool container_holds(const container *c)
+{
+    bool made = c->record.id.n && c->record.spec, running = container_runs(c);
+    switch (c->state) {
+    case BOX_MAKING: return !c->pid && !c->started_at;
+    case BOX_REMOVING: return !c->next; /* and in none of the runtime's tables */
+    default: return made && (running || !c->pid);
+    }
+}
+
+/* Moves the container through the table, and wakes who waits for a change of it. Locked. */
+static void container_move(container *c, enum box_event event)
+{
+    enum box_state was = c->state, to = box_next[was][event];
+    log_debug("container %.12s: %s, %s: %s", c->record.id.n ? (const char *)c->record.id.p : "",
+              box_words[was], box_event_words[event], box_words[to]);
+    assert(to != BOX_ILLEGAL);
+    if (to == was) return;
+    c->state = to;
+    assert(container_holds(c));
+    wake(c->waiters);
+    if (to == BOX_EXITED) wake(c->pod->waiters);
 }
 
 /* Waits until the object changes, the caller goes away or time is up. Locked on entry and on
@@ -27200,7 +27255,7 @@ static int64_t container_time(const container *c, int64_t stamp)
  * its exit is known already. Locked. */
 static bool container_set_exit(container *c, const ContainerExit *exit)
 {
-    if (c->state == BOX_EXITED || c->state == BOX_REMOVING) return false;
+    if (box_next[c->state][BOX_EXIT] == c->state) return false;
     if (pb_copy(&ContainerExit_msg, exit, &c->memory, &c->exit) < 0) /* no room for its texts */
         c->exit = (ContainerExit){ .id = c->record.id,
                                    .exit_code = exit->exit_code,
@@ -27209,9 +27264,7 @@ static bool container_set_exit(container *c, const ContainerExit *exit)
                                    .finished_at = exit->finished_at };
     c->started_at = c->exit.started_at ? c->exit.started_at : c->started_at;
     c->pid = 0;
-    box_move(c, BOX_EXIT);
-    wake(c->waiters);
-    wake(c->pod->waiters);
+    container_move(c, BOX_EXIT);
     return true;
 }
 
@@ -27225,14 +27278,12 @@ static void container_heard(pod *p, const ContainerRun *run)
         return;
     }
     if (run->state == ContainerState_CONTAINER_CREATED && c->state == BOX_CREATED)
-        box_move(c, BOX_START); /* an earlier daemon asked */
-    if (run->state != ContainerState_CONTAINER_RUNNING || c->state == BOX_EXITED ||
-        c->state == BOX_REMOVING)
-        return;
+        container_move(c, BOX_START); /* an earlier daemon asked */
+    if (run->state != ContainerState_CONTAINER_RUNNING) return;
+    container_move(c, BOX_RAN);
+    if (!container_runs(c)) return;
     c->started_at = run->started_at;
     c->pid = run->pid;
-    box_move(c, BOX_RAN);
-    wake(c->waiters);
 }
 
 /* Notes an exit that no monitor has noted: on disk first, then in memory. Not locked. */
@@ -27311,8 +27362,7 @@ static void pod_orphaned(pod *p, const char *why)
     for (;;) { /* one container at a time: the lock is not held while the kernel kills */
         container *c;
         lock_state(r);
-        for (c = p->containers; c && c->state != BOX_STARTING && c->state != BOX_RUNNING;)
-            c = c->next;
+        for (c = p->containers; c && !container_lives(c);) c = c->next;
         if (c) container_hold(c);
         unlock_state(r);
         if (!c) break;
@@ -28061,8 +28111,9 @@ static int pod_halt(pod *p, error *e)
     return down;
 }
 
-/* Takes the pod and its containers out of the tables; whoever holds the last hold frees. Locked. */
-static void pod_take_out(pod *p)
+/* Takes the pod and its containers out of the tables; whoever holds the last hold frees. Locked.
+ * how  BOX_REMOVE, or BOX_LEAVE */
+static void pod_take_out(pod *p, enum box_event how)
 {
     runtime *r = p->runtime;
     p->state = POD_REMOVING;
@@ -28072,8 +28123,9 @@ static void pod_take_out(pod *p)
         next = c->next;
         sorted_remove(&r->containers_by_id, c->record.id, c);
         sorted_remove(&r->containers_by_key, c->key, c);
+        c->next = NULL;
         container_hold(c);
-        c->state = BOX_REMOVING;
+        container_move(c, how);
         container_drop(c);
     }
     p->containers = NULL;
@@ -28214,7 +28266,7 @@ static int pod_run(runtime *r, const RunPodSandboxRequest *in, grpc_call *call, 
     LOCKED(r);
     if (built == 0) *id = arena_copy(&call->arena, p->record.id);
     else if (!undone) p->state = POD_NOTREADY;
-    else p->failure = *e, pod_take_out(p);
+    else p->failure = *e, pod_take_out(p, BOX_REMOVE);
     pod_give_turn(p);
     pod_drop(p);
     return built;
@@ -28293,7 +28345,7 @@ static int pod_remove(runtime *r, slice id, grpc_call *call, error *e)
             for (container *c = p->containers; c; c = c->next)
                 image_layers_release(r->images, &c->record);
             pod_log(p, "removed");
-            pod_take_out(p);
+            pod_take_out(p, BOX_REMOVE);
         }
         if (p->state == POD_READY && p->halted)
             p->state = POD_NOTREADY; /* its record could not be removed */
@@ -28434,7 +28486,7 @@ static void container_take_out(container *c) /* locked */
     while (*at && *at != c) at = &(*at)->next;
     if (*at) *at = c->next;
     c->next = NULL;
-    box_move(c, BOX_REMOVE);
+    container_move(c, BOX_REMOVE);
 }
 
 static container *container_new(pod *p) /* locked: it holds the pod */
@@ -28457,7 +28509,7 @@ static int container_check_target(container *c, error *e)
     LOCKED(c->pod->runtime);
     const container *target = container_find(c->pod->runtime, spec->pid_target, e);
     if (!target) return fail_in(e, "namespace_options.target_id");
-    if (target->pod != c->pod || target->state != BOX_RUNNING)
+    if (target->pod != c->pod || !container_runs(target))
         return fail(e, GRPC_INVALID_ARGUMENT,
                     "namespace_options.target_id \"%.*s\" is no running container of this pod",
                     PR(spec->pid_target));
@@ -28518,7 +28570,8 @@ static int container_make(pod *p, const CreateContainerRequest *in, grpc_call *c
         if (done < 0) image_layers_release(r->images, &c->record);
         lock_state(r);
         if (done == 0) {
-            box_move(c, BOX_MADE), *id = arena_copy(&call->arena, c->record.id);
+            container_move(c, BOX_MADE);
+            *id = arena_copy(&call->arena, c->record.id);
             container_log(c, "created from %.*s", PR(in->config->image->image));
         }
         else c->failure = *e, container_take_out(c);
@@ -28594,7 +28647,7 @@ static int container_start(runtime *r, slice id, grpc_call *call, error *e)
         container_give_turn(c);
     else if (done == 0) {
         int64_t began = clock_mono();
-        box_move(c, BOX_START);
+        container_move(c, BOX_START);
         unlock_state(r);
         done = container_launch(c, e);
         lock_state(r);
@@ -28621,7 +28674,7 @@ static int container_signal(container *c, int sig, error *e)
 /* Waits, locked, until the container runs no more, the caller has gone or `deadline` has passed. */
 static int container_wait_exit(container *c, int cancel, int64_t deadline, error *e)
 {
-    while (c->state == BOX_STARTING || c->state == BOX_RUNNING)
+    while (container_lives(c))
         if (wait_change(c->pod->runtime, &c->waiters, cancel, deadline, e) < 0) return -1;
     return 0;
 }
@@ -28637,12 +28690,12 @@ static int container_end(container *c, int64_t grace_ns, int cancel, error *e)
         if (wait_change(r, &c->waiters, cancel, patience, e) < 0 &&
             e->code != GRPC_DEADLINE_EXCEEDED)
             return -1;
-    if (c->state != BOX_RUNNING && c->state != BOX_STARTING) return 0;
+    if (!container_lives(c)) return 0;
     error lost; /* a monitor that cannot be asked has died: then the exit comes by another way */
-    if (grace_ns > 0 && c->state == BOX_RUNNING) {
+    if (grace_ns > 0 && container_runs(c)) {
         int64_t deadline = clock_mono() + grace_ns;
-        bool first = !c->stop_sent;
-        c->stop_sent = true;
+        bool first = c->state == BOX_RUNNING;
+        container_move(c, BOX_STOP);
         unlock_state(r);
         if (first && container_signal(c, c->record.spec->stop_signal, &lost) < 0)
             log_warn("container %.12s: %s", (const char *)c->record.id.p, lost.text);
@@ -28672,7 +28725,7 @@ static int container_stop(runtime *r, slice id, int64_t timeout_s, grpc_call *ca
     container *c = container_find(r, id, e);
     if (!c) return e->code == GRPC_NOT_FOUND ? 0 : -1;
     container_hold(c);
-    if (c->state == BOX_RUNNING)
+    if (container_runs(c))
         container_log(c, "is to stop: signal %d, then %" PRId64 " s", c->record.spec->stop_signal,
                       MAX(timeout_s, INT64_C(0)));
     int64_t grace = timeout_s <= 0 ? 0 : MIN(timeout_s, INT64_C(1000000000)) * NS_PER_SEC;
@@ -28718,7 +28771,7 @@ static int container_reopen_log(runtime *r, slice id, error *e)
     MonitorReply reply = { 0 };
     lock_state(r);
     container *c = container_find(r, id, e);
-    if (!c || (c->state != BOX_RUNNING &&
+    if (!c || (!container_runs(c) &&
                fail(e, GRPC_FAILED_PRECONDITION, "container \"%.*s\" is not running", PR(id)))) {
         unlock_state(r);
         return -1;
@@ -28879,7 +28932,7 @@ static int container_exec(runtime *r, const ExecSyncRequest *in, grpc_call *call
     lock_state(r);
     container *c = container_find(r, in->container_id, e);
     int done = !c ? -1
-               : c->state != BOX_RUNNING
+               : !container_runs(c)
                    ? fail(e, GRPC_FAILED_PRECONDITION, "container \"%.*s\" is not running",
                           PR(in->container_id))
                    : 0;
@@ -28922,7 +28975,7 @@ static container *container_unmeasured(const runtime *r, slice from, int64_t now
 {
     for (size_t i = sorted_place(&r->containers_by_id, from); i < r->containers_by_id.n; i++) {
         container *c = r->containers_by_id.rows[i].object;
-        bool over = c->state == BOX_EXITED, runs = c->state == BOX_RUNNING;
+        bool over = c->state == BOX_EXITED, runs = container_runs(c);
         bool old = !c->measured || now - c->measured >= MEASURE_EVERY;
         if (c->measured != INT64_MAX && (over || (runs && old))) return c;
     }
@@ -29032,11 +29085,11 @@ static int container_recover(pod *p, const char *id, error *e)
     bool started = container_was_begun(p, c, dir);
     LOCKED(r);
     if (container_enter(c, e) < 0) return -1;
-    c->state = BOX_CREATED;
+    container_move(c, BOX_MADE);
     r->last_created = MAX(r->last_created, container_created(c));
     if (ended) container_set_exit(c, &exit);
     else if (started) {
-        box_move(c, BOX_RAN);
+        container_move(c, BOX_RAN);
         c->started_at = c->record.created_at; /* until its monitor says more */
     }
     image_layers_hold(r->images, &c->record);
@@ -29138,7 +29191,7 @@ static void pod_leave(pod *p)
     close_fd(&p->link.fd);
     p->link.fd = -1;
     pod_hold(p);
-    pod_take_out(p);
+    pod_take_out(p, BOX_LEAVE);
     pod_drop(p);
 }
 
@@ -30001,6 +30054,7 @@ static int32_t container_cri_state(const container *c)
     static const int32_t states[BOX_STATES] = { [BOX_CREATED] = ContainerState_CONTAINER_CREATED,
                                                 [BOX_STARTING] = ContainerState_CONTAINER_CREATED,
                                                 [BOX_RUNNING] = ContainerState_CONTAINER_RUNNING,
+                                                [BOX_STOPPING] = ContainerState_CONTAINER_RUNNING,
                                                 [BOX_EXITED] = ContainerState_CONTAINER_EXITED };
     return states[c->state];
 }
@@ -30153,7 +30207,7 @@ static int service_look_at_container(grpc_call *call, slice id, ContainerStatusR
     if (!c) return -1;
     hold_container(call, c);
     *seen = (container_look){ c->record, c->pod->record.spec,
-                              c->state == BOX_RUNNING ? c->pid : 0 };
+                              container_runs(c) ? c->pid : 0 };
     return container_fill_status(c, call, reply->status, e);
 }
 
