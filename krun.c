@@ -26735,8 +26735,8 @@ typedef struct waiter { int event; struct waiter *next; } waiter;
  *
  * STOPPING has been sent its stop signal. REMOVING is in no table any more: its memory stays until
  * the last hold is gone. After a start of the daemon a container begins in MAKING, too, and what
- * its directory and its monitor tell are the events; so CREATED can be told at once that it ran or has
- * ended, and LEAVE takes one out of the tables that a newer krun may know what to do with.
+ * its directory and its monitor tell are the events; so CREATED can be told at once that it ran or
+ * has ended, and LEAVE takes one out of the tables that a newer krun may know what to do with.
  *
  * Who hears late hears what is known: the answer to a start and the link to the monitor tell the
  * same, in either order, and of a monitor's death the link, the call under way and a stop learn.
@@ -26795,8 +26795,72 @@ typedef struct container {
     int64_t measured;        /* 0: never; INT64_MAX: after its end, so that it stays */
 } container;
 
-/*  MAKING --> READY --> NOTREADY --> REMOVING;  a failed making goes to REMOVING at once */
-enum pod_state { POD_MAKING, POD_READY, POD_NOTREADY, POD_REMOVING };
+/* A pod's life. pod_move is all that changes its state, and by this table.
+ *
+ *   MAKING --made--> READY --break--> BROKEN
+ *     |               |  \             |  \
+ *     |               |   \--lose------|---\--lose--> LOST
+ *     |               |                |               |
+ *     |               \-----stop-------+-----stop------/
+ *     |                                |
+ *    fail                              v
+ *     |                             STOPPING --end--> STOPPED --remove--> REMOVING
+ *     |                                                  ^                   ^
+ *     \--> FAILED --keep---------------------------------/                   |
+ *             \-----remove---------------------------------------------------/
+ *
+ * BROKEN   its pause process has died, or a stop was cut off by the daemon's death: it has a
+ *          monitor, but no container can be made or started in it
+ * LOST     its monitor has died; its containers are being killed, or have been
+ * STOPPING someone ends it, or waits for the turn to do so: nothing new may begin
+ * STOPPED  nothing of it runs any more; its network may still be to be taken down
+ * FAILED   it could not be made, and all is undone. No client sees it, or MAKING, or REMOVING. If
+ *          not all could be undone it is kept as STOPPED, so that a client can try that again
+ * To a client all that it sees is NOTREADY, but for READY.
+ *
+ * A monitor that dies in STOPPING needs no one to bury it: whoever has the turn stops the pod, or
+ * is burying it already. A stop whose caller goes away while it waits leaves STOPPING to the next
+ * one. A pod ends in this order: all its processes (pod_end), CNI DEL, its namespace's name.
+ *
+ * After a start of the daemon a pod begins in MAKING, too, and what is found are the events; LEAVE
+ * takes one out of the tables that a newer krun may know what to do with. The pairs with `no`
+ * cannot be:
+ *   MADE, FAIL, KEEP, LEAVE   but where they stand: who has made it, with its turn, does them, and
+ *              a pod that has failed meanwhile is not made (pod_publish)
+ *   BREAK      in LOST: the word comes over the link, and that is gone
+ *   LOSE       in LOST: there is one link
+ *   STOP       where no client sees it
+ *   END        but of what is being ended: by pod_halt, with the turn
+ *   REMOVE     but of what runs no more; twice: who comes second, with the turn, finds it so */
+enum pod_state {
+    POD_ILLEGAL, POD_MAKING, POD_FAILED, POD_READY, POD_BROKEN, POD_LOST, POD_STOPPING, POD_STOPPED,
+    POD_REMOVING, POD_STATES
+};
+enum pod_event {
+    POD_MADE, POD_FAIL, POD_BREAK, POD_LOSE, POD_STOP, POD_END, POD_KEEP, POD_REMOVE, POD_LEAVE,
+    POD_EVENTS
+};
+static const uint8_t pod_next[POD_STATES][POD_EVENTS] = {
+#define no POD_ILLEGAL
+    /* MADE, FAIL, BREAK, LOSE, STOP, END, KEEP, REMOVE, LEAVE */
+    [POD_MAKING]   = { POD_READY, POD_FAILED, POD_FAILED, POD_FAILED, no, no, no, no,
+                       POD_REMOVING },
+    [POD_FAILED]   = { no, POD_FAILED, POD_FAILED, POD_FAILED, no, POD_FAILED, POD_STOPPED,
+                       POD_REMOVING, no },
+    [POD_READY]    = { no, no, POD_BROKEN, POD_LOST, POD_STOPPING, no, no, no, no },
+    [POD_BROKEN]   = { no, no, POD_BROKEN, POD_LOST, POD_STOPPING, no, no, no, no },
+    [POD_LOST]     = { no, no, no, no, POD_STOPPING, no, no, no, no },
+    [POD_STOPPING] = { no, no, POD_STOPPING, POD_STOPPING, POD_STOPPING, POD_STOPPED, no, no,
+                       no },
+    [POD_STOPPED]  = { no, no, POD_STOPPED, POD_STOPPED, POD_STOPPED, no, no, POD_REMOVING, no },
+    [POD_REMOVING] = { no, no, POD_REMOVING, POD_REMOVING, no, no, no, no, no },
+#undef no
+};
+static const char *const pod_words[POD_STATES] = { "illegal", "making", "failed",
+                                                   "ready",   "broken", "lost",
+                                                   "stopping", "stopped", "removing" };
+static const char *const pod_event_words[POD_EVENTS] = { "made", "fail", "break",  "lose", "stop",
+                                                         "end",  "keep", "remove", "leave" };
 
 struct pod {
     runtime *runtime;
@@ -26811,8 +26875,7 @@ struct pod {
     /* guarded by the runtime's lock: */
     enum pod_state state;
     container *containers;
-    bool turn_taken, halted; /* halted: nothing of it runs any more, pod_halt has been here */
-    unsigned closing;        /* stops and removals under way: nothing new may begin */
+    bool turn_taken;         /* by who makes, stops, removes or buries it */
     unsigned working;        /* creates and starts under way, which a stop waits for */
     unsigned holds;
     waiter *waiters;
@@ -26917,6 +26980,34 @@ static void wake(waiter *list)
         if (write(w->event, &one, sizeof one) < 0) assert(errno == EAGAIN);
 }
 
+/* Whether clients see it. */
+static bool pod_is_listed(const pod *p) { return p->state >= POD_READY && p->state < POD_REMOVING; }
+
+/* What holds in each state, beside what the table says. */
+static bool pod_holds(const pod *p)
+{
+    switch (p->state) {
+    case POD_READY: return p->record.spec && p->record.config;
+    case POD_LOST: return p->link.fd < 0;
+    case POD_STOPPED: return !p->working;
+    case POD_REMOVING: return !p->containers;
+    default: return true;
+    }
+}
+
+/* Moves the pod through the table, and wakes who waits for a change of it. Locked. */
+static void pod_move(pod *p, enum pod_event event)
+{
+    enum pod_state was = p->state, to = pod_next[was][event];
+    log_debug("pod %.12s: %s, %s: %s", p->record.id.n ? (const char *)p->record.id.p : "",
+              pod_words[was], pod_event_words[event], pod_words[to]);
+    assert(to != POD_ILLEGAL);
+    if (to == was) return;
+    p->state = to;
+    assert(pod_holds(p));
+    wake(p->waiters);
+}
+
 /* Its first process may be there, or is about to be. */
 static bool container_lives(const container *c)
 {
@@ -27002,7 +27093,7 @@ static void *find_by_id(const sorted *s, slice id, const char *what, error *e)
 static pod *pod_find(runtime *r, slice id, error *e)
 {
     pod *p = find_by_id(&r->pods_by_id, id, "pod sandbox", e);
-    if (p && p->state != POD_READY && p->state != POD_NOTREADY)
+    if (p && !pod_is_listed(p))
         return fail(e, GRPC_NOT_FOUND, "pod sandbox \"%.*s\" not found", PR(id)), NULL;
     return p;
 }
@@ -27036,6 +27127,7 @@ static pod *pod_new(runtime *r)
     if (!p) return NULL;
     p->runtime = r;
     p->memory = arena_make(4 * STATE_MAX);
+    p->state = POD_MAKING;
     p->link.fd = p->monitor = -1;
     pthread_mutex_init(&p->clearing, NULL);
     p->release.run = pod_free;
@@ -27115,7 +27207,7 @@ static void container_give_turn(container *c)
 /* Begins something new in the pod (a create, a start), which a stop of the pod then waits for. */
 static int pod_begin_work(pod *p, error *e)
 {
-    if (p->state == POD_READY && !p->closing) return p->working++, 0;
+    if (p->state == POD_READY) return p->working++, 0;
     return fail(e, GRPC_FAILED_PRECONDITION,
                 "pod sandbox \"%.*s\" is not ready: a pod that has stopped does not start again",
                 PR(p->record.id));
@@ -27385,12 +27477,6 @@ static void pod_reap_monitor(pod *p)
     p->monitor = -1;
 }
 
-/* Whether the end of its monitor would be news: it has one, or had until now. Locked. */
-static bool pod_has_monitor(const pod *p)
-{
-    return !p->halted && (p->state == POD_READY || p->state == POD_NOTREADY);
-}
-
 static void *pod_orphaned_thread(void *arg)
 {
     pod *p = arg;
@@ -27398,7 +27484,8 @@ static void *pod_orphaned_thread(void *arg)
     error e;
     lock_state(r);
     while (pod_take_turn(p, -1, &e) < 0) {}
-    bool ours = pod_has_monitor(p); /* else a stop has had the turn meanwhile, and done all */
+    /* else a stop has had the turn meanwhile, and done all */
+    bool ours = p->state == POD_LOST || p->state == POD_STOPPING;
     unlock_state(r);
     if (ours) {
         log_warn("pod %.12s: its monitor died; its containers are killed",
@@ -27409,18 +27496,19 @@ static void *pod_orphaned_thread(void *arg)
         pod_reap_monitor(p);
     }
     LOCKED(r);
-    if (ours) p->state = POD_NOTREADY, p->record.state = PodSandboxState_SANDBOX_NOTREADY;
     pod_give_turn(p);
     pod_drop(p);
     if (--r->background == 0) wake(r->quiet_waiters);
     return NULL;
 }
 
-/* The pod's monitor has died without being asked to. Locked. */
+/* The pod's monitor has died, or is of no use any more. If nobody has asked for its end, what it
+ * leaves is buried in the background. Locked. */
 static void pod_lost_monitor(pod *p)
 {
     pthread_t thread;
-    if (!pod_has_monitor(p)) return;
+    pod_move(p, POD_LOSE);
+    if (p->state != POD_LOST) return;
     pod_hold(p);
     p->runtime->background++;
     if (pthread_create(&thread, NULL, pod_orphaned_thread, p) == 0) {
@@ -27428,8 +27516,7 @@ static void pod_lost_monitor(pod *p)
         return;
     }
     p->runtime->background--;
-    p->state = POD_NOTREADY;
-    pod_drop(p);
+    pod_drop(p); /* a stop buries it */
 }
 
 /* Takes the watch off the loop. On the loop's thread. */
@@ -27441,25 +27528,23 @@ static void pod_unlink(pod *p)
     p->inbox.n = 0;
 }
 
-/* The monitor has hung up. If nobody asked it to (a stop closes the pod first), it has died; in a
- * pod that is still being made, pod_publish sees that the link is gone. */
+/* The monitor has hung up. */
 static void pod_monitor_gone(pod *p)
 {
     LOCKED(p->runtime);
     pod_unlink(p);
-    if (!p->closing) pod_lost_monitor(p);
+    pod_lost_monitor(p);
     pod_drop(p); /* the link's hold */
 }
 
 /* Takes over what a monitor says. False: the pause process of a pod has died before the pod was
- * made. Later it makes the pod NOTREADY: what shares its PID namespace has died with it, and no
+ * made. Later it makes the pod BROKEN: what shares its PID namespace has died with it, and no
  * container can join that any more. Locked. */
 static bool pod_heard(pod *p, const MonitorReply *reply)
 {
     for (size_t i = 0; i < reply->containers.n; i++) container_heard(p, &reply->containers.p[i]);
-    if (reply->pause_pid >= 0) return true;
-    if (p->state == POD_READY) p->state = POD_NOTREADY;
-    return p->state != POD_MAKING;
+    if (reply->pause_pid < 0) pod_move(p, POD_BREAK);
+    return p->state != POD_FAILED;
 }
 
 /* Takes the whole messages off the front of p->inbox. False: the monitor talks nonsense. */
@@ -27507,6 +27592,7 @@ static void pod_attend(job *j)
     log_error("pod %.12s: %s", (const char *)p->record.id.p, e.text);
     close_fd(&p->link.fd);
     LOCKED(p->runtime);
+    pod_lost_monitor(p); /* nobody would hear of its containers any more */
     pod_drop(p);
 }
 
@@ -28098,25 +28184,24 @@ static void pod_end(pod *p)
     if (tree_remove(p->runtime->run_pods, id_text(id, p->record.id), &e) < 0)
         log_warn("pod %.12s: %s", id, e.text);
     LOCKED(p->runtime);
-    p->halted = true;
+    pod_move(p, POD_END);
 }
 
 /* What ends a pod's life but keeps its record: first its processes, then the network that they
  * used. -1: a plugin has failed (see pod_disconnect); it may be called again. */
 static int pod_halt(pod *p, error *e)
 {
-    if (!p->halted) pod_end(p);
+    if (p->state != POD_STOPPED) pod_end(p);
     int down = pod_disconnect(p, e);
     fault_point("pod.disconnected");
     return down;
 }
 
 /* Takes the pod and its containers out of the tables; whoever holds the last hold frees. Locked.
- * how  BOX_REMOVE, or BOX_LEAVE */
-static void pod_take_out(pod *p, enum box_event how)
+ * leave  their directories stay as they are */
+static void pod_take_out(pod *p, bool leave)
 {
     runtime *r = p->runtime;
-    p->state = POD_REMOVING;
     sorted_remove(&r->pods_by_id, p->record.id, p);
     sorted_remove(&r->pods_by_key, p->key, p);
     for (container *c = p->containers, *next; c; c = next) {
@@ -28125,10 +28210,11 @@ static void pod_take_out(pod *p, enum box_event how)
         sorted_remove(&r->containers_by_key, c->key, c);
         c->next = NULL;
         container_hold(c);
-        container_move(c, how);
+        container_move(c, leave ? BOX_LEAVE : BOX_REMOVE);
         container_drop(c);
     }
     p->containers = NULL;
+    pod_move(p, leave ? POD_LEAVE : POD_REMOVE);
 }
 
 /* Removes the pod's directory. The record goes first: without it there is no pod, and what is left
@@ -28178,9 +28264,10 @@ static int pod_join(const pod *wanted, grpc_call *call, slice *id, error *e)
     pod_hold(p);
     int done = 0, cancel = grpc_cancel_fd(call, e);
     bool again = false; /* its caller has hung up, ours has not */
-    while (p->state == POD_MAKING && done == 0) done = wait_change(r, &p->waiters, cancel, 0, e);
+    while ((p->state == POD_MAKING || p->state == POD_FAILED) && done == 0)
+        done = wait_change(r, &p->waiters, cancel, 0, e);
     if (done == 0 && p->state == POD_READY) *id = arena_copy(&call->arena, p->record.id), done = 1;
-    else if (done == 0 && p->state == POD_NOTREADY)
+    else if (done == 0 && pod_is_listed(p))
         done = fail(
             e, GRPC_ALREADY_EXISTS,
             "pod sandbox \"%.*s\" has this metadata and is stopped: remove it or raise the attempt",
@@ -28223,13 +28310,14 @@ static int pod_enter(pod *p, error *e)
     return fail(e, GRPC_RESOURCE_EXHAUSTED, "out of memory for a pod");
 }
 
-/* A pod that has been built is READY; unless its monitor died since it was followed: who learns of
- * that later finds the pod READY, who learned of it before has taken the link away. */
-static int pod_publish(pod *p, error *e)
+/* A pod that has been built is READY; unless its monitor or its pause process has died since it was
+ * followed, or it could not be built. */
+static int pod_publish(pod *p, bool built, error *e)
 {
     LOCKED(p->runtime);
-    if (p->link.fd < 0) return fail(e, GRPC_UNAVAILABLE, "the pod's monitor died");
-    p->state = POD_READY;
+    if (!built) return pod_move(p, POD_FAIL), -1;
+    if (p->state == POD_FAILED) return fail(e, GRPC_UNAVAILABLE, "the pod's monitor died");
+    pod_move(p, POD_MADE);
     return 0;
 }
 
@@ -28256,7 +28344,7 @@ static int pod_run(runtime *r, const RunPodSandboxRequest *in, grpc_call *call, 
     p->turn_taken = true;
     unlock_state(r);
     int cancel = grpc_cancel_fd(call, e);
-    int built = cancel < 0 || pod_build(p, cancel, e) < 0 ? -1 : pod_publish(p, e);
+    int built = pod_publish(p, cancel >= 0 && pod_build(p, cancel, e) == 0, e);
     error undo;
     bool undone = built == 0 || pod_tear_down(p, &undo) == 0;
     if (!undone) log_error("pod %.12s: undo: %s", (const char *)p->record.id.p, undo.text);
@@ -28265,8 +28353,8 @@ static int pod_run(runtime *r, const RunPodSandboxRequest *in, grpc_call *call, 
                 PR(p->record.ips.n ? p->record.ips.p[0] : SLICE("none of its own")));
     LOCKED(r);
     if (built == 0) *id = arena_copy(&call->arena, p->record.id);
-    else if (!undone) p->state = POD_NOTREADY;
-    else p->failure = *e, pod_take_out(p, BOX_REMOVE);
+    else if (!undone) pod_move(p, POD_KEEP);
+    else p->failure = *e, pod_take_out(p, false);
     pod_give_turn(p);
     pod_drop(p);
     return built;
@@ -28298,12 +28386,13 @@ static int pod_stop(runtime *r, slice id, grpc_call *call, error *e)
         return e->code == GRPC_NOT_FOUND ? 0 : -1;
     }
     pod_hold(p);
-    p->closing++;
+    pod_move(p, POD_STOP);
     int mine = pod_take_turn(p, grpc_cancel_fd(call, e), e);
     int done = mine;
     if (mine == 0) {
         pod_wait_idle(p);
-        bool here = p->state != POD_REMOVING, news = !p->halted || p->record.network_up;
+        bool here = p->state != POD_REMOVING,
+             news = p->state == POD_STOPPING || p->record.network_up;
         unlock_state(r);
         error full;
         if (here) done = pod_halt(p, e);
@@ -28312,11 +28401,8 @@ static int pod_stop(runtime *r, slice id, grpc_call *call, error *e)
             log_warn("pod %.12s: %s", (const char *)p->record.id.p, full.text);
         if (here && news && done == 0) pod_log(p, "stopped");
         lock_state(r);
-        if (p->state == POD_READY) p->state = POD_NOTREADY;
         pod_give_turn(p);
     }
-    p->closing--;
-    if (mine < 0 && p->link.fd < 0) pod_lost_monitor(p); /* its monitor died while we waited */
     pod_drop(p);
     unlock_state(r);
     return done;
@@ -28332,12 +28418,11 @@ static int pod_remove(runtime *r, slice id, grpc_call *call, error *e)
         return e->code == GRPC_NOT_FOUND ? 0 : -1;
     }
     pod_hold(p);
-    p->closing++;
+    pod_move(p, POD_STOP);
     int done = pod_take_turn(p, grpc_cancel_fd(call, e), e);
     if (done == 0) {
         pod_wait_idle(p);
-        bool here =
-            p->state == POD_READY || p->state == POD_NOTREADY; /* or another remove was faster */
+        bool here = p->state != POD_REMOVING; /* or another remove was faster */
         unlock_state(r);
         if (here) done = pod_tear_down(p, e);
         lock_state(r);
@@ -28345,14 +28430,10 @@ static int pod_remove(runtime *r, slice id, grpc_call *call, error *e)
             for (container *c = p->containers; c; c = c->next)
                 image_layers_release(r->images, &c->record);
             pod_log(p, "removed");
-            pod_take_out(p, BOX_REMOVE);
+            pod_take_out(p, false);
         }
-        if (p->state == POD_READY && p->halted)
-            p->state = POD_NOTREADY; /* its record could not be removed */
         pod_give_turn(p);
     }
-    p->closing--;
-    if (done < 0 && p->link.fd < 0) pod_lost_monitor(p); /* its monitor died while we waited */
     pod_drop(p);
     unlock_state(r);
     return done;
@@ -29156,12 +29237,20 @@ static void pod_leave_network(pod *p)
     log_warn("pod %.12s: %s", (const char *)p->record.id.p, e.text);
 }
 
+/* It is not to be READY any more, if it ever was. */
+static void pod_give_it_up(pod *p)
+{
+    LOCKED(p->runtime);
+    pod_move(p, POD_FAIL);
+}
+
 /* Undoes what a daemon that died has built of a pod. */
 static int pod_undo(pod *p, error *e)
 {
     bool connected = p->record.network_up;
     p->monitor = monitor_search(p->runtime, p->record.id);
     if (p->monitor >= 0) sys_pidfd_kill(p->monitor, SIGKILL); /* it has no container to record */
+    pod_give_it_up(p);
     pod_end(p);
     pod_leave_network(p);
     if (p->record.network_up) return 0; /* the disk is full, say: the next start tries again */
@@ -29177,7 +29266,7 @@ static void pod_bury(pod *p)
     pod_orphaned(p, "the pod's monitor died while krun was not there");
     pod_leave_network(p);
     lock_state(p->runtime);
-    p->state = POD_NOTREADY;
+    pod_move(p, POD_LOSE);
     p->record.state = PodSandboxState_SANDBOX_NOTREADY;
     unlock_state(p->runtime);
     if (pod_write(p, &e) < 0) log_warn("pod %.12s: %s", (const char *)p->record.id.p, e.text);
@@ -29191,7 +29280,7 @@ static void pod_leave(pod *p)
     close_fd(&p->link.fd);
     p->link.fd = -1;
     pod_hold(p);
-    pod_take_out(p, BOX_LEAVE);
+    pod_take_out(p, true);
     pod_drop(p);
 }
 
@@ -29212,11 +29301,14 @@ static int pod_resume(runtime *r, const char *id, error *e)
     bool alive = slice_is(p->record.boot_id, r->boot_id) && pod_hail(p, &gone) == 0;
     lock_state(r);
     int done = pod_enter(p, e);
-    p->state = whole && alive ? POD_READY : POD_NOTREADY;
     r->last_created = MAX(r->last_created, pod_created(p));
     unlock_state(r);
     if (done < 0) return -1;
     if (pod_recover_containers(p, e) < 0) return pod_leave(p), -1;
+    lock_state(r);
+    pod_move(p, POD_MADE);
+    if (!whole) pod_move(p, POD_BREAK); /* its stop was cut off */
+    unlock_state(r);
     if (!alive) pod_bury(p);
     return 0;
 }
@@ -29273,6 +29365,7 @@ static void pod_abandon(runtime *r, const char *id, bool recorded)
         p->record.spec->netns = slice_of(netns);
         p->record.network_up = recorded || access(netns, F_OK) == 0;
         pod_end_mute_monitor(p); /* one that answers ends its containers itself */
+        pod_give_it_up(p);
         pod_end(p);
         pod_abandon_cgroups(p, id, recorded);
         pod_leave_network(p);
@@ -29612,7 +29705,7 @@ static bool labels_match(const pb_pair *labels, size_t n, const pb_pair *wanted,
 static bool pod_matches(const pod *p, const PodSandboxFilter *f)
 {
     const PodSandboxConfig *config = p->record.config;
-    if (p->state != POD_READY && p->state != POD_NOTREADY) return false;
+    if (!pod_is_listed(p)) return false;
     return !f || ((!f->state || f->state->state == pod_cri_state(p)) &&
                   labels_match(config->labels.p, config->labels.n, f->label_selector.p,
                                f->label_selector.n));

@@ -94,6 +94,57 @@ TEST(what_is_told_late_of_a_container_changes_nothing)
     free(r.containers_by_id.rows);
 }
 
+static const struct { uint8_t from, event, to; } pod_moves[] = {
+    { POD_MAKING, POD_MADE, POD_READY },         { POD_MAKING, POD_FAIL, POD_FAILED },
+    { POD_MAKING, POD_BREAK, POD_FAILED },       { POD_MAKING, POD_LOSE, POD_FAILED },
+    { POD_MAKING, POD_LEAVE, POD_REMOVING },     { POD_FAILED, POD_FAIL, POD_FAILED },
+    { POD_FAILED, POD_BREAK, POD_FAILED },       { POD_FAILED, POD_LOSE, POD_FAILED },
+    { POD_FAILED, POD_END, POD_FAILED },         { POD_FAILED, POD_KEEP, POD_STOPPED },
+    { POD_FAILED, POD_REMOVE, POD_REMOVING },    { POD_READY, POD_BREAK, POD_BROKEN },
+    { POD_READY, POD_LOSE, POD_LOST },           { POD_READY, POD_STOP, POD_STOPPING },
+    { POD_BROKEN, POD_BREAK, POD_BROKEN },       { POD_BROKEN, POD_LOSE, POD_LOST },
+    { POD_BROKEN, POD_STOP, POD_STOPPING },      { POD_LOST, POD_STOP, POD_STOPPING },
+    { POD_STOPPING, POD_BREAK, POD_STOPPING },   { POD_STOPPING, POD_LOSE, POD_STOPPING },
+    { POD_STOPPING, POD_STOP, POD_STOPPING },    { POD_STOPPING, POD_END, POD_STOPPED },
+    { POD_STOPPED, POD_BREAK, POD_STOPPED },     { POD_STOPPED, POD_LOSE, POD_STOPPED },
+    { POD_STOPPED, POD_STOP, POD_STOPPED },      { POD_STOPPED, POD_REMOVE, POD_REMOVING },
+    { POD_REMOVING, POD_BREAK, POD_REMOVING },   { POD_REMOVING, POD_LOSE, POD_REMOVING },
+};
+
+TEST(a_pod_moves_by_its_table_and_never_back)
+{
+    int met = 0, possible = 0;
+    PodSpec spec = { .pid = NamespaceMode_POD };
+    PodSandboxConfig config = { .metadata = NULL };
+    for (size_t i = 0; i < COUNT(pod_moves); i++) {
+        pod p = { .state = pod_moves[i].from, .link = { .fd = -1 }, .record = { .spec = &spec, .config = &config } };
+        pod_move(&p, pod_moves[i].event);
+        CHECK_INT(p.state, pod_moves[i].to);
+        CHECK(pod_moves[i].to >= pod_moves[i].from);
+        met |= 1 << pod_moves[i].to;
+    }
+    for (int s = POD_MAKING; s < POD_STATES; s++)
+        for (int event = 0; event < POD_EVENTS; event++) possible += pod_next[s][event] != POD_ILLEGAL;
+    CHECK_INT(possible, COUNT(pod_moves));
+    CHECK_INT(met, (1 << POD_STATES) - (1 << POD_FAILED));
+}
+
+/* A stop that waits for its turn, and one that has it, end the pod: nobody buries it beside them. */
+TEST(a_monitor_that_dies_while_its_pod_is_stopped_is_nobody_elses)
+{
+    runtime r = { .lock = PTHREAD_MUTEX_INITIALIZER };
+    static const uint8_t rows[] = { POD_FAILED, POD_STOPPING, POD_STOPPED, POD_REMOVING };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        pod p = { .runtime = &r, .state = rows[i], .link = { .fd = -1 } };
+        lock_state(&r);
+        pod_lost_monitor(&p);
+        unlock_state(&r);
+        CHECK_INT(p.state, rows[i]);
+        CHECK_INT(r.background, 0);
+        CHECK_INT(p.holds, 0);
+    }
+}
+
 TEST(ids_that_name_directories_are_64_hex_digits)
 {
     char id[65];

@@ -1,13 +1,15 @@
 #!/usr/bin/python3
 """crash.py: the crash campaign; what `make crash` runs. As root, in a sandbox of its own.
 
-Six clients make, use and remove pods, containers and images, all at random, while the daemon, the
+Clients make, use and remove pods, containers and images, all at random, while the daemon, the
 daemon that just starts, monitors, pause processes or several of these at once are killed. After each
 round everything that was acknowledged must be there, in its state, with its exit code and its log; then
 all is removed, under kills again, and nothing may be left: mounts, network namespaces, links,
-addresses, cgroups, processes, files. The last line is `N passed, N failed, N skipped`, in rounds.
+addresses, cgroups, processes, files. Each event of a pod or a container must be one that its table
+has; which of them were met is printed. The last line is `N passed, N failed, N skipped`, in rounds.
 
   ROUNDS=30   how many
+  CLIENTS=6   how many work at once
   SEED=n      the first round's seed; a round that failed prints its own. ROUNDS=1 SEED=that makes the
               same choices again; how processes interleave is not repeated
   KILLS="daemon starting"   only these of the kinds that are listed below
@@ -37,7 +39,7 @@ STEPS = 60  # of each client in a round
 
 
 class World:
-    """The daemon, what was killed so far, and the totals. Six clients and the killer share it."""
+    """The daemon, what was killed so far, and the totals. The clients and the killer share it."""
 
     def __init__(self, krun, seed):
         self.krun, self.seed = krun, seed
@@ -289,6 +291,7 @@ def main():
     # A copy: the binary may be built anew meanwhile.
     harness.KRUN = model.KRUN = shutil.copy(harness.KRUN, directory + "/krun")
     krun = harness.Krun(directory)
+    krun.flags += ["--log-level", "debug"]
     server = registry.Registry(directory + "/registry")
     world = World(krun, seed)
     try:
@@ -302,6 +305,7 @@ def main():
         krun.remove_all()
         world.up.set()
         passed, failed = campaign(world, rounds)
+        failed += not machines.report(directory + "/daemon.log")
     finally:
         krun.end(signal.SIGKILL)
         server.stop()
@@ -321,6 +325,7 @@ if __name__ == "__main__":
         os.execv("/usr/bin/python3", ["/usr/bin/python3", os.path.join(TESTS, "sandbox.py"),
                                       "/usr/bin/python3", os.path.abspath(__file__)])
     import harness
+    import machines
     import model
     import registry
     import run

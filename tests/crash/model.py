@@ -14,7 +14,7 @@ import images
 from harness import DEADLINE, KRUN, Failure, check, equal, merge, pb, until
 
 REGISTRY = "127.0.0.1:5000/"
-CLIENTS = 6
+CLIENTS = int(os.environ.get("CLIENTS", "6"))
 STOP_CODES = (137, 143)
 
 
@@ -55,7 +55,7 @@ def log_numbers(pod, container):
 
 
 class Client:
-    """One kubelet of six; its pods and images have its number in their names."""
+    """One kubelet of several; its pods and images have its number in their names."""
 
     def __init__(self, world, number):
         self.world, self.number = world, number

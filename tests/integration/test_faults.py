@@ -18,9 +18,10 @@ def setup(k):
     k.write_cni()
 
 
-# A pod's life does not pass them. Groups store and airgap have lives that do; network, for pod.owed.
+# A pod's life does not pass them, or no call of it fails there. Groups store and airgap have lives that do;
+# network, for pod.owed; restart, for init.launched.
 ELSEWHERE = {"state.unrecorded", "import.settle", "layer.condemned", "layer.forgotten", "pod.owed", "pull.blob",
-             "pull.inherit"}
+             "pull.inherit", "init.launched"}
 
 
 def steps():
