@@ -22859,6 +22859,22 @@ static int birth_builder(birth *b, error *e)
     return 0;
 }
 
+/* Takes a view of the child's cgroup in place of the cgroup: read-only, and what lies above it in
+ * the host's tree is not there. clone3 puts the child into the one as into the other, and the child
+ * has the descriptor from its first instruction on: too early for it to close it before someone who
+ * may trace it (CAP_SYS_PTRACE) takes it away (pidfd_getfd(2)). Out of the view leads no "..". */
+static int birth_confine(birth *b, error *e)
+{
+    int cgroup = b->fds[BIRTH_CGROUP];
+    OWNED_FD view = cgroup < 0 ? -1 : mount_clone(cgroup, e);
+    /* EINVAL: the tree is mounted nowhere (cg_tree_detached), and the kernel older than 6.15. */
+    if (cgroup < 0 || (view < 0 && e->sys == EINVAL)) return 0;
+    if (view < 0 || mount_attributes(view, 0, &mount_readonly, e) < 0)
+        return fail_in(e, "the cgroup of a new process");
+    b->fds[BIRTH_CGROUP] = give_fd(&view);
+    return 0;
+}
+
 /* What is done before anyone in the container can see us. */
 static int birth_prepare(birth *b, error *e)
 {
@@ -22891,7 +22907,7 @@ static int birth_launcher(void *arg)
 {
     birth *b = arg;
     fault_point("init.launcher");
-    if (birth_prepare(b, &b->failure) < 0) _exit(1);
+    if (birth_confine(b, &b->failure) < 0 || birth_prepare(b, &b->failure) < 0) _exit(1);
     pid_t child = birth_clone(b, CLONE_PARENT, &b->pid);
     if (child == 0) birth_run(b);
     fault_point("init.launched");

@@ -850,6 +850,57 @@ TEST(init_child_is_born_with_nothing_of_the_monitors) /* T52, CVE-2016-9962 */
     }
 }
 
+/* The child says whether its cgroup's descriptor leads up in the tree, and whether it can write
+ * there: what it leaves is "left". It asks a copy, for its own is closed when its code begins. */
+static int birth_climbs(const birth *b, error *e)
+{
+    int group = b->fds[BIRTH_TARGET];
+    struct stat here, above;
+    bool up = fstat(group, &here) == 0 && fstatat(group, "..", &above, 0) == 0 &&
+              here.st_ino != above.st_ino;
+    bool wrote = mkdirat(group, "left", 0755) == 0;
+    if (wrote) unlinkat(group, "left", AT_REMOVEDIR);
+    return fail(e, GRPC_UNKNOWN, "up %d, wrote %d", up, wrote);
+}
+
+static int birth_born(birth *b, error *e)
+{
+    init_started s;
+    int terminal = -1;
+    if (birth_start(b, &s, e) < 0) return -1;
+    int said = box_wait(&s, &terminal, e);
+    reap(s.pidfd, 0);
+    close(s.pidfd);
+    return said;
+}
+
+TEST(init_of_its_cgroup_a_child_is_born_with_a_view) /* T52, CVE-2016-9962 */
+{
+    BOX(b);
+    static const int none[] = { -1, -1, -1 };
+    OWNED_FD self = sys_pidfd_open(getpid());
+    birth child = { .stdio = none, .fds = { -1, b.cgroup, -1, -1, -1, -1 }, .pidns = self,
+                    .join = CLONE_NEWPID, .run = birth_climbs };
+    CHECK_INT(birth_confine(&child, &e), 0);
+    child.fds[BIRTH_TARGET] = child.fds[BIRTH_CGROUP];
+    CHECK_INT(birth_born(&child, &e), -1);
+    CHECK_TEXT(slice_of(e.text), "up 0, wrote 0");
+    box_close(&b);
+}
+
+TEST(init_is_born_also_where_no_view_of_its_cgroup_can_be_had)
+{
+    BOX(b);
+    static const int none[] = { -1, -1, -1 };
+    OWNED_FD self = sys_pidfd_open(getpid());
+    CHECK_INT(unshare(CLONE_NEWNS), 0); /* the cgroup's mount is a foreign one now */
+    birth child = { .stdio = none, .fds = { -1, b.cgroup, b.cgroup, -1, -1, -1 }, .pidns = self,
+                    .join = CLONE_NEWPID, .run = birth_climbs };
+    CHECK_INT(birth_born(&child, &e), -1);
+    CHECK_TEXT(slice_of(e.text), "up 1, wrote 1");
+    box_close(&b);
+}
+
 /* T52, CVE-2016-9962: no descriptor of the host is ever seen */
 TEST(init_setup_cannot_be_watched_from_inside)
 {

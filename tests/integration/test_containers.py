@@ -1188,6 +1188,8 @@ for p in [0-9]*; do
     test -e $p/root$0 && echo the root of the host
     for f in $p/fd/*; do
         case $(readlink $f) in *$1*) echo $f; readlink $f;; esac
+        case "$(ls $f/.. $f/../.. 2>/dev/null)" in *$2*) echo above $f: the cgroups of the host;; esac
+        mkdir $f/planted 2>/dev/null && echo $f can be written
     done
     echo seen
 done"""
@@ -1211,8 +1213,9 @@ def who_may_trace_finds_nothing_of_the_host_in_a_start_beside_it(k):  # CVE-2016
             f.write("1")
         call = k.cri.begin("StartContainer", container_id=container.id)
 
-        def sees(looks=looks):
-            return looks.run("sh", "-c", SPY, k.root, os.path.basename(k.directory)).stdout.decode()
+        def sees(looks=looks, container=container):
+            return looks.run("sh", "-c", SPY, k.root, os.path.basename(k.directory),
+                             container.id).stdout.decode()
         try:
             until("the new process is seen", lambda sees=sees: "seen" in sees())
             equal(sees(), "seen\n", "what is seen of it")
@@ -1222,6 +1225,30 @@ def who_may_trace_finds_nothing_of_the_host_in_a_start_beside_it(k):  # CVE-2016
         call.result()
         equal(container.sh("test -e /proc/$(pidof sleep | cut -d ' ' -f 1)/stat && echo yes"), "yes\n",
               "whether it has a /proc of the namespace")
+
+
+@test
+def who_may_trace_finds_nothing_of_the_host_in_an_exec(k):  # CVE-2016-9962
+    """The cgroup of the first exec is there before it, and frozen: so it stands still as it is born."""
+    tree = cgroup2_mount() or skip("no cgroup version 2 tree")
+    pod = k.pod()
+    container = pod.start(**security(capabilities={"add_capabilities": ["SYS_PTRACE"]}))
+    cgroup = f"{tree}/krun/{pod.id}/{container.id}/exec-0"
+    os.makedirs(cgroup)
+    with open(cgroup + "/cgroup.freeze", "w") as f:
+        f.write("1")
+    call = k.cri.begin("ExecSync", container_id=container.id, cmd=["echo", "done"])
+
+    def sees():
+        return container.run("sh", "-c", SPY, k.root, os.path.basename(k.directory),
+                             container.id).stdout.decode()
+    try:
+        until("the new process is seen", lambda: "seen" in sees())
+        equal(sees(), "seen\n", "what is seen of it")
+    finally:
+        with open(cgroup + "/cgroup.freeze", "w") as f:
+            f.write("0")
+    equal(call.result().stdout, b"done\n", "the exec's output")
 
 
 @test
