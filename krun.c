@@ -26917,6 +26917,7 @@ struct runtime {
     int ending;                     /* an eventfd: can be read once the daemon is about to end */
     int monitors;                   /* the cgroup that the monitors live in, or -1 */
     char home[64];                  /* its path */
+    char old_home[64];              /* the path of that of an earlier krun, while it is there */
     char boot_id[40];
     pthread_mutex_t lock;           /* guards all below, and what the objects say that it guards */
     sorted pods_by_id, pods_by_key, containers_by_id, containers_by_key;
@@ -27483,6 +27484,19 @@ static void pod_orphaned(pod *p, const char *why)
     if (p->record.spec->pid == NamespaceMode_POD) cgroup_clear(p, p->record.spec->cgroup);
 }
 
+/* Removes the cgroup of an earlier krun's monitors with the last of them: else it says EBUSY. */
+static void runtime_leave_old_home(runtime *r)
+{
+    error busy;
+    char path[sizeof r->old_home];
+    lock_state(r);
+    memcpy(path, r->old_home, sizeof path);
+    unlock_state(r);
+    if (!*path || cg_remove_empty(&r->cgroups, path, &busy) < 0) return;
+    LOCKED(r);
+    *r->old_home = '\0';
+}
+
 /* Waits until the monitor has ended, and reaps it if it is our child. Its pidfd is closed. */
 static void pod_reap_monitor(pod *p)
 {
@@ -27490,7 +27504,7 @@ static void pod_reap_monitor(pod *p)
     if (reap(p->monitor, patience_until(p->runtime, MONITOR_PATIENCE)) < 0)
         log_warn("pod %.12s: its monitor does not end", (const char *)p->record.id.p);
     close_fd(&p->monitor);
-    p->monitor = -1;
+    runtime_leave_old_home(p->runtime);
 }
 
 static void *pod_orphaned_thread(void *arg)
@@ -32141,7 +32155,7 @@ static int runtime_open_dirs(runtime *r, error *e)
 
 /* The cgroup for the monitors: not the daemon's own, which a service manager kills as a whole, and
  * not a pod's, whose limits must not end the one who reports that they were hit. */
-static void runtime_open_cgroups(runtime *r, const claim *run)
+static void runtime_open_cgroups(runtime *r, const claim *root, const claim *run)
 {
     error e;
     /* The run directory tells apart the daemons that one machine may have, and lives as long as a
@@ -32150,6 +32164,9 @@ static void runtime_open_cgroups(runtime *r, const claim *run)
              (uint64_t)run->inode);
     r->monitors = cg_make(&r->cgroups, r->home, &e);
     if (r->monitors < 0) log_warn("cgroup %s: %s", r->home, e.text);
+    snprintf(r->old_home, sizeof r->old_home, "krun/monitors-%" PRIx64,
+             (uint64_t)root->inode);
+    runtime_leave_old_home(r);
 }
 
 static int daemon_open_state(krund *d, error *e)
@@ -32172,7 +32189,7 @@ static int daemon_open_state(krund *d, error *e)
     if (cg_tree_open(&r->cgroups, e) < 0) return -1;
     r->cgroups.ignore_missing = d->options.ignore_missing_controllers;
     cg_tree_make_room(&r->cgroups);
-    runtime_open_cgroups(r, &d->run);
+    runtime_open_cgroups(r, &d->root, &d->run);
     security_note_limits();
     image_options images = d->options.images;
     images.root_fd = r->root;
