@@ -26681,6 +26681,7 @@ enum { STATE_MAX = 16 * MIB, STATE_VERSION = RECORD_VERSION };
 #define OWED_PAUSE bound_of(5 * NS_PER_SEC) /* from a failed DEL to the next; then doubled, to */
 #define OWED_PAUSE_MAX (600 * NS_PER_SEC)
 enum { OWED_THREADS = 4 };                /* so one plugin that hangs does not hold up the others */
+enum { OWED_MAX = 4096 };                 /* then no pod gets a network: see owed_check_room */
 
 /* -- objects in the order of a text ------------------------------------------------------------ */
 
@@ -26928,6 +26929,7 @@ struct runtime {
     bool measuring;                 /* someone walks through writable layers */
     waiter *measure_waiters;
     owed *owed;                     /* networks */
+    size_t owed_count;
     waiter *owed_waiters;
     unsigned owed_threads;
     unsigned background;            /* threads of our own that are still at work */
@@ -27704,6 +27706,17 @@ static int pod_network(const pod *p, arena *a, cni_network *net, error *e)
     return cni_load(p->runtime->options->cni_conf_dir, a, net, e);
 }
 
+/* A plugin whose ADD works and whose DEL never does would have the node owe one more network, with
+ * a record on disk, for each pod that a client makes in place of the last: that ends somewhere. */
+static int owed_check_room(runtime *r, error *e)
+{
+    LOCKED(r);
+    if (r->owed_count < OWED_MAX) return 0;
+    return fail(e, GRPC_RESOURCE_EXHAUSTED,
+                "the networks of %zu ended pods could not be taken down; the log says why",
+                r->owed_count);
+}
+
 /* Chooses the network before anything exists, so that the first record names it. A network one of
  * whose plugins is missing is none: then nothing has been done that would have to be undone. */
 static int pod_plan_network(pod *p, error *e)
@@ -27711,7 +27724,8 @@ static int pod_plan_network(pod *p, error *e)
     OWNED_ARENA a = arena_make(16 * MIB);
     cni_network net;
     if (!spec_wants_cni(p->record.config)) return 0;
-    if (pod_network(p, &a, &net, e) < 0) return fail_in(e, "set up the pod's network");
+    if (owed_check_room(p->runtime, e) < 0 || pod_network(p, &a, &net, e) < 0)
+        return fail_in(e, "set up the pod's network");
     cni_args args = pod_cni_args(p, &net, -1, &a);
     if (cni_find_all(&args, e) < 0) return fail_in(e, "set up the pod's network");
     p->record.cni_config = arena_copy(&p->memory, net.text);
@@ -27867,6 +27881,7 @@ static int owed_try(runtime *r, owed *o, error *e)
         owed **at = &r->owed;
         while (*at != o) at = &(*at)->next;
         *at = o->next;
+        r->owed_count--;
         free(o);
     }
     wake(r->owed_waiters);
@@ -27924,6 +27939,7 @@ static int owed_add(runtime *r, slice id, int64_t due, error *e)
     LOCKED(r);
     o->next = r->owed;
     r->owed = o;
+    r->owed_count++;
     wake(r->owed_waiters);
     if (r->owed_threads < OWED_THREADS && pthread_create(&thread, NULL, owed_thread, r) == 0) {
         pthread_detach(thread);

@@ -145,6 +145,31 @@ TEST(a_monitor_that_dies_while_its_pod_is_stopped_is_nobody_elses)
     }
 }
 
+TEST(a_node_that_owes_too_many_networks_makes_no_more_of_them)
+{
+    runtime r = { .lock = PTHREAD_MUTEX_INITIALIZER, .owed_threads = OWED_THREADS };
+    NamespaceOption own = { .network = NamespaceMode_POD };
+    LinuxSandboxSecurityContext security = { .namespace_options = &own };
+    LinuxPodSandboxConfig sandbox = { .security_context = &security };
+    PodSandboxConfig config = { .linux = &sandbox };
+    pod p = { .runtime = &r, .record = { .config = &config, .cni_config = SLICE("no configuration") } };
+    char id[65];
+    error e;
+    CHECK_INT(pod_plan_network(&p, &e), -1); /* for its configuration's sake */
+    CHECK(e.code != GRPC_RESOURCE_EXHAUSTED);
+    for (int i = 0; i < OWED_MAX; i++) {
+        snprintf(id, sizeof id, "%064d", i);
+        CHECK_INT(owed_add(&r, slice_of(id), 1, &e), 0);
+    }
+    CHECK_INT(pod_plan_network(&p, &e), -1);
+    CHECK_INT(e.code, GRPC_RESOURCE_EXHAUSTED);
+    while (r.owed) {
+        owed *o = r.owed;
+        r.owed = o->next;
+        free(o);
+    }
+}
+
 TEST(ids_that_name_directories_are_64_hex_digits)
 {
     char id[65];
