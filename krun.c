@@ -22821,6 +22821,20 @@ static int birth_score(const birth *b, error *e)
     return b->spec ? security_oom_score(file, b->spec->oom_score_adj, e) : 0;
 }
 
+/* A view of a cgroup, for births in a PID namespace that others are in: read-only, and what lies
+ * above it in the host's tree is not there. clone3 puts a child into the one as into the other, and
+ * the child has the descriptor from its first instruction on: too early for it to close it before
+ * someone who may trace it (CAP_SYS_PTRACE) takes it away (pidfd_getfd(2)). Closing a view takes
+ * the kernel 50 us, so it is kept. Returns a descriptor, the caller's. */
+static int init_view(int cgroup, error *e)
+{
+    OWNED_FD view = mount_clone(cgroup, e);
+    /* EINVAL: the tree is mounted nowhere (cg_tree_detached), and the kernel older than 6.15. */
+    if (view < 0 && e->sys == EINVAL) view = fcntl(cgroup, F_DUPFD_CLOEXEC, 3);
+    else if (view >= 0 && mount_attributes(view, 0, &mount_readonly, e) < 0) return -1;
+    return view < 0 ? fail_in(e, "a view of a cgroup") : give_fd(&view);
+}
+
 /* clone3(2); it returns as fork(2) does.
  * told  NULL, or where the kernel writes the new process's number before that process runs. Who
  *       calls may be killed before it could do so itself; the kernel is not cut short there. */
@@ -22859,22 +22873,6 @@ static int birth_builder(birth *b, error *e)
     return 0;
 }
 
-/* Takes a view of the child's cgroup in place of the cgroup: read-only, and what lies above it in
- * the host's tree is not there. clone3 puts the child into the one as into the other, and the child
- * has the descriptor from its first instruction on: too early for it to close it before someone who
- * may trace it (CAP_SYS_PTRACE) takes it away (pidfd_getfd(2)). Out of the view leads no "..". */
-static int birth_confine(birth *b, error *e)
-{
-    int cgroup = b->fds[BIRTH_CGROUP];
-    OWNED_FD view = cgroup < 0 ? -1 : mount_clone(cgroup, e);
-    /* EINVAL: the tree is mounted nowhere (cg_tree_detached), and the kernel older than 6.15. */
-    if (cgroup < 0 || (view < 0 && e->sys == EINVAL)) return 0;
-    if (view < 0 || mount_attributes(view, 0, &mount_readonly, e) < 0)
-        return fail_in(e, "the cgroup of a new process");
-    b->fds[BIRTH_CGROUP] = give_fd(&view);
-    return 0;
-}
-
 /* What is done before anyone in the container can see us. */
 static int birth_prepare(birth *b, error *e)
 {
@@ -22907,7 +22905,7 @@ static int birth_launcher(void *arg)
 {
     birth *b = arg;
     fault_point("init.launcher");
-    if (birth_confine(b, &b->failure) < 0 || birth_prepare(b, &b->failure) < 0) _exit(1);
+    if (birth_prepare(b, &b->failure) < 0) _exit(1);
     pid_t child = birth_clone(b, CLONE_PARENT, &b->pid);
     if (child == 0) birth_run(b);
     fault_point("init.launched");
@@ -23149,7 +23147,7 @@ typedef struct {
     int layers_dir; /* root/layers */
     int state_dir;  /* root/pods/<id>: containers/<cid>/{upper,work} are made below it */
     int stdio[3];   /* each >= 3, or -1 for /dev/null; not looked at with spec->tty */
-    int cgroup;     /* the container's, or -1 */
+    int cgroup;     /* the container's, or -1; with a pidns a view of it */
     int cgroups;    /* the root of the host's tree, or -1 */
     int pidns;      /* pidfd of a process whose PID namespace it joins (pause, target), or -1 */
     int shm_ns;     /* pod_namespaces.shm_ns */
@@ -23275,7 +23273,7 @@ typedef struct {
     const ContainerSpec *spec;
     const ExecSpec *exec;
     int target;   /* pidfd of the container's first process */
-    int cgroup;   /* the exec's own, or -1 */
+    int cgroup;   /* the exec's own, in a view, or -1 */
     int stdio[3]; /* as in init_args; not looked at with exec->tty */
 } exec_args;
 
@@ -24051,6 +24049,7 @@ typedef struct monitored {
     ContainerExit exit; /* what is known of it so far */
     output output;
     int input;          /* the other end of its stdin, or -1 */
+    int view;           /* of its cgroup (init_view), or -1: not needed yet */
     watch emptied;      /* while ENDING: cgroup.events, if it is not empty yet */
     timer patience;     /* while ENDING */
     slice cgroup_path, log_directory, log_path;
@@ -24335,6 +24334,7 @@ static void monitored_end_cgroup(monitored *k)
     error e;
     monitor_forget(k->owner, &k->emptied);
     if (k->child.cgroup < 0) return;
+    close_fd(&k->view);
     close_fd(&k->child.cgroup);
     if (cg_remove(&k->owner->cgroups, (const char *)k->cgroup_path.p, &e) < 0)
         monitor_warn("container %.12s: %s", k->output.id, e.text);
@@ -24443,7 +24443,8 @@ static monitored *monitored_new(monitor *m, const ContainerSpec *s, error *e)
 {
     monitored *k = calloc(1, sizeof *k);
     if (!k) return fail(e, GRPC_RESOURCE_EXHAUSTED, "monitor: out of memory for a container"), NULL;
-    *k = (monitored){ .owner = m, .next = m->containers, .input = -1, .memory = arena_make(MIB) };
+    *k = (monitored){ .owner = m, .next = m->containers, .input = -1, .view = -1,
+                      .memory = arena_make(MIB) };
     k->child.cgroup = -1;
     k->child.process = (watch){ -1, monitored_died };
     k->child.report = (watch){ -1, monitored_reported };
@@ -24503,6 +24504,13 @@ static int monitored_pidns(const monitored *k, const ContainerSpec *s, int *pidf
                 s->pid == NamespaceMode_POD ? "the pod" : "container ", PR(s->pid_target));
 }
 
+/* The view of its cgroup, made when first needed; it has one. */
+static int monitored_view(monitored *k, error *e)
+{
+    if (k->view < 0) k->view = init_view(k->child.cgroup, e);
+    return k->view;
+}
+
 /* The steps of a start until the new process is on its own. The log comes first: it is there
  * whatever happens then. */
 static int monitored_launch(monitored *k, const ContainerSpec *s, error *e)
@@ -24514,7 +24522,9 @@ static int monitored_launch(monitored *k, const ContainerSpec *s, error *e)
     if (k->log_path.n) k->output.log = output_open_log(k->log_directory, k->log_path, e);
     if (k->log_path.n && k->output.log < 0) return -1;
     if (monitored_enter_cgroup(k, s, e) < 0 || monitored_pidns(k, s, &a.pidns, e) < 0) return -1;
-    a.cgroup = k->child.cgroup;
+    bool seen = a.pidns >= 0 && k->child.cgroup >= 0;
+    if (seen && monitored_view(k, e) < 0) return -1;
+    a.cgroup = seen ? k->view : k->child.cgroup;
     int done = monitored_stdio(k, s, a.stdio, e);
     if (done == 0) done = init_clone(&a, &k->child.init, e);
     for (size_t i = 0; i < COUNT(a.stdio); i++) close_fd(&a.stdio[i]); /* the child has its own */
@@ -24607,6 +24617,18 @@ static void monitor_exec_died(watch *w, uint32_t events)
     monitor_exec_end(x, monitor_child_reap(x->owner, &x->child));
 }
 
+/* Makes the exec's cgroup. Returns it as the container's view shows it, the caller's; or -1. */
+static int monitor_exec_cgroup(monitor_exec *x, error *e)
+{
+    monitored *k = x->container;
+    char name[24];
+    monitor_exec_name(x->number, name);
+    x->child.cgroup = cg_make_below(k->child.cgroup, name, e);
+    if (x->child.cgroup < 0 || monitored_view(k, e) < 0) return -1;
+    int seen = openat(k->view, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    return seen < 0 ? fail_sys(e, GRPC_INTERNAL, "open cgroup %s", name) : seen;
+}
+
 /* Starts it with the descriptors that came with the request; what is missing is /dev/null. */
 static int monitor_exec_launch(monitor_exec *x, const ExecSpec *spec, error *e)
 {
@@ -24614,13 +24636,11 @@ static int monitor_exec_launch(monitor_exec *x, const ExecSpec *spec, error *e)
     monitor_conn *c = x->child.asker;
     OWNED_ARENA a = arena_make(4 * MONITOR_MESSAGE_MAX);
     ContainerSpec of = { 0 };
-    char name[24];
     if (pb_decode(&ContainerSpec_msg, buf_view(&k->spec), &a, &of, e) < 0) return -1;
-    monitor_exec_name(x->number, name);
-    if (k->child.cgroup >= 0) x->child.cgroup = cg_make_below(k->child.cgroup, name, e);
-    if (k->child.cgroup >= 0 && x->child.cgroup < 0) return -1;
+    OWNED_FD cgroup = k->child.cgroup < 0 ? -1 : monitor_exec_cgroup(x, e);
+    if (k->child.cgroup >= 0 && cgroup < 0) return -1;
     exec_args args = { .spec = &of, .exec = spec, .target = k->child.process.fd,
-                       .cgroup = x->child.cgroup, .stdio = { -1, -1, -1 } };
+                       .cgroup = cgroup, .stdio = { -1, -1, -1 } };
     memcpy(args.stdio, c->fds, (size_t)c->nfds * sizeof(int));
     if (exec_clone(&args, &x->child.init, e) < 0) return -1;
     return monitor_child_watch(x->owner, &x->child, e);

@@ -851,7 +851,7 @@ TEST(init_child_is_born_with_nothing_of_the_monitors) /* T52, CVE-2016-9962 */
 }
 
 /* The child says whether its cgroup's descriptor leads up in the tree, and whether it can write
- * there: what it leaves is "left". It asks a copy, for its own is closed when its code begins. */
+ * there. It asks a copy, for its own is closed when its code begins. */
 static int birth_climbs(const birth *b, error *e)
 {
     int group = b->fds[BIRTH_TARGET];
@@ -879,10 +879,9 @@ TEST(init_of_its_cgroup_a_child_is_born_with_a_view) /* T52, CVE-2016-9962 */
     BOX(b);
     static const int none[] = { -1, -1, -1 };
     OWNED_FD self = sys_pidfd_open(getpid());
-    birth child = { .stdio = none, .fds = { -1, b.cgroup, -1, -1, -1, -1 }, .pidns = self,
+    OWNED_FD view = init_view(b.cgroup, &e);
+    birth child = { .stdio = none, .fds = { -1, view, view, -1, -1, -1 }, .pidns = self,
                     .join = CLONE_NEWPID, .run = birth_climbs };
-    CHECK_INT(birth_confine(&child, &e), 0);
-    child.fds[BIRTH_TARGET] = child.fds[BIRTH_CGROUP];
     CHECK_INT(birth_born(&child, &e), -1);
     CHECK_TEXT(slice_of(e.text), "up 0, wrote 0");
     box_close(&b);
@@ -894,7 +893,8 @@ TEST(init_is_born_also_where_no_view_of_its_cgroup_can_be_had)
     static const int none[] = { -1, -1, -1 };
     OWNED_FD self = sys_pidfd_open(getpid());
     CHECK_INT(unshare(CLONE_NEWNS), 0); /* the cgroup's mount is a foreign one now */
-    birth child = { .stdio = none, .fds = { -1, b.cgroup, b.cgroup, -1, -1, -1 }, .pidns = self,
+    OWNED_FD view = init_view(b.cgroup, &e);
+    birth child = { .stdio = none, .fds = { -1, view, view, -1, -1, -1 }, .pidns = self,
                     .join = CLONE_NEWPID, .run = birth_climbs };
     CHECK_INT(birth_born(&child, &e), -1);
     CHECK_TEXT(slice_of(e.text), "up 1, wrote 1");
