@@ -1,4 +1,4 @@
-/* Tests of chapter 2: paths inside a root, records, removal, processes, the event loop. */
+/* Tests of chapters 2 and 3: paths inside a root, records, removal, processes, the event loop. */
 
 static void write_file(int at, const char *name, const char *text)
 {

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 """A program for krun's setting tls-helper: standard input and output become a TLS stream to a server.
-Called with host and port; the environment says the rest, as krun's chapter 13 has it."""
+Called with host and port; the environment says the rest, as krun's chapter 20 has it."""
 import os
 import select
 import socket

@@ -286,7 +286,7 @@ def fields(data):
 
 
 class Progress:
-    """KrunPullProgress of chapter 9."""
+    """KrunPullProgress of chapter 7."""
 
     def __init__(self, data):
         self.layers, self.image_ref = [], ""

@@ -625,7 +625,7 @@ def store_steps():
     those of the import directory, which have a test of their own."""
     with open(os.environ.get("KRUN_SOURCE", os.path.join(TOP, "krun.c"))) as f:
         source = f.read()
-    part = source[source.index("/* == 15. "):source.index("/* == 18. ")]
+    part = source[source.index("/* == 24. "):source.index("/* == 8. ")]
     steps = set(re.findall(r'fault_point\("([^"]+)"\)', part))
     return ["record"] + sorted(step for step in steps if not step.startswith("import."))
 

@@ -1,4 +1,4 @@
-/* Chapter 21: containers that really start. They need root, and busybox (static) as the image. */
+/* Chapter 11: containers that really start. They need root, and busybox (static) as the image. */
 
 /* A place for pods and layers, and a cgroup to put containers into. */
 typedef struct {

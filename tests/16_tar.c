@@ -1,4 +1,4 @@
-/* == 6. Tar and layers == */
+/* == 16. Tar and layers == */
 
 /* The sorted names of a directory; musl has no scandirat(3). */
 static int names_at(int directory, struct dirent ***names)

@@ -1,4 +1,4 @@
-/* Chapter 20: which capabilities a list of names is. */
+/* Chapter 10: which capabilities a list of names is. */
 
 static slice cap_words[8];
 static Capability cap_request(const char *add, const char *drop,

@@ -1,4 +1,4 @@
-/* == 3. Text == */
+/* == 4. Text == */
 
 /* Parses a copy that ends at a page that cannot be read. */
 static json *text_json(const void *text, size_t n, arena *a, error *e)

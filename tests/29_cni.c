@@ -1,4 +1,4 @@
-/* Tests of chapter 23. Plugins are shell scripts in a directory of their own; what they were told
+/* Tests of chapter 29. Plugins are shell scripts in a directory of their own; what they were told
  * they leave in files beside them. T45 is most of this file. */
 
 typedef struct { char path[PATH_MAX]; int dir; arena a; cni_network net; cni_args args; } cni_bench;

@@ -1,4 +1,4 @@
-/* Chapter 18: whose files are read, what is mounted where. Nothing stays mounted. */
+/* Chapters 8 and 27: whose files are read, what is mounted where. Nothing stays mounted. */
 
 static bool tree_write(int at, const char *path, const char *text)
 {

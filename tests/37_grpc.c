@@ -1,4 +1,4 @@
-/* Tests of chapter 11: a server with made-up methods on a thread of its own, and the client. */
+/* Tests of chapter 37: a server with made-up methods on a thread of its own, and the client. */
 
 typedef struct { slice text; uint32_t n; uint64_t size; } Probe;
 static const pb_field Probe_fields[] = {
@@ -17,7 +17,7 @@ static int probe_echo(grpc_call *c, const void *in, void *out, error *e)
     (void)e;
     *reply = *p;
     if (!p->size) return 0;
-    uint8_t *text = arena_alloc(&c->arena, p->size);
+    uint8_t *text = arena_alloc(&c->caller.arena, p->size);
     if (!text) return fail(e, GRPC_RESOURCE_EXHAUSTED, "no memory");
     memset(text, 'x', p->size);
     reply->text = (slice){ text, p->size };
@@ -28,7 +28,7 @@ static int probe_echo(grpc_call *c, const void *in, void *out, error *e)
 static pthread_t probe_ran, probe_encoded;
 static _Atomic int probes_let_go;
 
-static void probe_let_go(grpc_call *c)
+static void probe_let_go(caller *c)
 {
     (void)c;
     probe_encoded = pthread_self();
@@ -38,7 +38,7 @@ static void probe_let_go(grpc_call *c)
 static int probe_thread(grpc_call *c, const void *in, void *out, error *e)
 {
     probe_ran = pthread_self();
-    c->let_go = probe_let_go;
+    c->caller.let_go = probe_let_go;
     return ((const Probe *)in)->n ? fail(e, (int)((const Probe *)in)->n, "as you like")
                                   : probe_echo(c, in, out, e);
 }
@@ -80,7 +80,7 @@ static int probe_stream(grpc_call *c, const void *in, void *out, error *e)
 {
     const Probe *p = in;
     (void)out;
-    uint8_t *text = arena_alloc(&c->arena, p->size + 1);
+    uint8_t *text = arena_alloc(&c->caller.arena, p->size + 1);
     memset(text, 'y', p->size);
     for (uint32_t i = 0; i < p->n; i++) {
         probes_sent++;

@@ -1,4 +1,4 @@
-/* Chapter 30: what is printed, what a word means, the progress of a pull. */
+/* Chapter 41: what is printed, what a word means, the progress of a pull. */
 #ifndef KRUN_NO_CLI
 
 TEST(cli_count_prefers_a_name_and_finds_the_beginning_of_an_id)

@@ -1,4 +1,4 @@
-/* == 4. Hashes and encodings == */
+/* == 5. Hashes and encodings == */
 
 static const struct { const char *text; int times; const char *sha256;
 } hash_rows[] = {

@@ -1,4 +1,4 @@
-/* Tests of chapter 24: what a request is refused for, and what becomes of one that is taken. */
+/* Tests of chapter 30: what a request is refused for, and what becomes of one that is taken. */
 
 static PodSandboxMetadata spec_metadata = { .name = SLICE("p"), .uid = SLICE("u"), .name_space = SLICE("n") };
 

@@ -1,4 +1,4 @@
-/* Tests of chapter 10: HPACK against the public stories, HTTP/2 as a machine without a socket. */
+/* Tests of chapter 36: HPACK against the public stories, HTTP/2 as a machine without a socket. */
 
 /* -- HPACK ------------------------------------------------------------------------------------- */
 

@@ -1,4 +1,4 @@
-/* Chapter 12: references, URLs, names, HTTP replies. */
+/* Chapter 18: references, URLs, names, HTTP replies. */
 
 /* Covers T29. */
 TEST(image_ref_knows_good_names_from_bad)

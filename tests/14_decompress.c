@@ -1,4 +1,4 @@
-/* == 5. Decompression == */
+/* == 14. Decompression == */
 
 /* A source that gives its bytes in pieces of 1 to `most`, from a page that ends with them. */
 typedef struct { source source; slice left; size_t most; uint32_t random; } drip_source;

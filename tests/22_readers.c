@@ -1,4 +1,4 @@
-/* == 14. Readers of images == and the end of chapter 6, which packs what it unpacks */
+/* == 22. Readers of images == and the end of chapter 17, which packs what it unpacks */
 
 typedef struct { tar_sink sink; buf all; size_t stop; } pack_memory; /* stop: fail after so many bytes */
 

@@ -1,4 +1,4 @@
-/* Chapter 32: the built-in programs and krun.h. */
+/* Chapter 43: the built-in programs and krun.h. */
 
 TEST(self_main_passes_codes_and_names_what_it_lacks)
 {

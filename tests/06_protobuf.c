@@ -1,4 +1,4 @@
-/* Chapter 8. T1 to T5 of the threat list: bytes that a broken or hostile client may send. The
+/* Chapter 6. T1 to T5 of the threat list: bytes that a broken or hostile client may send. The
  * messages are made for the tests: one with every kind of field, and one that holds itself. */
 
 typedef struct pb_try {

@@ -1,4 +1,4 @@
-/* Chapter 31: what is typed. */
+/* Chapter 42: what is typed. */
 #ifndef KRUN_NO_CLI
 
 /* Parses a line for a command with stderr away, since a refused one explains itself there. */

@@ -1,4 +1,4 @@
-/* Chapter 19: limits as numbers, and a real tree where there is one. */
+/* Chapter 9: limits as numbers, and a real tree where there is one. */
 
 TEST(cg_weight_is_what_runc_and_crun_make_of_shares)
 {

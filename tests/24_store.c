@@ -1,4 +1,4 @@
-/* Chapter 15, with the fixtures of 16_pulls.c: seals of layers, damage and what follows from it, records on disk. */
+/* Chapter 24, with the fixtures of 26_pulls.c: seals of layers, damage and what follows from it, records on disk. */
 
 /* Many files at once: in memory if this machine has /dev/shm, where they cost next to nothing. */
 static int memory_dir(char path[PATH_MAX])

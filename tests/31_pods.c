@@ -1,4 +1,4 @@
-/* Tests of chapter 25 without a kernel: the tables, the lookups, the states, the waiting. What runs
+/* Tests of chapters 31 to 34 without a kernel: the tables, the lookups, the states, the waiting. What runs
  * real pods is in tests/integration. */
 
 TEST(sorted_finds_adds_and_removes_in_order)

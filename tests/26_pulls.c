@@ -1,4 +1,4 @@
-/* Chapters 14 to 16: the image store and its helper processes. The helpers are started as this program
+/* Chapters 22 to 26: the image store and its helper processes. The helpers are started as this program
  * itself: called as `krun <role>` it plays the role and runs no tests. */
 
 static int spin_main(int argc, char **argv) /* computes for ever */

@@ -1,4 +1,4 @@
-/* Chapter 9: every table of krun.c against the contract, cri.proto, and every message through both
+/* Chapter 7: every table of krun.c against the contract, cri.proto, and every message through both
  * of its forms and back. The files are looked for beside this directory, or in $KRUN_SOURCE. */
 
 enum { CRI_MESSAGES = 175, CRI_FIELDS = 478, CRI_ENUMS = 11, CRI_VALUES = 95, CRI_CALLS = 43 };

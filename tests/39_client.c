@@ -1,4 +1,4 @@
-/* Chapter 28: the configurations of a one-container pod, and the reading of logs. */
+/* Chapter 39: the configurations of a one-container pod, and the reading of logs. */
 
 TEST(client_decimal_is_exact_and_refuses_the_rest)
 {

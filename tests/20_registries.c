@@ -1,4 +1,4 @@
-/* Chapter 13: logins, hosts.toml. The fetch process itself is tested by chapter 16's tests, through the
+/* Chapter 20: logins, hosts.toml. The fetch process itself is tested by chapter 26's tests, through the
  * daemon's side of it. */
 
 TEST(challenge_parameters_are_found_in_any_order_and_quoting)

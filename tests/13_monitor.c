@@ -1,4 +1,4 @@
-/* Tests of chapter 22: the log format byte for byte, and the role as a process of its own. */
+/* Tests of chapters 12 and 13: the log format byte for byte, and the role as a process of its own. */
 
 /* -- records ------------------------------------------------------------------------------------- */
 
