@@ -5876,17 +5876,17 @@ static int dir_again(int dir, error *e)
  * visit goes to the root that it had; else its paths would from then on be those of the tree
  * around the chroot. */
 
-typedef struct { int space, root; } mount_home;
+typedef struct { int space, root; } saved_mounts;
 
-static void home_close(mount_home *h)
+static void saved_mounts_close(saved_mounts *h)
 {
     close_fd(&h->space);
     close_fd(&h->root);
 }
-#define OWNED_HOME __attribute__((cleanup(home_close))) mount_home
+#define OWNED_MOUNTS __attribute__((cleanup(saved_mounts_close))) saved_mounts
 
 /* Notes where this thread is, before it leaves. */
-static int home_open(mount_home *h, error *e)
+static int saved_mounts_open(saved_mounts *h, error *e)
 {
     h->space = open("/proc/thread-self/ns/mnt", O_RDONLY | O_CLOEXEC);
     h->root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -5895,7 +5895,7 @@ static int home_open(mount_home *h, error *e)
 }
 
 /* Goes back there, with "/" as the working directory. -1 and errno. */
-static int home_return(const mount_home *h)
+static int saved_mounts_return(const saved_mounts *h)
 {
     if (setns(h->space, CLONE_NEWNS) < 0 || fchdir(h->root) < 0) return -1;
     return chroot(".");
@@ -6006,10 +6006,10 @@ static int overlay_mount_here(overlay *o, error *e)
  * "/"). */
 static int overlay_old(overlay *o, error *e)
 {
-    OWNED_HOME home;
-    if (home_open(&home, e) < 0) return -1;
+    OWNED_MOUNTS saved;
+    if (saved_mounts_open(&saved, e) < 0) return -1;
     if (unshare(CLONE_NEWNS) < 0) return fail_sys(e, GRPC_INTERNAL, "overlay: mount namespace");
-    int made = overlay_mount_here(o, e), back = home_return(&home);
+    int made = overlay_mount_here(o, e), back = saved_mounts_return(&saved);
     assert(back == 0); /* else this thread would see another world than all others */
     (void)back;
     return made;
@@ -6618,12 +6618,12 @@ static int rootfs_take_shm(rootfs *r, error *e)
     if (r->shm >= 0) return 0;
     const unsigned attr = K_ATTR_NOSUID | K_ATTR_NODEV | K_ATTR_NOEXEC;
     if (r->shm_ns < 0) return r->shm = mount_new("tmpfs", options, attr, e);
-    OWNED_HOME home;
-    if (home_open(&home, e) < 0) return -1;
+    OWNED_MOUNTS saved;
+    if (saved_mounts_open(&saved, e) < 0) return -1;
     if (setns(r->shm_ns, CLONE_NEWNS) < 0)
         return fail_sys(e, GRPC_INTERNAL, "enter the pod's /dev/shm");
     r->shm = sys_open_tree(AT_FDCWD, "/", K_OPEN_TREE_CLONE);
-    if (r->shm < 0 || home_return(&home) < 0)
+    if (r->shm < 0 || saved_mounts_return(&saved) < 0)
         return fail_sys(e, GRPC_INTERNAL, "copy the pod's /dev/shm");
     return 0;
 }
@@ -7879,24 +7879,24 @@ static int init_report(init_started *s, int *terminal, error *e)
 }
 
 /* A child that is to be: what it shall be when the first instruction of its own code runs. */
-typedef struct birth {
+typedef struct child_spec {
     const ContainerSpec *spec; /* NULL for the pause process */
     const int *stdio; /* become 0, 1, 2 (-1: /dev/null); NULL: they come later, with a terminal */
     int fds[6];       /* what it keeps else, or -1; they move to 3, 4, ... */
     uint64_t flags;   /* for clone3 */
     bool devices;     /* see rootfs.devices */
     int pidns, join;  /* a process (pidfd) or -1, and which of its namespaces are joined before */
-    int (*run)(const struct birth *, error *); /* comes back only on failure */
-    int (*build)(const struct birth *, error *); /* what another process does for it, or NULL */
+    int (*run)(const struct child_spec *, error *); /* comes back only on failure */
+    int (*build)(const struct child_spec *, error *); /* what another process does for it */
     const void *args;
     pid_t pid;        /* the child's, or else `failure` says what kept it from being born */
     error failure;
-} birth;
+} child_spec;
 enum { /* the places in fds; an exec has a target where a container's first process has layers */
-    BIRTH_REPORT, BIRTH_CGROUP, BIRTH_LAYERS, BIRTH_STATE, BIRTH_SHM, BIRTH_TREE,
-    BIRTH_TARGET = BIRTH_LAYERS,
-    BIRTH_BUILDER = BIRTH_STATE, /* in a child with a builder, which has the other end in */
-    BIRTH_CHILD = BIRTH_CGROUP
+    CHILD_REPORT, CHILD_CGROUP, CHILD_LAYERS, CHILD_STATE, CHILD_SHM, CHILD_TREE,
+    CHILD_TARGET = CHILD_LAYERS,
+    CHILD_BUILDER = CHILD_STATE, /* in a child with a builder: a socket to it */
+    CHILD_PEER = CHILD_CGROUP    /* in the builder: the other end of that socket */
 };
 
 static bool init_is_null(int fd) /* nothing at all, or a null device */
@@ -7951,13 +7951,13 @@ static int init_keep(int *fds, int n, error *e)
 
 /* The score is that of whoever opens the file, and a child inherits it: set here, /proc is the
  * host's. */
-static int birth_score(const birth *b, error *e)
+static int child_score(const child_spec *b, error *e)
 {
     OWNED_FD file = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
     return b->spec ? security_oom_score(file, b->spec->oom_score_adj, e) : 0;
 }
 
-/* A view of a cgroup, for births in a PID namespace that others are in: read-only, and what lies
+/* A view of a cgroup, for children in a PID namespace that others are in: read-only, and what lies
  * above it in the host's tree is not there. clone3 puts a child into the one as into the other, and
  * the child has the descriptor from its first instruction on: too early for it to close it before
  * someone who may trace it (CAP_SYS_PTRACE) takes it away (pidfd_getfd(2)). Closing a view takes
@@ -7974,9 +7974,9 @@ static int init_view(int cgroup, error *e)
 /* clone3(2); it returns as fork(2) does.
  * told  NULL, or where the kernel writes the new process's number before that process runs. Who
  *       calls may be killed before it could do so itself; the kernel is not cut short there. */
-static pid_t birth_clone(const birth *b, uint64_t more, pid_t *told)
+static pid_t child_clone(const child_spec *b, uint64_t more, pid_t *told)
 {
-    int cgroup = b->fds[BIRTH_CGROUP];
+    int cgroup = b->fds[CHILD_CGROUP];
     struct k_clone_args how = { .flags = b->flags | more | (told ? CLONE_PARENT_SETTID : 0) |
                                          (cgroup < 0 ? 0 : K_CLONE_INTO_CGROUP),
                                 .parent_tid = (uint64_t)(uintptr_t)told,
@@ -7989,31 +7989,31 @@ static pid_t birth_clone(const birth *b, uint64_t more, pid_t *told)
  * outside of the PID namespace in which *b will be seen, and keeps to the cgroup, which ends both.
  * Nobody waits for it: it ends when its work is done or *b has gone, and init(8) reaps it. */
 __attribute__((no_sanitize_address)) /* the child is on the launcher's stack, and never returns */
-static int birth_builder(birth *b, error *e)
+static int child_builder(child_spec *b, error *e)
 {
     int ends[2];
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
         return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "socketpair");
     OWNED_FD builder = ends[0], child = ends[1];
-    pid_t pid = birth_clone(b, CLONE_NEWNS, NULL);
+    pid_t pid = child_clone(b, CLONE_NEWNS, NULL);
     if (pid < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "clone3");
     if (pid == 0) {
         error why = { 0 };
-        b->fds[BIRTH_CHILD] = builder; /* the cgroup is used up by clone3 */
+        b->fds[CHILD_PEER] = builder; /* the cgroup is used up by clone3 */
         if (init_keep(b->fds, COUNT(b->fds), &why) < 0 || b->build(b, &why) < 0)
-            init_tell(b->fds[BIRTH_REPORT], &why, -1);
+            init_tell(b->fds[CHILD_REPORT], &why, -1);
         _exit(0);
     }
-    b->fds[BIRTH_LAYERS] = b->fds[BIRTH_SHM] = b->fds[BIRTH_TREE] = -1;
-    b->fds[BIRTH_BUILDER] = give_fd(&child);
+    b->fds[CHILD_LAYERS] = b->fds[CHILD_SHM] = b->fds[CHILD_TREE] = -1;
+    b->fds[CHILD_BUILDER] = give_fd(&child);
     return 0;
 }
 
 /* What is done before anyone in the container can see us. */
-static int birth_prepare(birth *b, error *e)
+static int child_prepare(child_spec *b, error *e)
 {
-    if (birth_score(b, e) < 0 || (b->stdio && init_stdio(b->stdio, e) < 0)) return -1;
-    if (b->build && birth_builder(b, e) < 0) return -1;
+    if (child_score(b, e) < 0 || (b->stdio && init_stdio(b->stdio, e) < 0)) return -1;
+    if (b->build && child_builder(b, e) < 0) return -1;
     if (b->pidns >= 0 && setns(b->pidns, b->join) < 0)
         return fail_sys(e, GRPC_FAILED_PRECONDITION,
                         "enter the namespaces of a process that may have ended");
@@ -8021,36 +8021,36 @@ static int birth_prepare(birth *b, error *e)
 }
 
 /* The child's whole life as krun. */
-__attribute__((noreturn)) static void birth_run(const birth *b)
+__attribute__((noreturn)) static void child_run(const child_spec *b)
 {
     error why = { 0 };
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
-    close(b->fds[BIRTH_CGROUP]); /* used up by clone3 */
+    close(b->fds[CHILD_CGROUP]); /* used up by clone3 */
     b->run(b, &why);
-    init_tell(b->fds[BIRTH_REPORT], &why, -1);
+    init_tell(b->fds[CHILD_REPORT], &why, -1);
     _exit(INIT_FAILED);
 }
 
 /* A short-lived process in the monitor's memory but with descriptors and namespaces of its own: it
- * goes into the container's namespaces as far as a process can, and gives birth there to a child of
- * the monitor (CLONE_PARENT). Being not dumpable keeps a container off a child that still has all
- * rights, but for one that may trace whom it wants (CAP_SYS_PTRACE): even that finds neither the
- * monitor's descriptors nor the host's tree in it (CVE-2016-9962). */
+ * enters the container's namespaces as far as a process can, and clones there a child whose parent
+ * is the monitor (CLONE_PARENT). The child still has all rights. It is not dumpable: that keeps
+ * the container's processes off it, but for one that may trace any process (CAP_SYS_PTRACE). Even
+ * that one finds neither the monitor's descriptors nor the host's tree in it (CVE-2016-9962). */
 __attribute__((no_sanitize_address)) /* its frame is never returned from */
-static int birth_launcher(void *arg)
+static int child_launcher(void *arg)
 {
-    birth *b = arg;
+    child_spec *b = arg;
     fault_point("init.launcher");
-    if (birth_prepare(b, &b->failure) < 0) _exit(1);
-    pid_t child = birth_clone(b, CLONE_PARENT, &b->pid);
-    if (child == 0) birth_run(b);
+    if (child_prepare(b, &b->failure) < 0) _exit(1);
+    pid_t child = child_clone(b, CLONE_PARENT, &b->pid);
+    if (child == 0) child_run(b);
     fault_point("init.launched");
     if (child < 0) fail_sys(&b->failure, GRPC_RESOURCE_EXHAUSTED, "clone3");
     _exit(0);
 }
 
 /* Starts a child by way of the launcher, for which we stand still (clone(2), CLONE_VFORK). */
-static int birth_launch(birth *b, error *e)
+static int child_launch(child_spec *b, error *e)
 {
     sigset_t all, mask;
     char *stack = mmap(NULL, INIT_STACK, PROT_READ | PROT_WRITE,
@@ -8059,7 +8059,7 @@ static int birth_launch(birth *b, error *e)
     fail(&b->failure, GRPC_ABORTED, "the process was killed while it was being set up");
     sigfillset(&all); /* no handler of ours may run in the launcher's half of our memory */
     sigprocmask(SIG_SETMASK, &all, &mask);
-    pid_t launcher = clone(birth_launcher, stack + INIT_STACK, CLONE_VM | CLONE_VFORK | SIGCHLD, b);
+    pid_t launcher = clone(child_launcher, stack + INIT_STACK, CLONE_VM | CLONE_VFORK | SIGCHLD, b);
     int why = errno;
     sigprocmask(SIG_SETMASK, &mask, NULL);
     munmap(stack, INIT_STACK);
@@ -8070,20 +8070,20 @@ static int birth_launch(birth *b, error *e)
 
 /* Starts the child *b: straight from here into new namespaces, into existing ones by the
  * launcher. */
-static int birth_start(birth *b, init_started *out, error *e)
+static int child_start(child_spec *b, init_started *out, error *e)
 {
     int ends[2];
     *out = (init_started){ .pidfd = -1, .report = -1 };
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
         return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "socketpair");
     OWNED_FD ours = ends[0], theirs = ends[1];
-    b->fds[BIRTH_REPORT] = theirs;
+    b->fds[CHILD_REPORT] = theirs;
     if (b->pidns >= 0) {
-        if (birth_launch(b, e) < 0) return -1;
-    } else if ((b->pid = birth_clone(b, 0, NULL)) == 0) {
+        if (child_launch(b, e) < 0) return -1;
+    } else if ((b->pid = child_clone(b, 0, NULL)) == 0) {
         error why = { 0 };
-        if (birth_prepare(b, &why) == 0) birth_run(b);
-        init_tell(b->fds[BIRTH_REPORT], &why, -1);
+        if (child_prepare(b, &why) == 0) child_run(b);
+        init_tell(b->fds[CHILD_REPORT], &why, -1);
         _exit(INIT_FAILED);
     }
     if (b->pid < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "clone3");
@@ -8299,13 +8299,13 @@ static void init_make_directory(const rootfs *tree)
 }
 
 /* Builds the tree in a mount namespace that the caller has for it alone, and goes into it. */
-static int init_make_tree(const birth *b, rootfs *tree, error *e)
+static int init_make_tree(const child_spec *b, rootfs *tree, error *e)
 {
     tree->spec = b->spec;
-    tree->layers_dir = b->fds[BIRTH_LAYERS];
-    tree->state_dir = b->fds[BIRTH_STATE];
-    tree->shm_ns = b->fds[BIRTH_SHM];
-    tree->cgroups = b->fds[BIRTH_TREE];
+    tree->layers_dir = b->fds[CHILD_LAYERS];
+    tree->state_dir = b->fds[CHILD_STATE];
+    tree->shm_ns = b->fds[CHILD_SHM];
+    tree->cgroups = b->fds[CHILD_TREE];
     tree->devices = b->devices;
     if (rootfs_build(tree, e) < 0) return -1;
     if (b->spec->readonly_rootfs) init_make_directory(tree);
@@ -8314,7 +8314,7 @@ static int init_make_tree(const birth *b, rootfs *tree, error *e)
 
 /* A new umask and cgroup namespace. The latter not by clone3: that would make the monitor's cgroup
  * its root. Privileged containers manage the host, and see its tree. */
-static int init_unshare(const birth *b, error *e)
+static int init_unshare(const child_spec *b, error *e)
 {
     umask(0);
     if (b->spec->privileged || unshare(CLONE_NEWCGROUP) == 0) return 0;
@@ -8325,19 +8325,19 @@ static int init_unshare(const birth *b, error *e)
  * CAP_SYS_PTRACE, and sees all that the child has. The child has an empty tree until it enters the
  * finished one, where the host's is gone. Only /proc must come from the child: it shows the PID
  * namespace of whoever has made it. */
-static int init_build(const birth *b, error *e)
+static int init_build(const child_spec *b, error *e)
 {
     arena memory = arena_make(INIT_MEMORY);
     rootfs tree = { .memory = &memory };
     error said = { 0 };
-    if (init_hear(b->fds[BIRTH_CHILD], 0, &said, &tree.proc) <= 0) return 0; /* it says why */
+    if (init_hear(b->fds[CHILD_PEER], 0, &said, &tree.proc) <= 0) return 0; /* it says why */
     if (tree.proc <= 0 || !fd_is_on(tree.proc, ROOTFS_PROC_MAGIC))
         return fail(e, GRPC_INTERNAL, "a starting process sent what is no /proc");
     OWNED_FD space = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
     if (space < 0) return fail_sys(e, GRPC_INTERNAL, "open the mount namespace");
     if (init_unshare(b, e) < 0 || init_make_tree(b, &tree, e) < 0) return -1;
-    init_tell(b->fds[BIRTH_CHILD], &said, tree.dev);
-    init_tell(b->fds[BIRTH_CHILD], &said, space);
+    init_tell(b->fds[CHILD_PEER], &said, tree.dev);
+    init_tell(b->fds[CHILD_PEER], &said, space);
     return 0;
 }
 
@@ -8357,13 +8357,13 @@ static int init_take_tree(int builder, rootfs *tree, error *e)
 }
 
 /* The child's part: builds its world and becomes the program, or says in *e why not. */
-static int init_main(const birth *b, error *e)
+static int init_main(const child_spec *b, error *e)
 {
     const ContainerSpec *spec = b->spec;
     arena memory = arena_make(INIT_MEMORY);
     rootfs tree = { .memory = &memory, .dev = -1 };
     if (init_unshare(b, e) < 0) return -1;
-    int made = b->build ? init_take_tree(b->fds[BIRTH_BUILDER], &tree, e)
+    int made = b->build ? init_take_tree(b->fds[CHILD_BUILDER], &tree, e)
                         : init_make_tree(b, &tree, e);
     if (made < 0) return -1;
     init_process p = { .spec = spec,
@@ -8373,7 +8373,7 @@ static int init_main(const birth *b, error *e)
                        .nenv = spec->env.n,
                        .tty = spec->tty,
                        .first = true,
-                       .report = b->fds[BIRTH_REPORT],
+                       .report = b->fds[CHILD_REPORT],
                        .dev = tree.dev,
                        .memory = &memory };
     return init_finish(&p, e);
@@ -8385,7 +8385,7 @@ static int init_main(const birth *b, error *e)
 static int init_clone(const init_args *a, init_started *out, error *e)
 {
     bool joins = a->pidns >= 0, shared_pids = a->spec->pid == NamespaceMode_NODE;
-    birth b = { .spec = a->spec,
+    child_spec b = { .spec = a->spec,
                 .stdio = a->spec->tty ? NULL : a->stdio,
                 .flags = joins ? 0 : (uint64_t)CLONE_NEWNS | (shared_pids ? 0 : CLONE_NEWPID),
                 .fds = { -1, a->cgroup, a->layers_dir, a->state_dir, a->shm_ns,
@@ -8399,7 +8399,7 @@ static int init_clone(const init_args *a, init_started *out, error *e)
     if (a->cgroup >= 0 && !rules && (rules = security_devices(a->cgroup, a->spec, e)) < 0)
         return -1;
     b.devices = rules > 0;
-    return birth_start(&b, out, e);
+    return child_start(&b, out, e);
 }
 
 /* -- a process in a container that runs -------------------------------------------------------- */
@@ -8415,11 +8415,11 @@ typedef struct {
 
 /* The child's part. It was born in the container's namespaces, but for the cgroup's: from inside
  * that, a process cannot be put into a cgroup by one outside (cgroup-v2.rst, "Delegation"). */
-static int exec_main(const birth *b, error *e)
+static int exec_main(const child_spec *b, error *e)
 {
     const ExecSpec *exec = b->args;
     arena memory = arena_make(INIT_MEMORY);
-    if (setns(b->fds[BIRTH_TARGET], CLONE_NEWCGROUP) < 0)
+    if (setns(b->fds[CHILD_TARGET], CLONE_NEWCGROUP) < 0)
         return fail_sys(e, GRPC_FAILED_PRECONDITION, "enter the container's cgroup namespace");
     init_process p = { .spec = b->spec,
                        .args = exec->args.p,
@@ -8429,7 +8429,7 @@ static int exec_main(const birth *b, error *e)
                        .more_env = exec->env.p,
                        .nmore_env = exec->env.n,
                        .tty = exec->tty,
-                       .report = b->fds[BIRTH_REPORT],
+                       .report = b->fds[CHILD_REPORT],
                        .dev = -1,
                        .memory = &memory };
     return init_finish(&p, e);
@@ -8439,14 +8439,14 @@ static int exec_main(const birth *b, error *e)
  * init_clone does. */
 static int exec_clone(const exec_args *a, init_started *out, error *e)
 {
-    birth b = { .spec = a->spec,
+    child_spec b = { .spec = a->spec,
                 .stdio = a->exec->tty ? NULL : a->stdio,
                 .fds = { -1, a->cgroup, a->target, -1, -1, -1 },
                 .pidns = a->target,
                 .join = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET,
                 .run = exec_main,
                 .args = a->exec };
-    return birth_start(&b, out, e);
+    return child_start(&b, out, e);
 }
 
 /* -- a pod's namespaces ------------------------------------------------------------------------ */
@@ -8507,14 +8507,14 @@ static int pod_empty_tree(const char *mode, int64_t size, error *e)
  * own when this returns. */
 static int pod_make_shm(const PodSpec *p, error *e)
 {
-    OWNED_HOME home;
+    OWNED_MOUNTS saved;
     OWNED_FD proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (home_open(&home, e) < 0) return -1;
+    if (saved_mounts_open(&saved, e) < 0) return -1;
     if (proc < 0) return fail_sys(e, GRPC_INTERNAL, "open /proc");
     int done = pod_empty_tree("1777", p->shm_size > 0 ? p->shm_size : 64 * MIB, e);
     OWNED_FD made = done < 0 ? -1 : openat(proc, "self/ns/mnt", O_RDONLY | O_CLOEXEC);
     if (done == 0 && made < 0) fail_sys(e, GRPC_INTERNAL, "open the namespace of /dev/shm");
-    int back = home_return(&home);
+    int back = saved_mounts_return(&saved);
     assert(back == 0); /* else the monitor would see no mounts of the host for ever */
     (void)back;
     return give_fd(&made);
@@ -8523,7 +8523,7 @@ static int pod_make_shm(const PodSpec *p, error *e)
 /* Pid 1 of a shared PID namespace: inherits orphans, and by ignoring SIGCHLD has the kernel reap
  * them. Others in the namespace may look at it (with CAP_SYS_PTRACE): so it has an empty tree, no
  * descriptors and no rights. It dies with the monitor, and all in the namespace with it. */
-static int pause_main(const birth *b, error *e)
+static int pause_main(const child_spec *b, error *e)
 {
     sigset_t all;
     prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
@@ -8535,7 +8535,7 @@ static int pause_main(const birth *b, error *e)
     sigfillset(&all);
     sigdelset(&all, SIGCHLD);
     sigprocmask(SIG_SETMASK, &all, NULL);
-    init_tell(b->fds[BIRTH_REPORT], &(error){ 0 }, -1);
+    init_tell(b->fds[CHILD_REPORT], &(error){ 0 }, -1);
     sys_close_range(0, ~0U, 0);
     for (;;) pause();
 }
@@ -8543,14 +8543,14 @@ static int pause_main(const birth *b, error *e)
 /* Starts the pause process and waits until it is one: a millisecond, once a pod. */
 static int pod_start_pause(int cgroup, pod_namespaces *out, error *e)
 {
-    birth b = { .stdio = (const int[]){ -1, -1, -1 },
+    child_spec b = { .stdio = (const int[]){ -1, -1, -1 },
                 .fds = { -1, cgroup, -1, -1, -1, -1 },
                 .flags = CLONE_NEWPID,
                 .pidns = -1,
                 .run = pause_main };
     init_started s;
     int terminal = -1, state = 0;
-    if (birth_start(&b, &s, e) < 0) return -1;
+    if (child_start(&b, &s, e) < 0) return -1;
     OWNED_FD report = s.report, pidfd = s.pidfd;
     struct pollfd p = { .fd = report, .events = POLLIN };
     while (state == 0)
@@ -8570,8 +8570,8 @@ static int pod_unshare(const PodSpec *p, int cgroup, pod_namespaces *out, error 
     OWNED_ARENA a = arena_make(16 * KIB);
     bool own_network = p->network != NamespaceMode_NODE, own_ipc = p->ipc != NamespaceMode_NODE;
     *out = (pod_namespaces){ .pause = -1, .shm_ns = -1 };
-    prctl(PR_SET_DUMPABLE, 0, 0, 0,
-          0); /* nor are our children from birth: nobody traces them or opens their files */
+    /* Our children inherit it: nobody without CAP_SYS_PTRACE traces them or opens their files. */
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
     if (unshare((own_network ? CLONE_NEWNET | CLONE_NEWUTS : 0) | (own_ipc ? CLONE_NEWIPC : 0)) < 0)
         return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "new namespaces for the pod");
     fault_point("init.unshare");
@@ -8955,9 +8955,9 @@ enum {
     MONITOR_LAYERS_FD = 5,
     MONITOR_CGROUP_FD = 6
 };
-#define MONITOR_CALL_PATIENCE (120 * NS_PER_SEC)
-#define MONITOR_QUICK_PATIENCE bound_of(10 * NS_PER_SEC) /* for an answer that waits for nothing */
-#define MONITOR_SEND_PATIENCE 10 /* seconds that a stopped monitor can hold up a connect or send */
+#define MONITOR_CALL_TIMEOUT (120 * NS_PER_SEC)
+#define MONITOR_QUICK_TIMEOUT bound_of(10 * NS_PER_SEC) /* for an answer that waits for nothing */
+#define MONITOR_SEND_TIMEOUT 10 /* seconds that a stopped monitor can hold up a connect or send */
 
 /* -- both ends: frames ------------------------------------------------------------------------- */
 
@@ -8983,7 +8983,7 @@ static size_t monitor_frame_length(const uint8_t head[4])
 /* -- the role ---------------------------------------------------------------------------------- */
 
 #define MONITOR_DRAIN (10 * NS_PER_SEC) /* what we wait for pipes and processes once init is gone */
-#define MONITOR_BREATH (100 * NS_PER_MS) /* when there are no descriptors for a connection */
+#define MONITOR_ACCEPT_PAUSE (100 * NS_PER_MS) /* when there are no descriptors for a connection */
 enum { MONITOR_BACKLOG = MIB }; /* bytes of replies that a connection may leave unread */
 
 enum monitored_phase { MONITORED_STARTING, MONITORED_RUNNING, MONITORED_ENDING, MONITORED_EXITED };
@@ -9052,7 +9052,7 @@ struct monitor {
     monitor_conn *conns;
     monitor_conn *closing; /* who asked for SHUTDOWN; NULL: hung up */
     bool shutting, over;   /* SHUTDOWN was asked for; all is dead, the answer is on its way */
-    timer breath;          /* until we accept again */
+    timer accept_again;    /* until we accept again */
 };
 
 static void monitor_forget(monitor *m, watch *w)
@@ -9097,7 +9097,7 @@ static int monitor_child_watch(monitor *m, monitor_child *p, error *e)
 
 /* -- connections ------------------------------------------------------------------------------- */
 
-static void monitor_conn_mood(monitor_conn *c) /* what we wait for on it now */
+static void monitor_conn_events(monitor_conn *c) /* what we wait for on it now */
 {
     uint32_t in = c->busy || c->ended ? 0 : EPOLLIN, hangup = c->ended ? 0 : EPOLLRDHUP;
     loop_rewatch(&c->owner->loop, &c->socket, in | hangup | (c->out.n ? EPOLLOUT : 0));
@@ -9116,7 +9116,7 @@ static void monitor_conn_flush(monitor_conn *c)
     }
     if (!c->out.n) buf_free(&c->out);
     if (!c->out.n && c->owner->over && c == c->owner->closing) loop_stop(&c->owner->loop);
-    monitor_conn_mood(c);
+    monitor_conn_events(c);
 }
 
 static void monitor_send_reply(monitor_conn *c, MonitorReply *reply)
@@ -9666,7 +9666,7 @@ static int monitor_make_pod(monitor *m, const PodSpec *s, error *e)
     bool leaf = s->pid == NamespaceMode_POD && s->cgroup.n && m->cgroups.root >= 0;
     if (leaf) {
         char *path = strndup((const char *)s->cgroup.p, s->cgroup.n);
-        if (!path) return fail(e, GRPC_RESOURCE_EXHAUSTED, "monitor: out of memory");
+        if (!path) return fail_oom(e, "monitor");
         m->pause_cgroup = slice_of(path);
         if ((cgroup = cg_make(&m->cgroups, path, e)) < 0) return -1;
     }
@@ -9780,7 +9780,7 @@ static void monitor_dispatch(monitor_conn *c)
         monitor_decline(c, GRPC_UNIMPLEMENTED, "monitor: no call %d in version %d", r.call,
                         MONITOR_VERSION);
     monitor_close_fds(c);
-    monitor_conn_mood(c);
+    monitor_conn_events(c);
 }
 
 /* Forgets a connection, and who waited for what on it. What was asked goes on, but for execs: they
@@ -9814,7 +9814,7 @@ static void monitor_conn_ended(monitor_conn *c)
     c->ended = true;
     for (monitor_exec *x = c->owner->execs; x; x = x->next)
         if (x->child.asker == c) monitor_child_kill(&x->child);
-    if (c->busy || c->watching || c->out.n) monitor_conn_mood(c);
+    if (c->busy || c->watching || c->out.n) monitor_conn_events(c);
     else monitor_conn_drop(c);
 }
 
@@ -9868,9 +9868,9 @@ static void monitor_conn_ready(watch *w, uint32_t events)
     else if (events & EPOLLRDHUP) monitor_conn_ended(c);
 }
 
-static void monitor_breathed(timer *t)
+static void monitor_accept_again(timer *t)
 {
-    monitor *m = OWNER(t, monitor, breath);
+    monitor *m = OWNER(t, monitor, accept_again);
     loop_rewatch(&m->loop, &m->listener, EPOLLIN);
 }
 
@@ -9883,7 +9883,7 @@ static void monitor_accept(watch *w, uint32_t events)
     OWNED_FD s = accept4(w->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     bool full =
         s < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS);
-    if (full && loop_arm(&m->loop, &m->breath, clock_mono() + MONITOR_BREATH, &e) == 0)
+    if (full && loop_arm(&m->loop, &m->accept_again, clock_mono() + MONITOR_ACCEPT_PAUSE, &e) == 0)
         loop_rewatch(&m->loop, w, 0); /* who waits stays in the socket's queue */
     if (s >= 0) c = calloc(1, sizeof *c);
     if (!c) return;
@@ -9925,7 +9925,7 @@ static int monitor_main(int argc, char **argv)
                   .namespaces = { .pause = -1, .shm_ns = -1 } };
     m.listener = (watch){ MONITOR_LISTEN_FD, monitor_accept };
     m.pause = (watch){ -1, monitor_paused };
-    m.breath.due = monitor_breathed;
+    m.accept_again.due = monitor_accept_again;
     if (argc != 3) return fputs("krun monitor is started by krun serve\n", stderr), 2;
     fault_point("monitor.start");
     for (int fd = MONITOR_LISTEN_FD; fd <= MONITOR_CGROUP_FD; fd++) fcntl(fd, F_SETFD, FD_CLOEXEC);
@@ -16510,7 +16510,7 @@ static int doc_choose(const json *index, slice platform, arena *a, ReadAnswer *o
         return fail(e, GRPC_NOT_FOUND, "index: no manifest for %.*s, only for %.*s", PR(platform),
                     PR(buf_view(&seen)));
     out->chosen = arena_alloc(a, sizeof *out->chosen);
-    if (!out->chosen) return fail(e, GRPC_RESOURCE_EXHAUSTED, "index: out of memory");
+    if (!out->chosen) return fail_oom(e, "index");
     return doc_descriptor(best, "index entry", out->chosen, e);
 }
 
@@ -16551,7 +16551,7 @@ static int doc_layers(const json *layers, arena *a, ReadAnswer *out, error *e)
 {
     char what[32];
     out->layers.p = arena_alloc(a, layers->n * sizeof *out->layers.p);
-    if (!out->layers.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "manifest: out of memory");
+    if (!out->layers.p) return fail_oom(e, "manifest");
     for (size_t i = 0; i < layers->n; i++) {
         Descriptor *d = &out->layers.p[out->layers.n];
         snprintf(what, sizeof what, "layer %zu", i);
@@ -16574,7 +16574,7 @@ static int doc_manifest(const json *doc, arena *a, ReadAnswer *out, error *e)
     out->media_type = json_text(doc_get(doc, "mediaType")); /* the OCI's form may leave it out */
     if (!out->media_type.n) out->media_type = slice_of(doc_kinds[DOC_OCI_MANIFEST].media_type);
     out->config = arena_alloc(a, sizeof *out->config);
-    if (!out->config) return fail(e, GRPC_RESOURCE_EXHAUSTED, "manifest: out of memory");
+    if (!out->config) return fail_oom(e, "manifest");
     if (!layers || layers->kind != JSON_ARRAY || !layers->n || layers->n > LAYERS_MAX)
         return fail(e, GRPC_INVALID_ARGUMENT, "manifest: %zu layers, not 1 to %d",
                     layers ? layers->n : 0, LAYERS_MAX);
@@ -16600,7 +16600,7 @@ static int doc_texts(const json *v, const char *what, arena *a, slice_list *out,
         return fail(e, GRPC_INVALID_ARGUMENT, "config: %s is not a list", what);
     if (!v->n) return 0;
     out->p = arena_alloc(a, v->n * sizeof *out->p);
-    if (!out->p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "config: out of memory");
+    if (!out->p) return fail_oom(e, "config");
     for (size_t i = 0; i < v->n; i++) {
         slice text = v->kind == JSON_OBJECT ? v->items[i].key : json_text(&v->items[i]);
         bool is_text = v->kind == JSON_OBJECT || v->items[i].kind == JSON_STRING;
@@ -16622,7 +16622,7 @@ static int doc_labels(const json *labels, arena *a, ImageConfig *out, error *e)
 {
     if (!labels || labels->kind != JSON_OBJECT || !labels->n) return 0;
     out->labels.p = arena_alloc(a, labels->n * sizeof *out->labels.p);
-    if (!out->labels.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "config: out of memory");
+    if (!out->labels.p) return fail_oom(e, "config");
     for (size_t i = 0; i < labels->n; i++)
         out->labels.p[out->labels.n++] =
             (pb_pair){ labels->items[i].key, json_text(&labels->items[i]) };
@@ -16638,7 +16638,7 @@ static int doc_config(const json *doc, arena *a, ReadAnswer *out, error *e)
     const json *config = doc_get(doc, "config"), *root = doc_get(doc, "rootfs");
     ImageConfig *c = out->image = arena_alloc(a, sizeof *c);
     slice os = json_text(doc_get(doc, "os"));
-    if (!c) return fail(e, GRPC_RESOURCE_EXHAUSTED, "config: out of memory");
+    if (!c) return fail_oom(e, "config");
     if (os.n && !slice_is(os, "linux"))
         return fail(e, GRPC_FAILED_PRECONDITION, "config: the image is for %.*s, not linux",
                     PR(os));
@@ -16718,7 +16718,7 @@ static int doc_rewrite(const ReadRequest *q, arena *a, ReadAnswer *out, error *e
     buf_byte(&text, ']');
     buf_add(&text, old.p + old.n, (size_t)(q->body.p + q->body.n - old.p) - old.n);
     out->body = arena_copy(a, buf_view(&text));
-    if (text.oom || a->oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "config: out of memory");
+    if (text.oom || a->oom) return fail_oom(e, "config");
     const json *doc = doc_parse(out->body, a, e);
     if (!doc || doc_config(doc, a, &again, e) < 0) return fail_in(e, "config, written anew");
     bool same = again.diff_ids.n == q->diff_ids.n;
@@ -16838,7 +16838,7 @@ static int archive_index_tar(archive_view *ar, error *e)
     part_source part = { .source = { part_read }, .fd = ar->fd, .left = UINT64_MAX };
     int more = tar_open(&t, &part.source, e);
     ar->files = arena_alloc(&ar->a, ARCHIVE_FILES * sizeof *ar->files);
-    if (!ar->files) more = fail(e, GRPC_RESOURCE_EXHAUSTED, "archive: out of memory");
+    if (!ar->files) more = fail_oom(e, "archive");
     while (more >= 0 && (more = tar_next(&t, &entry, e)) > 0) {
         archive_file f = { .name = arena_copy(&ar->a, archive_clean(entry.name)),
                            .size = entry.size };
@@ -16986,7 +16986,7 @@ static int archive_docker_image(archive_view *ar, const json *image, ArchiveImag
     out->manifest = arena_alloc(&ar->a, sizeof *out->manifest);
     out->names.p = arena_alloc(&ar->a, ((tags ? tags->n : 0) + 1) * sizeof *out->names.p);
     if (!b || text.oom || ar->a.oom)
-        return fail(e, GRPC_RESOURCE_EXHAUSTED, "archive: out of memory");
+        return fail_oom(e, "archive");
     b->made = arena_copy(&ar->a, buf_view(&text));
     *out->manifest = (Descriptor){ .digest = slice_of(b->digest), .size = text.n };
     for (size_t i = 0; tags && tags->kind == JSON_ARRAY && i < tags->n; i++)
@@ -17035,7 +17035,7 @@ static int archive_layout_images(archive_view *ar, const json *list, ArchiveInde
         ArchiveImage *image = &out->images.p[out->images.n++];
         image->manifest = arena_alloc(&ar->a, sizeof *image->manifest);
         image->names.p = arena_alloc(&ar->a, sizeof *image->names.p);
-        if (ar->a.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "archive: out of memory");
+        if (ar->a.oom) return fail_oom(e, "archive");
         if (chosen[i].name.n) image->names.p[image->names.n++] = chosen[i].name;
         if (doc_descriptor(chosen[i].entry, "index.json", image->manifest, e) < 0) return -1;
     }
@@ -17053,7 +17053,7 @@ static int archive_join(archive_view *ar, ArchiveIndex *index, error *e)
         if (first == index->images.p + kept) { index->images.p[kept++] = *one; continue; }
         size_t n = first->names.n;
         slice *names = arena_alloc(&ar->a, (n + one->names.n + 1) * sizeof *names);
-        if (!names) return fail(e, GRPC_RESOURCE_EXHAUSTED, "archive: out of memory");
+        if (!names) return fail_oom(e, "archive");
         if (n) memcpy(names, first->names.p, n * sizeof *names);
         for (size_t k = 0; k < one->names.n; k++) names[n++] = one->names.p[k];
         first->names.p = names, first->names.n = n;
@@ -17080,7 +17080,7 @@ static int archive_list(archive_view *ar, ArchiveIndex *out, error *e)
                     layout ? "index.json" : "manifest.json", ARCHIVE_IMAGES);
     out->images.p = arena_alloc(&ar->a, list->n * sizeof *out->images.p);
     ar->blobs = arena_alloc(&ar->a, ARCHIVE_BLOBS * sizeof *ar->blobs);
-    if (ar->a.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "archive: out of memory");
+    if (ar->a.oom) return fail_oom(e, "archive");
     int failed = layout ? archive_layout_images(ar, list, out, e) : 0;
     for (size_t i = 0; i < list->n && !layout && !failed; i++)
         failed = archive_docker_image(ar, &list->items[i], &out->images.p[out->images.n++], e);
@@ -18015,7 +18015,7 @@ static void pins_read(image_settings *to)
 static int images_configure(image_store *s, const image_options *o, error *e)
 {
     image_settings *made = calloc(1, sizeof *made);
-    if (!made) return fail(e, GRPC_RESOURCE_EXHAUSTED, "settings for images: out of memory");
+    if (!made) return fail_oom(e, "settings for images");
     *made = (image_settings){ .older = s->settings, .o = *o, .memory = arena_make(MIB) };
     const char **texts[] = { &made->o.hosts_dir, &made->o.tls_helper, &made->o.auth_file,
                              &made->o.verify, &made->o.pinned };
@@ -18025,7 +18025,7 @@ static int images_configure(image_store *s, const image_options *o, error *e)
     if (made->memory.oom) {
         arena_free(&made->memory);
         free(made);
-        return fail(e, GRPC_RESOURCE_EXHAUSTED, "settings for images: out of memory");
+        return fail_oom(e, "settings for images");
     }
     s->settings = made;
     return 0;
@@ -18434,7 +18434,7 @@ static int record_write(image_store *s, const ImageRecord *r, error *e)
     snprintf(name, sizeof name, "%.*s.json", PR(id_hex(r->id)));
     if (image_may_come(s, r->id, e) < 0) return -1;
     record_text(&ImageRecord_msg, r, &text);
-    if (text.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
+    if (text.oom) return fail_oom(e, "image record");
     enum durability how = image_now(s)->no_sync ? ATOMIC : DURABLE;
     return file_replace(s->images_fd, name, buf_view(&text), how, e);
 }
@@ -18482,13 +18482,13 @@ static int record_merge(ImageRecord *r, const ImageRecord *old, arena *a, error 
                              (slice_list){ r->repo_tags.p, r->repo_tags.n }, &ntags);
     slice *digests = list_merge(a, (slice_list){ old->repo_digests.p, old->repo_digests.n },
                                 (slice_list){ r->repo_digests.p, r->repo_digests.n }, &ndigests);
-    if (!tags || !digests) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
+    if (!tags || !digests) return fail_oom(e, "image record");
     r->repo_tags.p = tags, r->repo_tags.n = ntags;
     r->repo_digests.p = digests, r->repo_digests.n = ndigests;
     r->pinned = r->pinned || old->pinned;
     if (!r->manifest.n) r->manifest = old->manifest;
     ImportSource *imports = arena_alloc(a, (r->imports.n + old->imports.n + 1) * sizeof *imports);
-    if (!imports) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
+    if (!imports) return fail_oom(e, "image record");
     size_t n = r->imports.n;
     if (n) memcpy(imports, r->imports.p, n * sizeof *imports);
     for (size_t i = 0; i < old->imports.n; i++)
@@ -18520,7 +18520,7 @@ static int store_move_tags(image_store *s, const ImageRecord *r, error *e)
         less.repo_tags.p = arena_alloc(&a, (less.repo_tags.n + 1) * sizeof *less.repo_tags.p);
         less.repo_tags.n = 0;
         if (!less.repo_tags.p)
-            return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
+            return fail_oom(e, "image record");
         for (size_t n = 0; n < i->record.repo_tags.n; n++)
             if (!image_has_name(r, i->record.repo_tags.p[n]))
                 less.repo_tags.p[less.repo_tags.n++] = i->record.repo_tags.p[n];
@@ -18686,7 +18686,7 @@ static int images_list(image_store *s, slice filter, arena *a, ListImagesRespons
     out->images.n = 0;
     out->images.p = arena_alloc(a, n * sizeof *out->images.p);
     if (!out->images.p && n)
-        failed = fail(e, GRPC_RESOURCE_EXHAUSTED, "list of images: out of memory");
+        failed = fail_oom(e, "list of images");
     for (const store_image *i = s->images; i && !failed; i = i->next)
         if (!filter.n || i == only)
             failed = image_message(s, &i->record, a, &out->images.p[out->images.n++], e);
@@ -18732,13 +18732,13 @@ static int image_status(image_store *s, const ImageStatusRequest *in, arena *a,
     if (!r) return 0;
     out->image = arena_alloc(a, sizeof *out->image);
     out->info.p = in->verbose ? arena_alloc(a, sizeof *out->info.p) : NULL;
-    int failed = a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "ImageStatus: out of memory")
+    int failed = a->oom ? fail_oom(e, "ImageStatus")
                         : image_message(s, r, a, out->image, e);
     if (!failed && out->info.p)
         out->info.p[out->info.n++] = (pb_pair){ SLICE("info"), image_info(r, a) };
     image_drop(s, r);
     return failed || !a->oom ? failed
-                             : fail(e, GRPC_RESOURCE_EXHAUSTED, "ImageStatus: out of memory");
+                             : fail_oom(e, "ImageStatus");
 }
 
 static void image_log_removed(const ImageRecord *r)
@@ -18796,7 +18796,7 @@ static int untag_names(image_untagging *u, ImageRecord *r, error *e)
     slice *tags = arena_alloc(u->a, most * sizeof *tags);
     slice *digests = arena_alloc(u->a, most * sizeof *digests), given = u->full;
     u->out->untagged.p = arena_alloc(u->a, most * sizeof *u->out->untagged.p);
-    if (u->a->oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "names of an image: out of memory");
+    if (u->a->oom) return fail_oom(e, "names of an image");
     bool tag = !slice_has(given, '@'), last = tag;
     for (size_t i = 0; i < r->repo_tags.n; i++) {
         slice one = r->repo_tags.p[i];
@@ -18911,7 +18911,7 @@ static int images_fs_info(image_store *s, const tree_sum *containers, arena *a,
                 usage_message(a, s->o.root_path, containers->disk, containers->inodes,
                               out->container_filesystems.p) == 0;
     out->image_filesystems.n = out->container_filesystems.n = good;
-    return good ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "ImageFsInfo: out of memory");
+    return good ? 0 : fail_oom(e, "ImageFsInfo");
 }
 
 /* == 25. Helpers =============================================================================
@@ -19840,7 +19840,7 @@ static int layer_commit(image_store *s, const layer_plan *l, const LayerRecord *
     OWNED_BUF text = { 0 };
     snprintf(file, sizeof file, "%s.json", l->name);
     record_text(&LayerRecord_msg, r, &text);
-    if (text.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "layer record: out of memory");
+    if (text.oom) return fail_oom(e, "layer record");
     fault_point("pull.layer");
     if (file_replace(s->layers_fd, file, buf_view(&text), ATOMIC, e) < 0) return -1;
     fault_point("pull.rename");
@@ -20199,7 +20199,7 @@ static int inherit_ask(pull_state *p, const ImageRecord *r, InheritSetup *q, err
     image_store *s = p->store;
     q->layers.n = 0;
     q->layers.p = arena_alloc(&p->a, r->layers.n * sizeof *q->layers.p);
-    if (!q->layers.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
+    if (!q->layers.p) return fail_oom(e, "image record");
     pthread_mutex_lock(&s->lock);
     for (size_t i = 0; i < r->layers.n; i++) {
         const store_layer *l = *layer_slot(s, r->layers.p[i]);
@@ -20263,7 +20263,7 @@ static int record_layers(const pull_state *p, arena *a, ImageRecord *r, error *e
     size_t n = p->config.diff_ids.n;
     const slice *ids = p->config.diff_ids.p;
     r->layers.p = arena_alloc(a, (n + 1) * sizeof *r->layers.p);
-    if (!r->layers.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
+    if (!r->layers.p) return fail_oom(e, "image record");
     for (size_t i = 0; i < n; i++)
         if (!list_has(ids + i + 1, n - i - 1, ids[i])) r->layers.p[r->layers.n++] = id_hex(ids[i]);
     return 0;
@@ -20299,7 +20299,7 @@ static int pull_record(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], 
                       .pinned = w->pinned };
     slice digests[1] = { digest_name };
     r.repo_tags.p = arena_alloc(&p->a, (w->ntags + 1) * sizeof *r.repo_tags.p);
-    if (!r.repo_tags.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
+    if (!r.repo_tags.p) return fail_oom(e, "image record");
     for (size_t i = 0; i < w->ntags; i++)
         if (!list_has(r.repo_tags.p, r.repo_tags.n, w->tags[i]))
             r.repo_tags.p[r.repo_tags.n++] = w->tags[i];
@@ -20309,7 +20309,7 @@ static int pull_record(pull_state *p, const pull_wish *w, char id[DIGEST_TEXT], 
     chain_id(p->config.diff_ids.p, p->config.diff_ids.n, chain);
     r.chain_id = slice_of(chain);
     if (record_layers(p, &p->a, &r, e) < 0 || pull_inherit(p, &r, e) < 0) return -1;
-    if (p->a.oom) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
+    if (p->a.oom) return fail_oom(e, "image record");
     snprintf(id, DIGEST_TEXT, "%.*s", PR(r.id));
     return store_publish(p->store, &r, e);
 }
@@ -21609,7 +21609,7 @@ static int image_save(image_store *s, const slice_list *names, int cancel_fd, ta
     save_state save = { .store = s, .cancel_fd = cancel_fd, .to = to, .reader = helper_none,
                         .a = arena_make(128 * MIB) };
     const ImageRecord **records = arena_alloc(&save.a, (names->n + 1) * sizeof *records);
-    int failed = records ? 0 : fail(e, GRPC_RESOURCE_EXHAUSTED, "save: out of memory");
+    int failed = records ? 0 : fail_oom(e, "save");
     size_t n = 0;
     for (; n < names->n && !failed; n++)
         if (!(records[n] = image_hold(s, names->p[n])))
@@ -21820,7 +21820,7 @@ static int check_each(check_run *c, KrunCheckImagesResponse *out, error *e)
         if (failed && e->code != GRPC_DATA_LOSS) return -1;
         if (failed) row->damage = arena_copy(c->a, slice_of(e->text));
     }
-    return c->a->oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "check images: out of memory") : 0;
+    return c->a->oom ? fail_oom(e, "check images") : 0;
 }
 
 /* `krun check`: looks at all layers of the named images, or of all, whether or not it has been done
@@ -21836,7 +21836,7 @@ static int images_check(check_run *c, const KrunCheckImagesRequest *in,
     out->images.p = arena_alloc(c->a, (c->most + 1) * sizeof *out->images.p);
     out->images.n = 0;
     if (!c->images || !out->images.p)
-        return fail(e, GRPC_RESOURCE_EXHAUSTED, "check images: out of memory");
+        return fail_oom(e, "check images");
     int failed = check_choose(c, in, e);
     if (!failed) failed = check_each(c, out, e);
     while (c->n) image_drop(c->store, c->images[--c->n]);
@@ -22180,7 +22180,7 @@ static int import_note(image_store *s, const ImageRecord *r, slice name, const I
     OWNED_ARENA a = arena_make(MIB);
     next.imports.p = arena_alloc(&a, (r->imports.n + 1) * sizeof *next.imports.p);
     next.imports.n = 0;
-    if (!next.imports.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "image record: out of memory");
+    if (!next.imports.p) return fail_oom(e, "image record");
     for (size_t i = 0; i < r->imports.n; i++)
         if (!slice_eq(r->imports.p[i].name, name))
             next.imports.p[next.imports.n++] = r->imports.p[i];
@@ -22522,9 +22522,9 @@ enum {
     CNI_PLUGINS_MAX = 32,
     CNI_IPS_MAX = 32
 };
-#define CNI_UNDO_PATIENCE (60 * NS_PER_SEC) /* a DEL after a failed ADD has a time of its own */
+#define CNI_UNDO_TIMEOUT (60 * NS_PER_SEC) /* a DEL after a failed ADD has a time of its own */
 #define CNI_GRACE bound_of(10 * NS_PER_SEC) /* for a plugin to end that serves nobody now */
-#define CNI_KILL_PATIENCE (5 * NS_PER_SEC)
+#define CNI_KILL_TIMEOUT (5 * NS_PER_SEC)
 
 /* A network: the chain of plugins of one configuration file. All of it is the arena's. */
 typedef struct {
@@ -23035,7 +23035,7 @@ static void cni_settle(int cgroup, int64_t grace)
     error e;
     if (cgroup <= 0 || cg_wait_empty(cgroup, clock_mono() + grace, &e) == 0) return;
     if (cg_kill(cgroup, &e) == 0 &&
-        cg_wait_empty(cgroup, clock_mono() + CNI_KILL_PATIENCE, &e) == 0)
+        cg_wait_empty(cgroup, clock_mono() + CNI_KILL_TIMEOUT, &e) == 0)
         return;
     log_warn("what a CNI plugin has left behind: %s", e.text);
 }
@@ -23073,7 +23073,7 @@ static int cni_run_process(const cni_step *s, cni_process *p, error *e)
     if (s->args->let_go && e->code == GRPC_CANCELLED) return -1;
     kill(-p->pid, SIGKILL); /* its session's first group, while its pid cannot be another's */
     sys_pidfd_kill(p->pidfd, SIGKILL);
-    reap(p->pidfd, clock_mono() + CNI_KILL_PATIENCE);
+    reap(p->pidfd, clock_mono() + CNI_KILL_TIMEOUT);
     cni_settle(s->args->cgroup, 0);
     return -1;
 }
@@ -23145,7 +23145,7 @@ static int cni_take_ips(const json *result, const cni_args *args, arena *a, cni_
 {
     const json *ips = json_get(result, "ips");
     r->ips.p = arena_alloc(a, CNI_IPS_MAX * sizeof *r->ips.p);
-    if (!r->ips.p) return fail(e, GRPC_RESOURCE_EXHAUSTED, "CNI: out of memory");
+    if (!r->ips.p) return fail_oom(e, "CNI");
     for (size_t i = 0; ips && ips->kind == JSON_ARRAY && i < ips->n; i++)
         if (cni_ip_is_ours(result, &ips->items[i], args->ifname) &&
             cni_take_ip(json_text(json_get(&ips->items[i], "address")), r, e) < 0) return -1;
@@ -23232,7 +23232,7 @@ static int cni_add(const cni_args *args, arena *a, cni_result *r, error *e)
     cni_args undo = *args;
     error failed;
     undo.cancel_fd = -1;
-    undo.deadline = clock_mono() + CNI_UNDO_PATIENCE;
+    undo.deadline = clock_mono() + CNI_UNDO_TIMEOUT;
     r->undone = cni_del(&undo, r->result_json, &failed) == 0;
     if (!r->undone) log_warn("after a failed ADD: %s", failed.text);
     return -1;
@@ -24199,12 +24199,12 @@ static int spec_container(const spec_context *x, ContainerRecord *rec, error *e)
  * Bounds      a record 16 MiB */
 
 enum { STATE_MAX = 16 * MIB, STATE_VERSION = RECORD_VERSION };
-#define MONITOR_PATIENCE (120 * NS_PER_SEC)
-#define PLUGIN_PATIENCE (240 * NS_PER_SEC)
-#define LAUNCH_PATIENCE bound_of(10 * NS_PER_SEC) /* of a stop, with a start that stands still */
-#define KILL_PATIENCE (60 * NS_PER_SEC)
-#define FOLLOW_PATIENCE (2 * NS_PER_SEC)  /* for a monitor's first word; it may also come later */
-#define START_PATIENCE bound_of(10 * NS_PER_SEC) /* of a start, for all that does not end */
+#define MONITOR_TIMEOUT (120 * NS_PER_SEC)
+#define PLUGIN_TIMEOUT (240 * NS_PER_SEC)
+#define LAUNCH_TIMEOUT bound_of(10 * NS_PER_SEC) /* of a stop, with a start that stands still */
+#define KILL_TIMEOUT (60 * NS_PER_SEC)
+#define FOLLOW_TIMEOUT (2 * NS_PER_SEC)  /* for a monitor's first word; it may also come later */
+#define START_TIMEOUT bound_of(10 * NS_PER_SEC) /* of a start, for all that does not end */
 #define WAIT_BLIND (100 * NS_PER_MS)      /* between two looks, without a descriptor to wait on */
 #define OWED_PAUSE bound_of(5 * NS_PER_SEC) /* from a failed DEL to the next; then doubled, to */
 #define OWED_PAUSE_MAX (600 * NS_PER_SEC)
@@ -24452,7 +24452,7 @@ struct runtime {
     sorted pods_by_id, pods_by_key, containers_by_id, containers_by_key;
     int64_t last_created;           /* these times strictly increase: kubelets sort by them */
     int64_t clock_offset;           /* of the clock, to the time since boot */
-    int64_t start_until;            /* during a start: see patience_until; else 0 */
+    int64_t start_until;            /* during a start: see timeout_until; else 0 */
     char pod_cidr[128];
     bool measuring;                 /* someone walks through writable layers */
     waiter *measure_waiters;
@@ -24934,7 +24934,7 @@ static int monitor_listen(const char *path, error *e)
     if (bind(s, (struct sockaddr *)&to, sizeof to) < 0)
         return fail_sys(e, GRPC_INTERNAL, "monitor: bind %s", path);
     /* Calls that find the monitor busy wait in this queue; where it is full, only for
-     * MONITOR_SEND_PATIENCE. */
+     * MONITOR_SEND_TIMEOUT. */
     if (listen(s, SOMAXCONN) < 0)
         return fail_sys(e, GRPC_INTERNAL, "monitor: listen at %s", path);
     return give_fd(&s);
@@ -24944,7 +24944,7 @@ static int monitor_listen(const char *path, error *e)
 static int monitor_connect(const char *socket_path, error *e)
 {
     struct sockaddr_un to;
-    struct timeval patience = { .tv_sec = MONITOR_SEND_PATIENCE };
+    struct timeval patience = { .tv_sec = MONITOR_SEND_TIMEOUT };
     OWNED_FD dir = monitor_address(socket_path, &to, e);
     if (dir < 0) return -1;
     OWNED_FD s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -25026,7 +25026,7 @@ static int monitor_read(int conn, const monitor_wait *w, uint8_t *p, size_t n, e
 static int monitor_receive(int conn, const monitor_wait *w, arena *a, MonitorReply *reply, error *e)
 {
     uint8_t head[4];
-    monitor_wait rest = { -1, clock_mono() + MONITOR_CALL_PATIENCE };
+    monitor_wait rest = { -1, clock_mono() + MONITOR_CALL_TIMEOUT };
     if (monitor_await(conn, w, e) < 0 || monitor_read(conn, &rest, head, 4, e) < 0) return -1;
     size_t n = monitor_frame_length(head);
     if (n > MONITOR_MESSAGE_MAX) return fail(e, GRPC_INTERNAL, "monitor: a reply of %zu bytes", n);
@@ -25053,7 +25053,7 @@ static int monitor_call(const char *socket_path, const MonitorRequest *request, 
     if (conn < 0 || monitor_send(conn, request, NULL, 0, e) < 0) return -1;
     bool quick = request->call == MONITOR_SIGNAL || request->call == MONITOR_KILL;
     monitor_wait w = { -1, clock_mono() +
-                               (quick ? MONITOR_QUICK_PATIENCE : MONITOR_CALL_PATIENCE) };
+                               (quick ? MONITOR_QUICK_TIMEOUT : MONITOR_CALL_TIMEOUT) };
     if (monitor_receive(conn, &w, a, reply, e) < 0) return -1;
     return monitor_verdict(reply, e);
 }
@@ -25064,7 +25064,7 @@ typedef struct {
     int state_dir;   /* root/pods/<id> */
     int layers_dir;  /* root/layers */
     int cgroup_root; /* the cgroup2 tree, or -1 on a machine without one */
-    int home_cgroup; /* a cgroup2 directory for the monitor itself, outside the pod's; -1: stay */
+    int own_cgroup; /* a cgroup2 directory for the monitor itself, outside the pod's; -1: stay */
 } monitor_args;
 
 /* Starts a pod's monitor from the sealed copy of krun. Returns its pidfd. Its session is its own,
@@ -25082,7 +25082,7 @@ static int monitor_spawn(const monitor_args *a, pid_t *pid, error *e)
                   a->state_dir, a->layers_dir, a->cgroup_root };
     spawn_args s = { .exec_fd = self_program(e), .argv = argv, .envp = envp, .fds = fds,
                      .nfds = COUNT(fds), .new_session = true,
-                     .cgroup = MAX(a->home_cgroup, 0) };
+                     .cgroup = MAX(a->own_cgroup, 0) };
     if (s.exec_fd < 0) return -1;
     int pidfd = spawn(&s, pid, e);
     return pidfd < 0 ? fail_in(e, "monitor of pod %.12s", a->pod_id) : pidfd;
@@ -25168,7 +25168,7 @@ static int cgroup_open(runtime *r, slice path, char text[PATH_MAX])
 /* Until when to wait for what should end at once and may never (a process in a dead file system),
  * `most` ns at the longest. At a start all these waits share one patience, or some such processes
  * would keep the node from its other pods for minutes each. */
-static int64_t patience_until(const runtime *r, int64_t most)
+static int64_t timeout_until(const runtime *r, int64_t most)
 {
     int64_t now = clock_mono();
     if (!r->start_until) return now + most;
@@ -25187,7 +25187,7 @@ static void cgroup_clear(pod *p, slice path)
     pthread_mutex_lock(&p->clearing);
     OWNED_FD cgroup = cgroup_open(r, path, text);
     bool failed = cgroup >= 0 && (cg_kill(cgroup, &e) < 0 ||
-                                  cg_wait_empty(cgroup, patience_until(r, KILL_PATIENCE), &e) < 0 ||
+                                  cg_wait_empty(cgroup, timeout_until(r, KILL_TIMEOUT), &e) < 0 ||
                                   cg_remove(&r->cgroups, text, &e) < 0);
     pthread_mutex_unlock(&p->clearing);
     if (failed) log_warn("cgroup %s: %s", text, e.text);
@@ -25231,7 +25231,7 @@ static void runtime_leave_old_home(runtime *r)
 static void pod_reap_monitor(pod *p)
 {
     if (p->monitor < 0) return;
-    if (reap(p->monitor, patience_until(p->runtime, MONITOR_PATIENCE)) < 0)
+    if (reap(p->monitor, timeout_until(p->runtime, MONITOR_TIMEOUT)) < 0)
         log_warn("pod %.12s: its monitor does not end", (const char *)p->record.id.p);
     close_fd(&p->monitor);
     runtime_leave_old_home(p->runtime);
@@ -25436,7 +25436,7 @@ static cni_args pod_cni_args(const pod *p, const cni_network *net, int cancel, a
                        .pod_namespace = m->name_space,
                        .pod_uid = m->uid,
                        .config = p->record.config,
-                       .deadline = clock_mono() + PLUGIN_PATIENCE,
+                       .deadline = clock_mono() + PLUGIN_TIMEOUT,
                        .cancel_fd = cancel };
 }
 
@@ -25824,7 +25824,7 @@ static int pod_start_monitor(pod *p, int state_dir, error *e)
                           .state_dir = state_dir,
                           .layers_dir = layers,
                           .cgroup_root = r->cgroups.root,
-                          .home_cgroup = r->monitors };
+                          .own_cgroup = r->monitors };
     pid_t pid;
     p->monitor = monitor_spawn(&args, &pid, e);
     if (p->monitor < 0) return -1;
@@ -25892,7 +25892,7 @@ static int pod_build(pod *p, int cancel, error *e)
     p->record.state = PodSandboxState_SANDBOX_READY;
     p->record.was_ready = true;
     if (state_write(dir, "pod.json", &PodRecord_msg, &p->record, e) < 0) return -1;
-    return pod_hail(p, e) < 0 ? -1 : pod_follow(p, clock_mono() + FOLLOW_PATIENCE, e);
+    return pod_hail(p, e) < 0 ? -1 : pod_follow(p, clock_mono() + FOLLOW_TIMEOUT, e);
 }
 
 /* Kills the pod's monitor if it is so far gone (stopped, say) that it does not even answer WATCH,
@@ -25905,7 +25905,7 @@ static void pod_end_mute_monitor(pod *p)
     MonitorReply reply = { 0 };
     error e;
     OWNED_FD conn = monitor_connect(pod_socket(p, path), &e);
-    monitor_wait w = { -1, patience_until(p->runtime, FOLLOW_PATIENCE) };
+    monitor_wait w = { -1, timeout_until(p->runtime, FOLLOW_TIMEOUT) };
     bool mute = conn < 0 || monitor_send(conn, &ask, NULL, 0, &e) < 0 ||
                 monitor_receive(conn, &w, &a, &reply, &e) < 0;
     if (!mute) return;
@@ -25921,11 +25921,11 @@ static int pod_shut_down(pod *p, arena *a, MonitorReply *reply, error *e)
     MonitorRequest ask = { .version = STATE_VERSION, .call = MONITOR_SHUTDOWN };
     OWNED_FD conn = monitor_connect(pod_socket(p, path), e);
     if (conn < 0 || monitor_send(conn, &ask, NULL, 0, e) < 0) return -1;
-    monitor_wait w = { -1, clock_mono() + MONITOR_QUICK_PATIENCE };
+    monitor_wait w = { -1, clock_mono() + MONITOR_QUICK_TIMEOUT };
     int heard = monitor_receive(conn, &w, a, reply, e);
     if (heard < 0 && e->code == GRPC_DEADLINE_EXCEEDED) {
         pod_end_mute_monitor(p);
-        w.deadline = patience_until(p->runtime, MONITOR_PATIENCE);
+        w.deadline = timeout_until(p->runtime, MONITOR_TIMEOUT);
         heard = monitor_receive(conn, &w, a, reply, e);
     }
     return heard < 0 ? -1 : monitor_verdict(reply, e);
@@ -26156,7 +26156,7 @@ static void pod_wait_idle(pod *p)
     runtime *r = p->runtime;
     error e;
     while (p->working) {
-        int64_t look = clock_mono() + MONITOR_QUICK_PATIENCE;
+        int64_t look = clock_mono() + MONITOR_QUICK_TIMEOUT;
         if (wait_change(r, &p->waiters, -1, look, &e) == 0) continue;
         unlock_state(r);
         pod_end_mute_monitor(p);
@@ -26566,7 +26566,7 @@ static int container_wait_exit(container *c, int cancel, int64_t deadline, error
 static int container_end(container *c, int64_t grace_ns, int cancel, error *e)
 {
     runtime *r = c->pod->runtime;
-    int64_t patience = clock_mono() + MIN(MAX(grace_ns, LAUNCH_PATIENCE), MONITOR_PATIENCE);
+    int64_t patience = clock_mono() + MIN(MAX(grace_ns, LAUNCH_TIMEOUT), MONITOR_TIMEOUT);
     /* what has not come to run by then is killed */
     while (c->state == BOX_STARTING && clock_mono() < patience)
         if (wait_change(r, &c->waiters, cancel, patience, e) < 0 &&
@@ -26595,7 +26595,7 @@ static int container_end(container *c, int64_t grace_ns, int cancel, error *e)
             log_warn("container %.12s: %s", (const char *)c->record.id.p, lost.text);
     }
     lock_state(r);
-    if (container_wait_exit(c, cancel, clock_mono() + KILL_PATIENCE, e) == 0) return 0;
+    if (container_wait_exit(c, cancel, clock_mono() + KILL_TIMEOUT, e) == 0) return 0;
     return fail_in(e, "container \"%.12s\" was killed and has not ended",
                    (const char *)c->record.id.p);
 }
@@ -26675,7 +26675,7 @@ static int container_reopen_log(runtime *r, slice id, error *e)
  * streams share the room; what comes after it is full is read and dropped, so that the command
  * never blocks on us. */
 enum { EXEC_ROOM = 16 * MIB - 64 * KIB, EXEC_PIPE = 256 * KIB };
-#define EXEC_FAREWELL (30 * NS_PER_SEC)
+#define EXEC_END_TIMEOUT (30 * NS_PER_SEC)
 typedef struct { int fd; buf text; } exec_stream;
 
 /* Reads what is there now, but no more than fits a pipe: who prints faster than we read must not
@@ -26699,7 +26699,7 @@ static bool exec_read(exec_stream *s, size_t room)
 
 /* Copies output until the monitor answers. When the caller is gone or out of time, our end of the
  * connection is shut, which has the monitor kill all that the command started; it still answers,
- * or hangs itself: that is not waited for longer than EXEC_FAREWELL. */
+ * or hangs itself: that is not waited for longer than EXEC_END_TIMEOUT. */
 static int exec_follow(int conn, exec_stream out[2], int cancel, int64_t deadline)
 {
     bool told = false, more[2] = { true, true };
@@ -26717,7 +26717,7 @@ static int exec_follow(int conn, exec_stream out[2], int cancel, int64_t deadlin
         if (n > 0 && fds[0].revents) break;
         if (!told && ((n > 0 && fds[1].revents) || (deadline && clock_mono() >= deadline))) {
             shutdown(conn, SHUT_WR);
-            deadline = clock_mono() + EXEC_FAREWELL;
+            deadline = clock_mono() + EXEC_END_TIMEOUT;
             told = true;
         }
     }
@@ -26791,7 +26791,7 @@ static int container_exec_held(container *c, const ExecSyncRequest *in, caller *
     int ended = exec_follow(conn, out, cancel, deadline);
     OWNED_ARENA a = arena_make(MIB);
     MonitorReply answer = { 0 };
-    monitor_wait patience = { .cancel_fd = -1, .deadline = clock_mono() + MONITOR_PATIENCE };
+    monitor_wait patience = { .cancel_fd = -1, .deadline = clock_mono() + MONITOR_TIMEOUT };
     if (ended < 0) return fail_sys(e, GRPC_INTERNAL, "wait for the command");
     if (ended == 0 && monitor_receive(conn, &patience, &a, &answer, e) < 0)
         return fail_in(e, "exec");
@@ -27119,7 +27119,7 @@ static int pod_resume(runtime *r, const char *id, error *e)
  * them that do not run cost the start one patience together. */
 static void runtime_follow(runtime *r)
 {
-    int64_t deadline = clock_mono() + FOLLOW_PATIENCE;
+    int64_t deadline = clock_mono() + FOLLOW_TIMEOUT;
     for (size_t i = 0; i < r->pods_by_id.n; i++) {
         pod *p = r->pods_by_id.rows[i].object;
         error e;
@@ -27275,7 +27275,7 @@ static int runtime_resume_all(runtime *r, error *e)
 
 static int runtime_resume(runtime *r, error *e)
 {
-    r->start_until = clock_mono() + START_PATIENCE;
+    r->start_until = clock_mono() + START_TIMEOUT;
     int done = runtime_resume_all(r, e);
     r->start_until = 0;
     return done;
@@ -27702,10 +27702,6 @@ typedef struct { uint8_t type, flags; uint32_t id; slice payload; } h2_frame;
 
 /* -- HTTP/2: writing frames -------------------------------------------------------------------- */
 
-static uint32_t h2_get32(const uint8_t *p)
-{
-    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
-}
 
 static void h2_set32(uint8_t *p, uint32_t v)
 {
@@ -28118,7 +28114,7 @@ static void h2_take_data(h2 *h, const h2_frame *f)
 static void h2_check_priority(h2 *h, uint32_t id, slice priority)
 {
     h2_stream *s = h2_find(h, id);
-    if (s && (h2_get32(priority.p) & H2_ID_MAX) == id) h2_blame(s, H2_PROTOCOL_ERROR);
+    if (s && (load_be32(priority.p) & H2_ID_MAX) == id) h2_blame(s, H2_PROTOCOL_ERROR);
 }
 
 static void h2_take_headers(h2 *h, const h2_frame *f)
@@ -28172,7 +28168,7 @@ static void h2_take_reset(h2 *h, const h2_frame *f)
     if (h2_is_idle(h, f->id)) { h2_fail(h, H2_PROTOCOL_ERROR, "RST_STREAM too early"); return; }
     if (!s) { h2_spend_idle(h); return; }
     h2_spend_reset(h);
-    h2_move(s, H2_RESET, h2_get32(f->payload.p));
+    h2_move(s, H2_RESET, load_be32(f->payload.p));
 }
 
 /* A new first window moves those of all open streams, below zero too (RFC 9113, section 6.9.2). */
@@ -28191,7 +28187,7 @@ static void h2_move_window(h2_stream *s, int64_t change)
 static void h2_take_setting(h2 *h, slice row, int64_t *first_window)
 {
     unsigned name = (unsigned)(row.p[0] << 8 | row.p[1]);
-    uint32_t value = h2_get32(row.p + 2);
+    uint32_t value = load_be32(row.p + 2);
     if (name == H2_SET_PUSH && value > (h->client ? 0 : 1))
         h2_fail(h, H2_PROTOCOL_ERROR, "ENABLE_PUSH");
     if (name == H2_SET_FRAME && (value < H2_FRAME_MAX || value > 0xFFFFFF))
@@ -28243,14 +28239,14 @@ static void h2_take_goaway(h2 *h, const h2_frame *f)
     if (f->id) { h2_fail(h, H2_PROTOCOL_ERROR, "GOAWAY of a stream"); return; }
     if (f->payload.n < 8) { h2_fail(h, H2_FRAME_SIZE_ERROR, "GOAWAY"); return; }
     h2_spend_idle(h);
-    h->peer_last_id = h2_get32(f->payload.p) & H2_ID_MAX;
+    h->peer_last_id = load_be32(f->payload.p) & H2_ID_MAX;
     if (h->client) h2_each(h, h2_not_served, h->peer_last_id);
 }
 
 static void h2_take_window_update(h2 *h, const h2_frame *f)
 {
     if (f->payload.n != 4) { h2_fail(h, H2_FRAME_SIZE_ERROR, "WINDOW_UPDATE"); return; }
-    uint32_t more = h2_get32(f->payload.p) & H2_ID_MAX;
+    uint32_t more = load_be32(f->payload.p) & H2_ID_MAX;
     h2_stream *s = h2_find(h, f->id);
     h2_spend_idle(h);
     if (f->id == 0) {
@@ -28328,7 +28324,7 @@ static bool h2_take_frame(h2 *h, slice *in)
     *in = rest;
     f.type = head.p[3];
     f.flags = head.p[4];
-    f.id = h2_get32(head.p + 5) & H2_ID_MAX;
+    f.id = load_be32(head.p + 5) & H2_ID_MAX;
     bool first_ok = h->greeted || (f.type == H2_SETTINGS && !(f.flags & H2_ACK));
     bool block_ok = !h->block_id || (f.type == H2_CONTINUATION && f.id == h->block_id);
     h->greeted = true;
@@ -28582,13 +28578,13 @@ static int grpc_collect(grpc_inbox *in, slice *data, size_t max, error *e)
     in->have += part.n;
     if (in->have < GRPC_PREFIX) return 0;
     if (in->prefix[0]) return fail(e, GRPC_INTERNAL, "a message is marked as compressed");
-    size_t want = h2_get32(in->prefix + 1);
+    size_t want = load_be32(in->prefix + 1);
     if (want > max)
         return fail(e, GRPC_RESOURCE_EXHAUSTED, "message: %zu bytes are more than %zu", want, max);
     slice_take(data, MIN(data->n, want - in->body.n), &part);
     buf_slice(&in->body, part);
     in->full = in->body.n == want;
-    return in->body.oom ? fail(e, GRPC_RESOURCE_EXHAUSTED, "message: out of memory") : 0;
+    return in->body.oom ? fail_oom(e, "message") : 0;
 }
 
 /* grpc-message: printable ASCII as it is, the rest and '%' as %XX. */
@@ -31957,7 +31953,7 @@ static int client_log_follow(client *c, client_log *l, int *exit_code, error *e)
  * Gives       daemon_open, daemon_run, daemon_stop, daemon_close, daemon_main
  * Bounds      a configuration file 1 MiB; 10 s for calls under way at the end */
 
-#define DAEMON_FAREWELL (10 * NS_PER_SEC)
+#define DAEMON_STOP_TIMEOUT (10 * NS_PER_SEC)
 #define DAEMON_LAST_CALLS (2 * NS_PER_SEC)
 
 /* -- settings ---------------------------------------------------------------------------------- */
@@ -32577,7 +32573,7 @@ static void daemon_close(krund *d)
     if (r->options) {
         uint64_t one = 1;
         if (write(r->ending, &one, sizeof one) < 0) assert(errno == EAGAIN || errno == EBADF);
-        if (!runtime_is_quiet(r, clock_mono() + DAEMON_FAREWELL)) return;
+        if (!runtime_is_quiet(r, clock_mono() + DAEMON_STOP_TIMEOUT)) return;
         runtime_forget(r);
         if (r->images) images_close(r->images);
         import_close(&d->import);
@@ -32638,7 +32634,7 @@ static void daemon_served(grpc_server *s) { loop_stop(((runtime *)s->o.user)->lo
 static void daemon_stop_job(job *j) /* on the loop's thread */
 {
     krund *d = OWNER(j, krund, stop);
-    grpc_shutdown(d->server, clock_mono() + DAEMON_FAREWELL, daemon_served);
+    grpc_shutdown(d->server, clock_mono() + DAEMON_STOP_TIMEOUT, daemon_served);
 }
 
 /* Ends daemon_run once the calls under way are answered. From any thread, once. */
@@ -32676,7 +32672,7 @@ static void daemon_signal(watch *w, uint32_t events)
         return;
     }
     log_info("%s: pods go on without this daemon", strsignal((int)info.ssi_signo));
-    grpc_shutdown(d->server, clock_mono() + DAEMON_FAREWELL, daemon_served);
+    grpc_shutdown(d->server, clock_mono() + DAEMON_STOP_TIMEOUT, daemon_served);
 }
 
 /* Serves until daemon_stop, or a signal if daemon_main asked for them. */
@@ -33820,7 +33816,7 @@ static int cli_do_check(cli *c, error *e)
     c->user = NULL;
     if (code < 0 || (c->nargs && !found.n)) return code;
     slice *names = arena_alloc(&c->client.arena, (found.n + 1) * sizeof *names);
-    if (!names) return fail(e, GRPC_RESOURCE_EXHAUSTED, "check: out of memory");
+    if (!names) return fail_oom(e, "check");
     for (size_t i = 0; i < found.n; i++) names[i] = found.p[i].id;
     KrunCheckImagesRequest in = { .images = { names, found.n } };
     KrunCheckImagesResponse out = { 0 };

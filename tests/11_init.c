@@ -818,7 +818,7 @@ TEST(init_exec_runs_inside_with_the_containers_rights) /* T52, T53, T54 */
 }
 
 /* What a child finds when it is born, told as the text of an error: only what it was given. */
-static int birth_looks_around(const birth *b, error *e)
+static int child_looks_around(const child_spec *b, error *e)
 {
     char seen[256] = "";
     size_t n = 0;
@@ -826,7 +826,7 @@ static int birth_looks_around(const birth *b, error *e)
     for (struct dirent *entry; d && (entry = readdir(d));)
         if (isdigit((unsigned char)entry->d_name[0]) && atoi(entry->d_name) != dirfd(d))
             n += (size_t)snprintf(seen + n, sizeof seen - n, "%s ", entry->d_name);
-    return fail(e, GRPC_UNKNOWN, "report %d, dumpable %d, open %s", b->fds[BIRTH_REPORT],
+    return fail(e, GRPC_UNKNOWN, "report %d, dumpable %d, open %s", b->fds[CHILD_REPORT],
                 prctl(PR_GET_DUMPABLE), seen);
 }
 
@@ -839,10 +839,10 @@ TEST(init_child_is_born_with_nothing_of_the_monitors) /* T52, CVE-2016-9962 */
         init_started s;
         int terminal = -1;
         static const int none[] = { -1, -1, -1 };
-        birth b = { .stdio = none, .fds = { -1, -1, kept, -1, -1, -1 },
+        child_spec b = { .stdio = none, .fds = { -1, -1, kept, -1, -1, -1 },
                     .pidns = launched ? self : -1,
-                    .join = CLONE_NEWPID, .run = birth_looks_around };
-        CHECK_INT(birth_start(&b, &s, &e), 0);
+                    .join = CLONE_NEWPID, .run = child_looks_around };
+        CHECK_INT(child_start(&b, &s, &e), 0);
         CHECK_INT(box_wait(&s, &terminal, &e), -1);
         CHECK_TEXT(slice_of(e.text), "report 3, dumpable 0, open 0 1 2 3 5 ");
         CHECK_INT(reap(s.pidfd, 0), INIT_FAILED);
@@ -852,9 +852,9 @@ TEST(init_child_is_born_with_nothing_of_the_monitors) /* T52, CVE-2016-9962 */
 
 /* The child says whether its cgroup's descriptor leads up in the tree, and whether it can write
  * there. It asks a copy, for its own is closed when its code begins. */
-static int birth_climbs(const birth *b, error *e)
+static int child_climbs(const child_spec *b, error *e)
 {
-    int group = b->fds[BIRTH_TARGET];
+    int group = b->fds[CHILD_TARGET];
     struct stat here, above;
     bool up = fstat(group, &here) == 0 && fstatat(group, "..", &above, 0) == 0 &&
               here.st_ino != above.st_ino;
@@ -863,11 +863,11 @@ static int birth_climbs(const birth *b, error *e)
     return fail(e, GRPC_UNKNOWN, "up %d, wrote %d", up, wrote);
 }
 
-static int birth_born(birth *b, error *e)
+static int child_ends(child_spec *b, error *e)
 {
     init_started s;
     int terminal = -1;
-    if (birth_start(b, &s, e) < 0) return -1;
+    if (child_start(b, &s, e) < 0) return -1;
     int said = box_wait(&s, &terminal, e);
     reap(s.pidfd, 0);
     close(s.pidfd);
@@ -880,9 +880,9 @@ TEST(init_of_its_cgroup_a_child_is_born_with_a_view) /* T52, CVE-2016-9962 */
     static const int none[] = { -1, -1, -1 };
     OWNED_FD self = sys_pidfd_open(getpid());
     OWNED_FD view = init_view(b.cgroup, &e);
-    birth child = { .stdio = none, .fds = { -1, view, view, -1, -1, -1 }, .pidns = self,
-                    .join = CLONE_NEWPID, .run = birth_climbs };
-    CHECK_INT(birth_born(&child, &e), -1);
+    child_spec child = { .stdio = none, .fds = { -1, view, view, -1, -1, -1 }, .pidns = self,
+                         .join = CLONE_NEWPID, .run = child_climbs };
+    CHECK_INT(child_ends(&child, &e), -1);
     CHECK_TEXT(slice_of(e.text), "up 0, wrote 0");
     box_close(&b);
 }
@@ -894,9 +894,9 @@ TEST(init_is_born_also_where_no_view_of_its_cgroup_can_be_had)
     OWNED_FD self = sys_pidfd_open(getpid());
     CHECK_INT(unshare(CLONE_NEWNS), 0); /* the cgroup's mount is a foreign one now */
     OWNED_FD view = init_view(b.cgroup, &e);
-    birth child = { .stdio = none, .fds = { -1, view, view, -1, -1, -1 }, .pidns = self,
-                    .join = CLONE_NEWPID, .run = birth_climbs };
-    CHECK_INT(birth_born(&child, &e), -1);
+    child_spec child = { .stdio = none, .fds = { -1, view, view, -1, -1, -1 }, .pidns = self,
+                         .join = CLONE_NEWPID, .run = child_climbs };
+    CHECK_INT(child_ends(&child, &e), -1);
     CHECK_TEXT(slice_of(e.text), "up 1, wrote 1");
     box_close(&b);
 }

@@ -283,12 +283,12 @@ TEST(what_does_not_end_shares_the_patience_of_a_start)
 {
     runtime r = { .start_until = 0 };
     int64_t now = clock_mono();
-    CHECK(patience_until(&r, KILL_PATIENCE) >= now + KILL_PATIENCE);
-    r.start_until = now + START_PATIENCE;
-    CHECK(patience_until(&r, KILL_PATIENCE) <= now + START_PATIENCE || clock_mono() > r.start_until - WAIT_BLIND);
+    CHECK(timeout_until(&r, KILL_TIMEOUT) >= now + KILL_TIMEOUT);
+    r.start_until = now + START_TIMEOUT;
+    CHECK(timeout_until(&r, KILL_TIMEOUT) <= now + START_TIMEOUT || clock_mono() > r.start_until - WAIT_BLIND);
     r.start_until = now - 1; /* used up: just the time that it takes to end */
-    CHECK(patience_until(&r, KILL_PATIENCE) < now + KILL_PATIENCE || clock_mono() > now + NS_PER_SEC);
-    CHECK(patience_until(&r, KILL_PATIENCE) >= now + WAIT_BLIND);
+    CHECK(timeout_until(&r, KILL_TIMEOUT) < now + KILL_TIMEOUT || clock_mono() > now + NS_PER_SEC);
+    CHECK(timeout_until(&r, KILL_TIMEOUT) >= now + WAIT_BLIND);
 }
 
 /* A large directory that cannot be moved goes in the background: no call waits for it, and no end of the daemon. */

@@ -335,7 +335,7 @@ static h2_frame written(const h2_test *t, size_t n)
     slice rest = buf_view(&t->h.out), head;
     h2_frame f = { .type = 255 };
     for (size_t i = 0; slice_take(&rest, H2_HEAD, &head); i++) {
-        f = (h2_frame){ .type = head.p[3], .flags = head.p[4], .id = h2_get32(head.p + 5) };
+        f = (h2_frame){ .type = head.p[3], .flags = head.p[4], .id = load_be32(head.p + 5) };
         if (!slice_take(&rest, (size_t)head.p[1] << 8 | head.p[2], &f.payload)) break;
         if (i == n) return f;
     }
@@ -352,7 +352,7 @@ static h2_frame last_written(const h2_test *t)
 static uint32_t goaway_code(const h2_test *t)
 {
     h2_frame f = last_written(t);
-    return f.type == H2_GOAWAY && f.payload.n >= 8 ? h2_get32(f.payload.p + 4) : 0;
+    return f.type == H2_GOAWAY && f.payload.n >= 8 ? load_be32(f.payload.p + 4) : 0;
 }
 
 TEST(h2_takes_a_request_in_pieces_of_any_size)
@@ -449,7 +449,7 @@ TEST(h2_answers_a_broken_frame_with_the_code_of_the_rfc) /* T11, T18 */
         int before = checks_failed;
         CHECK_INT(goaway_code(&t), bad[i].goaway);
         CHECK_INT(said.type, bad[i].goaway ? H2_GOAWAY : H2_RST_STREAM);
-        if (bad[i].reset) CHECK_INT(h2_get32(said.payload.p), bad[i].reset);
+        if (bad[i].reset) CHECK_INT(load_be32(said.payload.p), bad[i].reset);
         if (checks_failed > before) fprintf(stderr, "row %zu\n", i);
         t.sent.n = 0;
     }
@@ -480,7 +480,7 @@ TEST(h2_gives_every_window_back)
     for (size_t i = 0; written(&t, i).type != 255; i++) {
         h2_frame f = written(&t, i);
         CHECK_INT(f.type, H2_WINDOW_UPDATE);
-        *(f.id ? &stream_room : &conn_room) += h2_get32(f.payload.p);
+        *(f.id ? &stream_room : &conn_room) += load_be32(f.payload.p);
     }
     CHECK_INT(t.data, 16 * MIB);
     CHECK(stream_room >= 15 * MIB && conn_room >= 13 * MIB);
@@ -709,7 +709,7 @@ TEST(h2_serves_250_streams_and_refuses_the_next)
     h2_frame f = last_written(&t);
     CHECK_INT(f.type, H2_RST_STREAM);
     CHECK_INT(f.id, 501);
-    CHECK_INT(h2_get32(f.payload.p), H2_REFUSED_STREAM);
+    CHECK_INT(load_be32(f.payload.p), H2_REFUSED_STREAM);
     add_u32(&t.sent, H2_RST_STREAM, 1, H2_CANCEL);
     add_frame(&t.sent, H2_HEADERS_FRAME, 4, 503, A_REQUEST);
     deliver(&t);

@@ -63,7 +63,7 @@ PROTECTIONS = [Protection(*row) for row in (
      "unit init_finish_leaves_nothing_of_the_monitors"),
     ("the umask is the container's", "init_finish", "umask(p->spec->umask ? (mode_t)p->spec->umask : 0022);",
      "", "unit init_sets_limits_umask_and_score"),
-    ("oom_score_adj is the container's", "birth_score",
+    ("oom_score_adj is the container's", "child_score",
      "b->spec ? security_oom_score(file, b->spec->oom_score_adj, e) : 0", "0",
      "unit init_sets_limits_umask_and_score"),
     ("limits are the container's", "init_finish",
