@@ -7502,7 +7502,21 @@ static int security_ids(const ProcessUser *user, error *e)
     return 0;
 }
 
-/* Leaves us the capabilities in `caps`, and a program that we execute no chance of more. */
+/* Takes from the bounding set what is not in `set`: no program that we execute gets it. Root with
+ * no capability would otherwise get them all by executing one (capabilities(7), "Capabilities and
+ * execution of programs by root"). CAP_SETPCAP is needed: this comes before security_set_caps. */
+static int security_bound(uint64_t set, error *e)
+{
+    for (unsigned long cap = 0; cap < 64; cap++) {
+        if (set >> cap & 1 || prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) == 0) continue;
+        if (errno == EINVAL) break; /* the kernel knows no more of them */
+        return fail_sys(e, GRPC_INTERNAL, "drop capability %lu", cap);
+    }
+    return 0;
+}
+
+/* Leaves us the capabilities in `caps`. What a program that we execute can get says the bounding
+ * set. */
 static int security_set_caps(security_caps caps, error *e)
 {
     struct cap_header head = security_cap_version;
@@ -7530,11 +7544,7 @@ static int security_become(const ContainerSpec *spec, error *e)
     static const ProcessUser root;
     uint64_t set = spec->capabilities & security_caps_permitted();
     security_caps caps = { set, spec->ambient & set };
-    for (unsigned long cap = 0; cap < 64; cap++) {
-        if (caps.set >> cap & 1 || prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) == 0) continue;
-        if (errno == EINVAL) break; /* the kernel knows no more of them */
-        return fail_sys(e, GRPC_INTERNAL, "drop capability %lu", cap);
-    }
+    if (security_bound(caps.set, e) < 0) return -1;
     if (prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0)
         return fail_sys(e, GRPC_INTERNAL, "keep capabilities");
     if (security_ids(spec->user ? spec->user : &root, e) < 0 || security_set_caps(caps, e) < 0)
@@ -8521,8 +8531,9 @@ static int pod_make_shm(const PodSpec *p, error *e)
 }
 
 /* Pid 1 of a shared PID namespace: inherits orphans, and by ignoring SIGCHLD has the kernel reap
- * them. Others in the namespace may look at it (with CAP_SYS_PTRACE): so it has an empty tree, no
- * descriptors and no rights. It dies with the monitor, and all in the namespace with it. */
+ * them. Others in the namespace may look at it and have it execute what they like (with
+ * CAP_SYS_PTRACE): so it has an empty tree, no descriptors, no rights and no way to any. It dies
+ * with the monitor, and all in the namespace with it. */
 static int pause_main(const child_spec *b, error *e)
 {
     sigset_t all;
@@ -8530,7 +8541,8 @@ static int pause_main(const child_spec *b, error *e)
     prctl(PR_SET_NAME, "krun-pause", 0, 0, 0);
     signals_default();
     signal(SIGCHLD, SIG_IGN);
-    if (pod_empty_tree("555", 4 * KIB, e) < 0 || security_set_caps((security_caps){ 0, 0 }, e) < 0)
+    if (pod_empty_tree("555", 4 * KIB, e) < 0 || security_bound(0, e) < 0 ||
+        security_set_caps((security_caps){ 0, 0 }, e) < 0)
         return -1;
     sigfillset(&all);
     sigdelset(&all, SIGCHLD);

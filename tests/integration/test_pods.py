@@ -353,6 +353,16 @@ def PID_TARGET_is_that_containers(k):
 
 
 @test
+def the_first_process_of_a_shared_PID_namespace_can_get_no_capability(k):
+    """Who has SYS_PTRACE can have it execute any program; as it is root's, the bounding set alone decides
+    what that program may do."""
+    pod = k.pod(**options(pid=pb.POD))
+    sets = pod.prints("grep", "^Cap", "/proc/1/status", **options(pid=pb.POD)).split()
+    equal(sets, [word for name in ("Inh", "Prm", "Eff", "Bnd", "Amb") for word in (f"Cap{name}:", "0" * 16)],
+          "its capabilities")
+
+
+@test
 def there_is_no_pause_process_unless_the_PID_namespace_is_shared(k):
     before = set(processes())
     k.pod()

@@ -38,7 +38,9 @@ PROTECTIONS = [Protection(*row) for row in (
     # What a container's process is.
     ("no_new_privs is set", "security_become", "spec->no_new_privs &&", "0 &&",
      "unit init_gives_exactly_the_rights"),
-    ("capabilities leave the bounding set", "security_become", "caps.set >> cap & 1 ||", "1 ||",
+    ("the first process of a shared PID namespace can get no capability", "pause_main",
+     "security_bound(0, e) < 0 ||", "", "run pods: the first process of a shared"),
+    ("capabilities leave the bounding set", "security_bound", "set >> cap & 1 ||", "1 ||",
      "unit init_gives_exactly_the_rights"),
     ("a container gets no capability but its own", "security_become",
      "spec->capabilities & security_caps_permitted()", "security_caps_permitted()",
