@@ -6435,11 +6435,24 @@ static bool rootfs_has_volume(const rootfs *r, const char *path)
     return false;
 }
 
+/* Whether a default is left out because a volume at /dev has no directory for it. To make one would
+ * change what is not the container's (the host's own /dev, mostly), and in a read-only volume it
+ * cannot be done. Shared memory is promised to every pod, and a terminal needs its devpts. */
+static bool rootfs_leaves_out(const rootfs *r, const char *path)
+{
+    bool needed = !strcmp(path, "/dev/shm") || (!strcmp(path, "/dev/pts") && r->spec->tty);
+    error absent = { 0 };
+    if (needed || strncmp(path, "/dev/", 5) || !rootfs_has_volume(r, "/dev")) return false;
+    OWNED_FD dir = open_inside(r->root, path, O_PATH, &absent);
+    return dir < 0 && absent.code == GRPC_NOT_FOUND;
+}
+
 static int rootfs_place_defaults(rootfs *r, size_t depth, error *e)
 {
     for (size_t i = 0; i < COUNT(rootfs_defaults); i++) {
         const char *path = rootfs_defaults[i].path;
         if (rootfs_defaults[i].depth != depth || rootfs_has_volume(r, path)) continue;
+        if (rootfs_leaves_out(r, path)) continue;
         OWNED_FD mount = rootfs_defaults[i].make(r, e);
         if (mount < 0 && rootfs_defaults[i].optional) continue;
         if (mount < 0) return fail_in(e, "%s", path);

@@ -808,6 +808,22 @@ def a_pods_own_dev_shm_mount_wins(k):
 
 
 @test
+def a_volume_at_dev_gets_no_directories_that_nobody_needs(k):
+    """The host's own /dev is such a volume, and a host need not have /dev/mqueue."""
+    source = volume(k)
+    os.mkdir(source + "/shm")
+    pod = k.pod()
+    for readonly in (True, False):
+        equal(pod.prints("ls", "/dev", mounts=[mount(source, "/dev", readonly=readonly)]), "file\nshm\n",
+              f"what is in /dev, read-only {readonly}")
+    equal(sorted(os.listdir(source)), ["file", "shm"], "the volume")
+    os.mkdir(source + "/mqueue")
+    holds(" /dev/mqueue mqueue ", pod.prints("cat", "/proc/mounts", mounts=[mount(source, "/dev", readonly=True)]),
+          "the mounts where the directory is there")
+    holds("/dev/pts/0", pod.prints("tty", tty=True, mounts=[mount(source, "/dev")]), "a terminal all the same")
+
+
+@test
 def read_only_leaves_submounts_writable_but_recursively_read_only_does_not(k):
     source = volume(k)
     os.makedirs(source + "/sub")
