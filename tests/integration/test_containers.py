@@ -1134,6 +1134,24 @@ def a_destination_that_is_a_link_in_the_image_stays_in_the_image(k):  # T50, R1
 
 
 @test
+def a_destination_may_be_a_link_to_what_is_not_there_or_to_another_mount(k):
+    """Such as /etc/localtime of an image without zones, and /var/run beside a volume at /run."""
+    tree = images.busybox_tree().link("etc/localtime", "/usr/share/zoneinfo/UTC").link("far", "nowhere/at/all")
+    name = images.push(images.Image([tree], {"Env": ["PATH=/bin"]}), "127.0.0.1:5000", "test/dangling", "1")
+    k.pull(name)
+    plain, linked = volume(k), volume(k)
+    os.symlink("../a/file", linked + "/link")
+    token = "/secrets/kubernetes.io/serviceaccount"
+    rows = (([mount(plain + "/file", "/etc/localtime")], "/usr/share/zoneinfo/UTC"),
+            ([mount(plain + "/file", "/far")], "/nowhere/at/all"), ([mount(plain, "/far")], "/nowhere/at/all/file"),
+            ([mount(plain, "/var/run" + token, readonly=True), mount(linked, "/run")], f"/run{token}/file"),
+            ([mount(plain + "/file", "/tmp/b/link"), mount(linked, "/tmp/b")], "/tmp/a/file"))
+    pod = k.pod()
+    for mounts, path in rows:
+        equal(pod.prints("cat", path, image={"image": name}, mounts=mounts), "content\n", path)
+
+
+@test
 def links_at_dev_proc_sys_and_etc_of_an_image_harm_nothing_outside(k):  # T50
     canary = CANARY
     rows = ("dev", "proc", "sys", "etc/hosts", "etc/resolv.conf", "etc/hostname")

@@ -2,7 +2,8 @@
 these tests are skipped and run in the virtual machine (tests/vm/run)."""
 import os
 
-from harness import Krun, cgroup2_mount, check, equal, holds, pb, pid_of, running, skip, test, until
+from harness import (Krun, cgroup2_mount, check, equal, holds, pb, pid_of, refused, running, skip, test,
+                     until)
 
 MIB = 1 << 20
 
@@ -214,5 +215,6 @@ def a_frozen_container_can_be_stopped(k):  # T67
         skip("no cgroup.freeze")
     with open(path, "w") as f:
         f.write("1")
+    refused("DEADLINE_EXCEEDED", lambda: container.run("true", timeout=1))
     container.stop(timeout=1)
     equal(container.status().exit_code, 137, "exit code")

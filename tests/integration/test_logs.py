@@ -196,6 +196,20 @@ def ReopenContainerLog_of_what_does_not_run_fails_and_makes_no_file(k):
 
 
 @test
+def a_rotation_that_fails_is_undone_and_loses_nothing(k):
+    """The kubelet renames the file, and renames it back when ReopenContainerLog fails."""
+    container = k.pod().start("sh", "-c", "for i in 1 2; do until [ -e /tmp/$i ]; do sleep 0.05; done; echo $i; done; sleep 1000")
+    os.rename(container.log_path, container.log_path + ".old")
+    os.mkdir(container.log_path)
+    refused("INVALID_ARGUMENT", lambda: k.cri.ReopenContainerLog(container_id=container.id), "is not a regular file")
+    container.sh("touch /tmp/1")
+    os.rmdir(container.log_path)
+    os.rename(container.log_path + ".old", container.log_path)
+    container.sh("touch /tmp/2")
+    until("both lines are in the log", lambda: container.output() == "1\n2\n")
+
+
+@test
 def ReopenContainerLog_answers_while_the_container_is_being_stopped(k):
     container = k.pod().start("sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done")
     until("it traps", lambda: "up" in container.output())
