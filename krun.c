@@ -6472,8 +6472,12 @@ static int rootfs_place_volume(rootfs *r, size_t i, error *e)
     snprintf(path, sizeof path, "%.*s", PR(m->destination));
     if (fstat(r->volumes[i], &st) < 0)
         return fail_sys(e, GRPC_INTERNAL, "stat the volume for %s", path);
-    OWNED_FD target = rootfs_target(r->root, path, S_ISDIR(st.st_mode), ROOTFS_TARGET_STEPS, e);
+    bool directory = S_ISDIR(st.st_mode);
+    OWNED_FD target = rootfs_target(r->root, path, directory, ROOTFS_TARGET_STEPS, e);
     if (target < 0) return -1;
+    if (fstat(target, &st) == 0 && S_ISDIR(st.st_mode) != directory) /* move_mount says EINVAL */
+        return fail(e, GRPC_INVALID_ARGUMENT, "mount at %s: a %s cannot be mounted on a %s", path,
+                    directory ? "directory" : "file", directory ? "file" : "directory");
     bool at_proc = slice_is(m->destination, "/proc");
     if ((at_proc || fd_is_on(target, ROOTFS_PROC_MAGIC)) && !volume_proc_file(m->destination) &&
         !(at_proc && fd_is_on(r->volumes[i], ROOTFS_PROC_MAGIC)))

@@ -775,6 +775,15 @@ def mounts_come_in_an_order_that_hides_none(k):
 
 
 @test
+def a_file_and_a_directory_are_not_mounted_on_each_other(k):
+    source = volume(k)
+    for path, place, want in ((source, "/etc/passwd", "a directory cannot be mounted on a file"),
+                              (source + "/file", "/tmp", "a file cannot be mounted on a directory")):
+        container = k.pod().create(mounts=[mount(path, place)])
+        fails(container.start, f"mount at {place}: {want}")
+
+
+@test
 def a_missing_host_path_is_made_as_a_directory(k):
     path = k.directory + "/" + k.name("made") + "/deep"
     k.pod().start(mounts=[mount(path)])
