@@ -70,7 +70,8 @@
  *
  * A week: from here to the end.
  *
- * A chapter uses only those above it. Search for "== 11." to go to one. */
+ * A chapter uses only those above it, and so does a function: who wants the whole before its parts
+ * begins at the end of a chapter. Search for "== 11." to go to one. */
 
 #if !defined(__GNUC__) || defined(__TINYC__)
 #error krun.c needs gcc or clang: the cleanup attribute frees its descriptors, memory and locks
@@ -5928,7 +5929,7 @@ static void overlay_close(overlay *o)
 }
 #define OWNED_OVERLAY __attribute__((cleanup(overlay_close))) overlay
 
-/* Opens the directories of the layers. INVALID_ARGUMENT: none, or more than we take (T37). */
+/* Opens the directories of the layers. INVALID_ARGUMENT: none, or more than we take. */
 static int overlay_open_layers(overlay *o, int layers_dir, const slice *layers, size_t n, error *e)
 {
     char name[NAME_MAX + 1];
@@ -6463,7 +6464,7 @@ static int rootfs_place_defaults(rootfs *r, size_t depth, error *e)
 }
 
 /* Puts volume i on its place. In /proc a volume could feed false files to programs that trust them,
- * and to us: only procfs itself may go to /proc, and lxcfs' files into it (CVE-2019-16884, T50). */
+ * and to us: only procfs itself may go to /proc, and lxcfs' files into it (CVE-2019-16884). */
 static int rootfs_place_volume(rootfs *r, size_t i, error *e)
 {
     const MountSpec *m = &r->spec->mounts.p[i];
@@ -7417,7 +7418,7 @@ static int security_sum(const char *field, const slice *names, size_t n, securit
  * one.
  * asked    NULL: the default set
  * Returns  -1: INVALID_ARGUMENT, a name that is none. Capabilities that krun itself does not have
- *          are left out: nobody can give what he has not (T53). */
+ *          are left out: nobody can give what he has not. */
 static int security_caps_from_names(const Capability *asked, bool privileged, security_caps *out,
                                     error *e)
 {
@@ -7750,7 +7751,7 @@ static const struct { const char *name, *value; } sysctl_defaults[] = {
     { "net.ipv4.ip_unprivileged_port_start", "0" }, { "net.ipv4.ping_group_range", "0 2147483647" },
 };
 
-/* T48: a name is dotted words and nothing that could lead elsewhere, a value is one line. */
+/* A name is dotted words and nothing that could lead elsewhere, a value is one line. */
 static int sysctl_check_one(const PodSpec *p, slice name, slice value, error *e)
 {
     bool plain = name.n > 0 && name.n < 256 && !slice_ends(name, ".");
@@ -15839,7 +15840,7 @@ static bool hosts_can(const json *capabilities, const char *what)
 {
     bool can = !capabilities || !capabilities->n; /* an empty list is all, as none is */
     for (size_t i = 0; capabilities && i < capabilities->n; i++)
-        can = can || slice_is(json_text(&capabilities->items[i]), what);
+        can = can || slice_is_nocase(json_text(&capabilities->items[i]), what); /* as containerd */
     return can;
 }
 
@@ -15971,22 +15972,40 @@ static bool hosts_is_news(const char *dir, slice key)
     return news;
 }
 
-/* A key that we do not know may be a newer containerd's, so it is no error; or a slip of the pen,
+/* A word that we do not know may be a newer containerd's, so it is no error; or a slip of the pen,
  * so it is said. */
-static void hosts_unknown(const hosts_reader *r, const json *table, bool top)
+static void hosts_unknown(const hosts_reader *r, slice word, uint32_t line,
+                          const char *const *known, size_t n)
+{
+    char near[GUESS_TEXT];
+    guess g = { .word = word };
+    if (!hosts_is_news(r->dir, word)) return;
+    for (size_t k = 0; k < n; k++) guess_try(&g, slice_of(known[k]));
+    log_warn("%s/hosts.toml:%u: \"%.*s\" is not known and ignored%s", r->dir, line, PR(word),
+             guess_text(&g, near));
+}
+
+static const char *const hosts_capabilities[] = { "pull", "resolve", "push", "referrers" };
+
+/* Goes through the keys of a table, and through its capabilities. */
+static void hosts_look(const hosts_reader *r, const json *table, bool top)
 {
     static const char *const known[] = { "server", "host", "capabilities", "ca", "client", "header",
                                          "skip_verify", "override_path", "dial_timeout" };
+    const json *can = json_get(table, "capabilities");
+    size_t first = top ? 0 : 2, k;
     for (size_t i = 0; table && table->kind == JSON_OBJECT && i < table->n; i++) {
         slice key = table->items[i].key;
-        size_t k = top ? 0 : 2;
-        while (k < COUNT(known) && !slice_is(key, known[k])) k++;
-        if (k < COUNT(known) || !hosts_is_news(r->dir, key)) continue;
-        char near[GUESS_TEXT];
-        guess g = { .word = key };
-        for (k = top ? 0 : 2; k < COUNT(known); k++) guess_try(&g, slice_of(known[k]));
-        log_warn("%s/hosts.toml:%u: \"%.*s\" is not known and ignored%s", r->dir,
-                 table->items[i].line, PR(key), guess_text(&g, near));
+        for (k = first; k < COUNT(known) && !slice_is(key, known[k]);) k++;
+        if (k < COUNT(known)) continue;
+        hosts_unknown(r, key, table->items[i].line, known + first, COUNT(known) - first);
+    }
+    for (size_t i = 0; can && can->kind == JSON_ARRAY && i < can->n; i++) {
+        slice word = json_text(&can->items[i]);
+        for (k = 0; k < COUNT(hosts_capabilities); k++)
+            if (slice_is_nocase(word, hosts_capabilities[k])) break;
+        if (k < COUNT(hosts_capabilities)) continue;
+        hosts_unknown(r, word, can->line, hosts_capabilities, COUNT(hosts_capabilities));
     }
 }
 
@@ -16079,9 +16098,9 @@ static void hosts_trust(const hosts_reader *r)
 static int hosts_all(const hosts_reader *r, const json *tree, slice server, error *e)
 {
     const json *hosts = json_get(tree, "host");
-    hosts_unknown(r, tree, true);
+    hosts_look(r, tree, true);
     for (size_t i = 0; hosts && hosts->kind == JSON_OBJECT && i < hosts->n; i++) {
-        hosts_unknown(r, &hosts->items[i], false);
+        hosts_look(r, &hosts->items[i], false);
         if (hosts_add(r, hosts->items[i].key, &hosts->items[i], e) < 0) return -1;
     }
     if (hosts_add(r, server, tree, e) < 0) return -1;
@@ -17362,7 +17381,7 @@ static int walk_step(tree_walk *w, error *e)
 }
 
 /* Walks all that lies below `root` (borrowed), itself included; no link is followed, and neither
- * depth nor width take more than 32 descriptors and 40 bytes a level (T70).
+ * depth nor width take more than 32 descriptors and 40 bytes a level.
  * Returns  0; -1: DATA_LOSS (the disk's fault), RESOURCE_EXHAUSTED (also for more than `most`
  *          entries), ABORTED (it was changed meanwhile), INTERNAL. *out then has what was seen */
 static int tree_seal(int root, uint64_t most, tree_sum *out, error *e)
@@ -20880,7 +20899,7 @@ typedef struct { ProcessUser ids; slice name, home; } rootfs_user;
 typedef struct { slice passwd, group; } account_files; /* what is in them */
 
 /* Opens a file of the image that is to be read: whatever its path leads to, it must be a regular
- * file of at most 1 MiB; O_PATH first, so that a device or FIFO in its place is never opened (T40).
+ * file of at most 1 MiB; O_PATH first, so that a device or FIFO in its place is never opened.
  * A link inside the image is followed, as images made by Nix have them. A missing file is an empty
  * one. */
 static int rootfs_open_account(int root, const char *path, error *e)
@@ -21025,7 +21044,7 @@ PB_TABLE(UserAnswer,
  * mixed; as docker has it either half may be empty, and no user is root. The group is that of
  * /etc/passwd unless it is named, and 0 for a number that is not in it. It is among
  * out->ids.groups (dropping it from them is CVE-2022-36109).
- * Returns  -1: INVALID_ARGUMENT, with the text that is wrong (T39) */
+ * Returns  -1: INVALID_ARGUMENT, with the text that is wrong */
 static int rootfs_find_user(const account_files *f, const UserRequest *q, rootfs_user *out,
                             arena *a, error *e)
 {

@@ -113,6 +113,7 @@ TEST(hosts_toml_says_whom_to_ask)
         { "127.0.0.1.example/x", "https://127.0.0.1.example/v2rp* " }, /* somebody's name, not ours */
         { "registry.k8s.io/pause:1", "http://127.0.0.1:5000/v2rp https://registry.k8s.io/v2rp* " },
         { "gcr.io/x", "http://m1/v2r http://m2/pathp https://h3:9/v2rp http://127.0.0.1:7/v2rp* " },
+        { "mixed.example/x", "http://m1/v2rp http://m2/v2p https://mixed.example/v2rp* " },
         { "ghcr.io:443/x", "http://underscored/v2rp https://ghcr.io:443/v2rp* " },
         { "own.example/x", "https://own.example:443/v2rp* http://own.example/v2rp https://own.example:1/v2rp https://own.example/v2rp* " },
     };
@@ -122,6 +123,8 @@ TEST(hosts_toml_says_whom_to_ask)
     put_hosts_toml(dir, "gcr.io", "server = \"http://127.0.0.1:7/\"\n[host.\"http://m1\"]\ncapabilities = [\"resolve\"]\n"
                    "[host.\"http://m2/path\"]\ncapabilities = [\"pull\"]\noverride_path = true\n[host.\"h3:9/v2\"]\ncapabilities = []\n");
     put_hosts_toml(dir, "own.example", "[host.\"https://own.example:443\"]\n[host.\"http://own.example\"]\n[host.\"https://own.example:1\"]\n");
+    put_hosts_toml(dir, "mixed.example", "[host.\"http://m1\"]\ncapabilities = [\"Pull\", \"RESOLVE\"]\n" /* case: as containerd */
+                   "[host.\"http://m2\"]\ncapabilities = [\"pull\", \"push\", \"resolv\"]\n");
     put_hosts_toml(dir, "ghcr.io_443_", "[host.\"http://underscored\"]\n");
     for (size_t i = 0; i < COUNT(rows); i++) {
         OWNED_BUF got = { 0 };

@@ -311,11 +311,11 @@ def hosts_toml_may_have_keys_of_another_time(k):
     for key in ("colour", "shape"):
         equal(log.count(f'"{key}" is not known'), 1, f"times that the log speaks of {key}")
     hosts(k, PLAIN, f'\n\nservr = "http://{FAKE}"\nserver = "http://{PLAIN}"\n[host."http://{FAKE}"]\n'
-          'capabilites = ["resolve"]\ncapabilities = ["resolve"]\n[hosts."http://x"]\n')
+          'capabilites = ["resolve"]\ncapabilities = ["Resolve", "push", "referrers", "pul"]\n[hosts."http://x"]\n')
     equal(pull(k, PLAIN + name), image.id, "the answer")
     log = read(k.directory + "/daemon.log")
     for line, key, near in ((3, "servr", "server"), (6, "capabilites", "capabilities"),
-                            (8, "hosts", "host")):
+                            (7, "pul", "pull"), (8, "hosts", "host")):
         holds(f'{PLAIN}/hosts.toml:{line}: "{key}" is not known and ignored: did you mean "{near}"?',
               log, "the log")
     hosts(k, PLAIN, f'server = "http://{PLAIN}"\ndial_timeout = "soon"\n')
