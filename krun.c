@@ -7993,10 +7993,15 @@ static int child_score(const child_spec *b, error *e)
 static int init_view(int cgroup, error *e)
 {
     OWNED_FD view = mount_clone(cgroup, e);
-    /* EINVAL: the tree is mounted nowhere (cg_tree_detached), and the kernel older than 6.15. */
-    if (view < 0 && e->sys == EINVAL) view = fcntl(cgroup, F_DUPFD_CLOEXEC, 3);
-    else if (view >= 0 && mount_attributes(view, 0, &mount_readonly, e) < 0) return -1;
-    return view < 0 ? fail_in(e, "a view of a cgroup") : give_fd(&view);
+    if (view < 0 && e->sys == EINVAL) {
+        /* The tree is mounted nowhere (cg_tree_detached), and the kernel older than 6.15. */
+        view = fcntl(cgroup, F_DUPFD_CLOEXEC, 3);
+        if (view < 0) return fail_sys(e, GRPC_RESOURCE_EXHAUSTED, "keep a cgroup");
+        *e = (error){ 0 };
+    } else if (view < 0 || mount_attributes(view, 0, &mount_readonly, e) < 0) {
+        return fail_in(e, "a view of a cgroup");
+    }
+    return give_fd(&view);
 }
 
 /* clone3(2); it returns as fork(2) does.

@@ -893,7 +893,9 @@ TEST(init_is_born_also_where_no_view_of_its_cgroup_can_be_had)
     static const int none[] = { -1, -1, -1 };
     OWNED_FD self = sys_pidfd_open(getpid());
     CHECK_INT(unshare(CLONE_NEWNS), 0); /* the cgroup's mount is a foreign one now */
+    e = (error){ 0 };
     OWNED_FD view = init_view(b.cgroup, &e);
+    CHECK_INT(e.code, 0); /* else a start that goes well is answered as one that has failed */
     child_spec child = { .stdio = none, .fds = { -1, view, view, -1, -1, -1 }, .pidns = self,
                          .join = CLONE_NEWPID, .run = child_climbs };
     CHECK_INT(child_ends(&child, &e), -1);
