@@ -456,7 +456,7 @@ static int fuzz_grpc_echo(grpc_call *c, const void *in, void *out, error *e)
     const VersionRequest *ask = in;
     VersionResponse *reply = out;
     size_t n = MIN(ask->version.n * 500, (size_t)40 * KIB);
-    uint8_t *text = arena_alloc(&c->arena, n + 1);
+    uint8_t *text = arena_alloc(&c->caller.arena, n + 1);
     if (!text || slice_is(ask->version, "no")) return fail(e, GRPC_UNAVAILABLE, "%%\n\xFF");
     memset(text, 'x', n);
     reply->runtime_name = (slice){ text, n };
