@@ -8369,6 +8369,9 @@ static int init_build(const child_spec *b, error *e)
     OWNED_FD space = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
     if (space < 0) return fail_sys(e, GRPC_INTERNAL, "open the mount namespace");
     if (init_unshare(b, e) < 0 || init_make_tree(b, &tree, e) < 0) return -1;
+    /* The child's execve is told by the end of this socket, so no one else may hold it any more: a
+     * program that ends at once would be taken for one that never began. */
+    close(b->fds[CHILD_REPORT]);
     init_tell(b->fds[CHILD_PEER], &said, tree.dev);
     init_tell(b->fds[CHILD_PEER], &said, space);
     return 0;

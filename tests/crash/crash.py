@@ -62,7 +62,7 @@ class World:
         return harness.Cri(self.krun.socket)
 
     def marks(self):
-        return self.deaths, len(self.hurt), sum(map(len, self.hurt.values()))
+        return self.deaths, len(self.hurt), sum(map(len, list(self.hurt.values())))
 
     def daemon_died_since(self, before):
         return self.deaths != before[0] or not self.up.is_set()
