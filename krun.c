@@ -7915,9 +7915,10 @@ typedef struct child_spec {
     bool devices;     /* see rootfs.devices */
     int pidns, join;  /* a process (pidfd) or -1, and which of its namespaces are joined before */
     int (*run)(const struct child_spec *, error *); /* comes back only on failure */
-    int (*build)(const struct child_spec *, error *); /* what another process does for it */
+    /* What another process does for it, or NULL. */
+    int (*build)(const struct child_spec *, error *);
     const void *args;
-    pid_t pid;        /* the child's, or else `failure` says what kept it from being born */
+    pid_t pid;        /* the child's, or else `failure` says why there is none */
     error failure;
 } child_spec;
 enum { /* the places in fds; an exec has a target where a container's first process has layers */
@@ -8005,8 +8006,8 @@ static int init_view(int cgroup, error *e)
 }
 
 /* clone3(2); it returns as fork(2) does.
- * told  NULL, or where the kernel writes the new process's number before that process runs. Who
- *       calls may be killed before it could do so itself; the kernel is not cut short there. */
+ * told  NULL, or where the kernel writes the new process's number before that process runs. The
+ *       caller may be killed before it can note the number; the kernel cannot. */
 static pid_t child_clone(const child_spec *b, uint64_t more, pid_t *told)
 {
     int cgroup = b->fds[CHILD_CGROUP];
@@ -12719,7 +12720,7 @@ static int tar_unpack(source *in, int root, const tar_options *o, tar_totals *t,
  * once: for directories that a layer has files in and says nothing of, it finds what the layers
  * below say of them.
  *
- * Defined by  as chapter 16
+ * Defined by  the texts that chapter 16 names
  * Uses        1, 2, 16
  * Gives       tar_put_header, tar_pack, tar_inherit
  * Bounds      of memory, what the names in one directory take, and 64 MiB for those in many
@@ -28535,8 +28536,8 @@ static void h2_gone_away(h2 *h)
  * Gives       grpc_method, grpc_call, grpc_serve, grpc_shutdown, grpc_send
  * Bounds      a message 16 MiB; 1024 connections (a quarter of RLIMIT_NOFILE if that is less),
  *             7 of 8 with calls that wait; 250 calls each, 8192 together; 64 MiB of messages in
- *             memory beside the handlers' own; 10 s for a greeting, 30 s for half a frame,
- *             request or reply */
+ *             memory and 4 more for brief ones, beside the handlers' own; 10 s for a
+ *             greeting, 30 s for half a frame, request or reply */
 
 enum {
     GRPC_MESSAGE_MAX = 16 * MIB,

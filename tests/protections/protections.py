@@ -1,6 +1,6 @@
 #!/usr/bin/python3
-"""protections.py [--fits] [WORDS]...: whether each of krun's protections has a test that goes red without it; what
-`make protections` runs. As root.
+"""protections.py [--fits] [WORDS]...: whether each of krun's protections has a test that goes red without
+it; what `make protections` runs. As root.
 
 list.py names the protections; WORDS choose some of them, by their names or their tests. Each is taken out of a copy of krun.c, the
 copy is built, and the test that the list names must fail, after it has passed with the whole krun.c. A
